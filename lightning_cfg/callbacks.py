@@ -1,0 +1,49 @@
+"""When to save and what to show while a model trains: never how."""
+
+import sys
+from pathlib import Path
+
+import lightning as L
+from tqdm import tqdm
+
+from lightning_cfg.checkpoints import LAST
+
+
+class SaveLast(L.Callback):
+    """Writes checkpoints/last.ckpt every `every` optimiser steps and after the last one."""
+
+    def __init__(self, directory: Path, *, every: int):
+        self.path, self.every = directory / LAST, every
+        self._saved = -1
+
+    def on_train_start(self, trainer: L.Trainer, *args: object) -> None:
+        # A step that was resumed from is saved already; doing so again after the first of several
+        # accumulated micro-batches would save the middle of the next step.
+        self._saved = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: object) -> None:
+        step = trainer.global_step
+        due = step % self.every == 0 or step == trainer.max_steps
+        if due and step != self._saved and step > 0:
+            trainer.save_checkpoint(self.path)
+            self._saved = step
+
+
+class Progress(L.Callback):
+    """A bar of optimiser steps with speed, remaining time and loss; nothing off a terminal."""
+
+    def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        self.bar = tqdm(
+            total=trainer.max_steps,
+            initial=trainer.global_step,
+            unit="step",
+            disable=not (trainer.is_global_zero and sys.stderr.isatty()),
+        )
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: object) -> None:
+        self.bar.update(trainer.global_step - self.bar.n)
+        if "loss" in trainer.logged_metrics and trainer.global_step % 50 == 0:
+            self.bar.set_postfix(loss=f"{float(trainer.logged_metrics['loss']):.4g}")
+
+    def on_train_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        self.bar.close()

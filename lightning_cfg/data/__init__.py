@@ -1,0 +1,7 @@
+"""Data sets: `shape`, `num_classes`, `truth`, `batch(draws)` for training, `real(split)` points."""
+
+from lightning_cfg.data.images import MNIST
+from lightning_cfg.data.mixture import Fractal, Mixture
+from lightning_cfg.data.pairs import Pairs
+
+__all__ = ["MNIST", "Fractal", "Mixture", "Pairs"]

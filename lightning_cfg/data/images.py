@@ -1,0 +1,116 @@
+"""Image data sets that fit in memory: bytes, turned into [-1, 1] where they are used."""
+
+import contextlib
+import io
+import tempfile
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_cfg.errors import UserError
+
+
+class MNIST:
+    """Handwritten digits (LeCun et al. 1998), x = y / 127.5 - 1 in [-1, 1] for bytes y.
+
+    60,000 images to train on, the "bank", and 10,000 that are never trained on, "held_out";
+    shape (1, 28, 28), classes 0 ... 9. Nothing is read, or downloaded to `root` where it is
+    absent, before the first batch is asked for. UserError where the files are absent and cannot
+    be had, or are damaged.
+    """
+
+    shape = (1, 28, 28)
+    num_classes = 10
+    truth = None
+
+    def __init__(self, *, root: str = "data"):
+        self.root = root
+
+    def batch(self, draws) -> dict[str, Tensor]:
+        """This process' rows of a training batch: y (b, 1, 28, 28) float32, c (b,) long."""
+        y, c = self._bank
+        rows = draws.permuted(len(y))
+        return {"y": signed(y[rows]), "c": c[rows]}
+
+    def real(self, split: str, per_class: int | None = None) -> tuple[Tensor, Tensor]:
+        """Real images y (N, 1, 28, 28) float32 and labels c (N,) long, one class after another.
+
+        split "bank" or "held_out"; the first per_class images of each class in the files' order,
+        None for all. UserError for another split, or for more images than there are.
+        """
+        splits = {"bank": "_bank", "held_out": "_held_out"}
+        if split not in splits:
+            raise UserError(f"MNIST has the splits bank and held_out, got {split!r}")
+        y, c = getattr(self, splits[split])
+        rows = [(c == k).nonzero()[:, 0] for k in range(self.num_classes)]
+        if per_class is not None:
+            fewest = min(range(self.num_classes), key=lambda k: len(rows[k]))
+            if not 1 <= per_class <= len(rows[fewest]):
+                raise UserError(
+                    f"MNIST: per_class must be between 1 and {len(rows[fewest])}, the images of "
+                    f"class {fewest} in split {split}, got {per_class}"
+                )
+            rows = [r[:per_class] for r in rows]
+        rows = torch.cat(rows)
+        return signed(y[rows]), c[rows]
+
+    @cached_property
+    def _bank(self) -> tuple[Tensor, Tensor]:
+        return self._load(train=True)
+
+    @cached_property
+    def _held_out(self) -> tuple[Tensor, Tensor]:
+        return self._load(train=False)
+
+    def _load(self, *, train: bool) -> tuple[Tensor, Tensor]:
+        """Bytes (N, 1, 28, 28) uint8 and labels (N,) long of one split."""
+        from torchvision import datasets
+
+        raw = Path(self.root, "MNIST", "raw")
+        if any(not (raw / name).is_file() for name in FILES):
+            self._download(raw)
+        try:
+            split = datasets.MNIST(self.root, train=train)
+            y, c = split.data, split.targets
+            whole = y.shape[1:] == self.shape[1:] and len(y) == len(c) > 0
+            whole = whole and bool((torch.bincount(c, minlength=10) > 0).all()) and c.max() < 10
+        except (AssertionError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError):
+            whole = False  # torchvision's answers to a file that is cut off or is something else
+        if not whole:
+            files = " or ".join(
+                str(raw / name) for name in FILES if name.startswith("t10k") != train
+            )
+            raise UserError(f"MNIST: {files} is damaged; delete it to download it again")
+        return y[:, None].contiguous(), c
+
+    def _download(self, raw: Path) -> None:
+        """Download beside `raw` and move in whole files: a run that is killed leaves no half."""
+        from torchvision import datasets
+
+        try:
+            raw.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=raw) as fresh:
+                with contextlib.redirect_stdout(io.StringIO()):  # torchvision prints each mirror
+                    datasets.MNIST(fresh, download=True)
+                for name in FILES:
+                    Path(fresh, "MNIST", "raw", name).replace(raw / name)
+        except (OSError, RuntimeError) as error:  # no network, no space, no permission
+            cause = " ".join(str(error).split())
+            raise UserError(
+                f"MNIST: could not download it, and {raw} lacks some of {', '.join(FILES)} ({cause})"
+            ) from error
+
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+def signed(y: Tensor) -> Tensor:
+    """Bytes 0 ... 255 as float32 in [-1, 1]."""
+    return y.float() / 127.5 - 1

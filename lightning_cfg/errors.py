@@ -1,0 +1,9 @@
+"""What a user is told in one line instead of a traceback."""
+
+
+class UserError(Exception):
+    """A mistake of the user's: one line that names the thing and what would be right (exit 2)."""
+
+
+class Diverged(Exception):
+    """A loss that is not finite: the run stops, its last good checkpoint stays (exit 1)."""

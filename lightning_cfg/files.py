@@ -1,0 +1,99 @@
+"""Files that are whole or not there: written to a temporary name, then renamed."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_cfg.errors import UserError
+
+
+def write(path: str | Path, save: Callable[[Path], object]) -> Path:
+    """save(temporary path), then rename it to `path`: a cut-off write leaves no half a file.
+
+    Raises UserError when the disk is full or the place cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} could not be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """A text file, whole or not at all."""
+    return write(path, lambda temporary: temporary.write_text(text))
+
+
+def save_tensors(path: str | Path, **tensors: Tensor) -> Path:
+    """A safetensors file, whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return write(path, lambda temporary: save_file(tensors, temporary))
+
+
+def load_tensors(path: str | Path, *names: str) -> dict[str, Tensor]:
+    """The named tensors of a safetensors file.
+
+    Raises UserError if it is missing, truncated, lacks one of them, or holds NaN or infinity.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            have = set(file.keys())
+            missing = [name for name in names if name not in have]
+            if missing:
+                raise UserError(f"{path} has no {missing[0]!r}; it holds {', '.join(sorted(have))}")
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is truncated or not a safetensors file: {error}") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            bad = (~tensor.flatten(1).isfinite().all(1)).nonzero().flatten()
+            raise UserError(
+                f"{path}: {name} holds NaN or infinity in {len(bad)} of {len(tensor)} rows, "
+                f"first in row {int(bad[0])}"
+            )
+    return tensors
+
+
+def output_of(path: str | Path, inside: str) -> Path:
+    """The file that is meant: itself, or the one at `inside` in a run directory.
+
+    Raises UserError if there is none.
+    """
+    path = Path(path)
+    file = path / inside if path.is_dir() else path
+    if not file.is_file():
+        what = f"{path} holds no {inside}" if path.is_dir() else f"{path}: no such file"
+        raise UserError(f"{what} (a run that has not finished, or of another verb?)")
+    return file
+
+
+def sha256(path: str | Path) -> str:
+    """The content hash of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """The content hash of named tensors, on any device."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

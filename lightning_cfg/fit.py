@@ -1,0 +1,182 @@
+"""`fit`: a config becomes a trained checkpoint."""
+
+from lightning_cfg.config import (
+    Data,
+    Learner,
+    Model,
+    Net,
+    TrainerKeys,
+    build,
+    check_arguments,
+    identity_difference,
+    main,
+)
+
+check_arguments(__name__)  # a missing file answers before torch is imported
+
+import logging  # noqa: E402
+import warnings  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Literal  # noqa: E402
+
+import lightning as L  # noqa: E402
+import torch  # noqa: E402
+from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
+
+from lightning_cfg.callbacks import Progress, SaveLast  # noqa: E402
+from lightning_cfg.checkpoints import LAST, AtomicCheckpointIO, build_model, load  # noqa: E402
+from lightning_cfg.data.module import KeyedBatches  # noqa: E402
+from lightning_cfg.draws import key  # noqa: E402
+from lightning_cfg.errors import UserError  # noqa: E402
+from lightning_cfg.files import output_of  # noqa: E402
+from lightning_cfg.runs import Run  # noqa: E402
+
+
+def fit(
+    *,
+    data: Data,
+    net: Net,
+    model: Model,
+    learner: Learner,
+    batch_size: int,
+    trainer: TrainerKeys,
+    run_dir: str,
+    seed: int = 0,
+    resume: str = "auto",
+    checkpoint_every: int = 1000,
+    log_every: int = 50,
+    logger: Literal["csv", "tensorboard", "wandb"] = "csv",
+) -> Path:
+    """Train a model; its run directory then holds checkpoints/last.ckpt.
+
+    batch_size        over all ranks and accumulated micro-batches
+    trainer           what lightning.Trainer takes; trainer.max_steps is needed
+    resume            auto: go on where the run stopped; never: refuse to; PATH: from a checkpoint
+    checkpoint_every  steps between checkpoints
+    """
+    if trainer.get("max_steps", -1) < 1:
+        raise UserError("trainer.max_steps is needed: the number of optimiser steps, 1 or more")
+    recipe = {"data": data, "net": net, "model": model, "learner": learner}
+    recipe |= {"seed": seed, "batch_size": batch_size}
+    free = {"trainer": trainer, "checkpoint_every": checkpoint_every, "log_every": log_every}
+    free |= {"logger": logger, "resume": resume}
+
+    data_set = build("lightning_cfg.data", data)
+    read = {"data": data_set.path} if hasattr(data_set, "path") else {}
+    # files count by content: where they lie is recorded, but is not what the run is
+    settings = _placeless(recipe)
+    free |= {"data": data}
+    run = Run(run_dir, "fit", settings, read, free)
+    last = run.directory / LAST
+    done = run.manifest["step"] if run.finished() else -1
+    if done >= trainer["max_steps"]:
+        print(f"{run_dir}: finished already, {done} steps")
+        return run.directory
+    start = _start(resume, last, recipe)
+
+    torch.manual_seed(key("init", seed))
+    network = build_model(recipe, data_set.shape, data_set.num_classes)
+    module = build("lightning_cfg.learners", learner, network)
+    module.described = {
+        "config": recipe,
+        "shape": list(data_set.shape),
+        "num_classes": data_set.num_classes,
+    }
+    engine = trainer_for(
+        trainer,
+        run.directory,
+        logger=_logger(logger, run),
+        log_every=log_every,
+        callbacks=[Progress(), SaveLast(run.directory, every=checkpoint_every)],
+    )
+    batches = KeyedBatches(data_set, seed=seed, batch_size=batch_size)
+    batches.rows_per_batch(engine)  # a size that does not divide stops before anything is written
+    run.begin()
+    engine.fit(module, batches, ckpt_path=start, weights_only=True)
+    if not last.is_file() or engine.global_step > load(last)["global_step"]:
+        engine.save_checkpoint(last)  # stopped by something other than max_steps
+    run.finish(last, step=engine.global_step, precision=str(engine.precision))
+    print(f"{run_dir}: {engine.global_step} steps")
+    return run.directory
+
+
+def trainer_for(
+    trainer: dict, directory: Path, *, logger: object, log_every: int, callbacks: list[L.Callback]
+) -> L.Trainer:
+    """The Trainer of a run in `directory`, with the `trainer` section over our own defaults.
+
+    Raises UserError for what Lightning refuses, such as an accelerator that is not there.
+    """
+    quiet()
+    for key in ("callbacks", "plugins"):
+        if key in trainer:
+            raise UserError(f"trainer.{key} cannot be set: fit gives its own")
+    try:
+        return L.Trainer(
+            **{
+                "inference_mode": False,  # the default breaks classifier guidance in validation
+                "max_epochs": -1,
+                "logger": logger,
+                "log_every_n_steps": log_every,
+                "enable_checkpointing": False,  # SaveLast does it
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,
+                "default_root_dir": directory,
+                **trainer,
+            },
+            plugins=[AtomicCheckpointIO()],
+            callbacks=callbacks,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise UserError(f"trainer: Lightning refuses it: {error}") from error
+
+
+def _start(resume: str, last: Path, recipe: dict) -> Path | None:
+    """The checkpoint to go on from, if any."""
+    if resume == "never" and last.is_file():
+        raise UserError(f"{last} exists: resume=auto goes on from it, or give another run_dir")
+    if resume in ("auto", "never"):
+        start = last if last.is_file() else None
+    else:
+        start = output_of(resume, LAST)
+        if last.is_file() and start.resolve() != last.resolve():
+            raise UserError(f"{last} would be overwritten: give another run_dir, or resume=auto")
+    if start is not None:
+        # where the data lie may have changed: the run's own inputs count by content
+        difference = identity_difference(_placeless(load(start)["config"]), _placeless(recipe))
+        if difference:
+            raise UserError(f"{start} is of another config ({difference})")
+    return start
+
+
+def _placeless(recipe: dict) -> dict:
+    """The recipe without the places of its files."""
+    data = {k: v for k, v in recipe["data"].items() if k not in ("path", "root")}
+    return {**recipe, "data": data}
+
+
+def _logger(name: str, run: Run) -> object:
+    if name == "wandb":
+        from lightning.pytorch.loggers import WandbLogger
+
+        return WandbLogger(save_dir=run.directory, project="lightning_cfg", name=run.directory.name)
+    if name == "tensorboard":
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(run.directory, name="logs")
+    from lightning.pytorch.loggers import CSVLogger
+
+    return CSVLogger(run.directory, name="logs")  # each resume in a folder of its own
+
+
+def quiet() -> None:
+    """Lightning's advertising and its advice for other data loaders than ours."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for advice in (".*srun.*", ".*does not have many workers.*", ".*GPU available.*"):
+        warnings.filterwarnings("ignore", advice)
+
+
+if __name__ == "__main__":
+    main(fit)

@@ -1,0 +1,242 @@
+"""`generate`: seeds become samples under a guidance method."""
+
+from lightning_cfg.config import Data, Guidance, Sampler, build, check_arguments, main, resolve
+
+check_arguments(__name__)  # a missing file answers before torch is imported
+
+import inspect  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from lightning_cfg import checkpoints  # noqa: E402
+from lightning_cfg.errors import UserError  # noqa: E402
+from lightning_cfg.files import output_of, save_tensors  # noqa: E402
+from lightning_cfg.runs import Run  # noqa: E402
+
+SAMPLES = "samples/samples.safetensors"
+
+
+def generate(
+    *,
+    models: dict[str, str],
+    guidance: Guidance,
+    sampler: Sampler,
+    run_dir: str,
+    n: int,
+    seed: int = 0,
+    data: Data | None = None,
+    class_label: int | None = None,
+    weights: str | int = "ema",
+    batch_size: int = 1000,
+    device: str = "auto",
+) -> Path:
+    """Generate n samples, of the seeds seed, seed + 1, ...; the run holds samples/.
+
+    models       {model, weak, classifier}: run directories or checkpoints, as the guidance needs
+                 them; exact: the closed form of `data`
+    class_label  of all samples; left out, each seed draws its own
+    weights      ema, raw, or the half-life in images of the average wanted
+    """
+    inputs = {
+        f"models.{role}": output_of(path, checkpoints.LAST)
+        for role, path in models.items()
+        if path != "exact"
+    }
+    settings = {"guidance": guidance, "sampler": sampler, "n": n, "seed": seed, "data": data}
+    settings |= {"class_label": class_label, "weights": weights, "batch_size": batch_size}
+    settings |= {"exact": sorted(role for role, path in models.items() if path == "exact")}
+    check_roles(guidance, models)
+    run = Run(run_dir, "generate", settings, inputs, {"models": models, "device": device})
+    if run.finished():
+        print(f"{run_dir}: finished already, {n} samples")
+        return run.directory
+
+    place = pick_device(device)
+    networks = {
+        role: Counted(_network(role, path, data, weights).to(place))
+        for role, path in models.items()
+    }
+    shape, classes = _agree(networks)
+    if class_label is not None and not 0 <= class_label < classes:
+        raise UserError(f"class_label={class_label} is outside 0 ... {classes - 1}")
+    denoise = guide(guidance, networks)
+    limited = within_limits(sampler, networks["model"].net)
+    if n < 1 or batch_size < 1:
+        raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
+
+    run.begin()
+    xs, cs = [], []
+    seeds = torch.arange(seed, seed + n)
+    with tqdm(total=n, unit="sample", disable=not sys.stderr.isatty()) as bar, torch.no_grad():
+        for some in seeds.split(batch_size):
+            noise, c, draw = seeded(some.tolist(), shape, classes, class_label, place)
+            *_, x = sample(limited, denoise, noise, c, draw)
+            if not x.isfinite().all():
+                raise UserError(
+                    f"the samples of seeds {int(some[0])} ... {int(some[-1])} are not finite: "
+                    "a smaller guidance.scale or more sampler.steps may help; nothing was written"
+                )
+            xs.append(x.float().cpu())
+            cs.append(c.cpu())
+            bar.update(len(some))
+    out = save_tensors(run.directory / SAMPLES, x=torch.cat(xs), c=torch.cat(cs), seed=seeds)
+    evaluations = {role: net.evaluations / n for role, net in networks.items()}
+    run.finish(out, evaluations=evaluations, weights=weights, solver_dtype="float64")
+    print(f"{run_dir}: {n} samples, {sum(evaluations.values()):.0f} evaluations each")
+    return run.directory
+
+
+class Counted:
+    """A network that counts its evaluations, in samples; everything else is the network's own."""
+
+    def __init__(self, net: nn.Module):
+        self.net, self.evaluations = net, 0
+
+    def __call__(self, x: Tensor, *args: Tensor) -> Tensor:
+        self.evaluations += len(x)
+        return self.net(x, *args)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.net, name)
+
+
+def seeded(
+    seeds: list[int],
+    shape: tuple[int, ...],
+    classes: int,
+    class_label: int | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor, "Draw"]:
+    """Noise (B, *shape) float64, labels (B,) and later noise, each from its seed alone.
+
+    EDM's convention: a CPU generator per seed draws the noise in float32, then the label, which
+    is drawn even if it is overridden.
+    """
+    generators = [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
+    noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+    labels = torch.stack([torch.randint(classes, (), generator=g) for g in generators])
+    if class_label is not None:
+        labels.fill_(class_label)
+    return noise.double().to(device), labels.to(device), Draw(generators, shape, device)
+
+
+class Draw:
+    """Fresh normals (B, *shape) float64 at every call, each row from its sample's generator."""
+
+    BLOCK = 32  # draws made at once per sample: part of what a seed means, so never change it
+
+    def __init__(self, generators: list[torch.Generator], shape: tuple[int, ...], device: object):
+        self._generators, self._shape, self._device = generators, shape, device
+        self._left: list[Tensor] = []
+
+    def __call__(self) -> Tensor:
+        if not self._left:
+            block = (self.BLOCK, *self._shape)
+            rows = torch.stack([torch.randn(block, generator=g) for g in self._generators], 1)
+            self._left = list(rows)
+        return self._left.pop(0).double().to(self._device)
+
+
+def sample(sampler: dict, denoise: object, noise: Tensor, c: Tensor, draw: Draw) -> "object":
+    """The generator of a sampler section, with the samples' own noise if it is stochastic."""
+    function = resolve("lightning_cfg.samplers", sampler["name"])
+    extra = (draw,) if "draw" in inspect.signature(function).parameters else ()
+    return build("lightning_cfg.samplers", sampler, denoise, noise, c, *extra)
+
+
+def guide(guidance: dict, networks: dict[str, Counted]) -> object:
+    """The guided denoiser: a method's positional parameters name the networks it gets."""
+    roles = _roles(guidance)
+    return build("lightning_cfg.guidance", guidance, *(networks[role] for role in roles))
+
+
+def check_roles(guidance: dict, models: dict[str, str]) -> None:
+    """UserError unless `models` has just the networks that the guidance asks for."""
+    roles = _roles(guidance)
+    for role in roles:
+        if role not in models:
+            raise UserError(
+                f"guidance {guidance['name']} needs models.{role}, which the run does not have"
+            )
+    for role in models:
+        if role not in roles:
+            raise UserError(
+                f"models.{role} is not used by guidance {guidance['name']}, which takes "
+                + " and ".join(f"models.{r}" for r in roles)
+            )
+
+
+def _roles(guidance: dict) -> list[str]:
+    function = resolve("lightning_cfg.guidance", guidance["name"])
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+def within_limits(sampler: dict, model: nn.Module) -> dict:
+    """The sampler section with the model's own noise limits where it names none.
+
+    Raises UserError for limits that the model was not trained for.
+    """
+    out = dict(sampler)
+    for name, default in (("sigma_min", 0.002), ("sigma_max", 80.0)):
+        if name not in sampler:
+            continue
+        own = getattr(model, name)
+        if sampler[name] is None:
+            out[name] = own if 0 < own < float("inf") else default
+        elif not model.sigma_min <= sampler[name] <= model.sigma_max:
+            raise UserError(
+                f"sampler.{name}={sampler[name]} is outside the model's noise levels, "
+                f"{model.sigma_min:.4g} ... {model.sigma_max:.4g}"
+            )
+    return out
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device={name} cannot be used: {reason}") from error
+
+
+def _network(role: str, path: str, data: dict | None, weights: str | int) -> nn.Module:
+    if path != "exact":
+        return checkpoints.restore(path, weights=weights)
+    truth = None if data is None else build("lightning_cfg.data", data).truth
+    if truth is None:
+        raise UserError(f"models.{role}: exact needs `data` with a known density, such as Fractal")
+    return truth if role != "classifier" else ExactClassifier(truth)
+
+
+class ExactClassifier(nn.Module):
+    """The exact noisy class posterior of a mixture, as a classifier."""
+
+    def __init__(self, truth: nn.Module):
+        super().__init__()
+        self.truth, self.shape, self.num_classes = truth, truth.shape, truth.num_classes
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Logits (B, K): log p(x, c; sigma)."""
+        return self.truth.logits(x, sigma)
+
+
+def _agree(networks: dict[str, Counted]) -> tuple[tuple[int, ...], int]:
+    model = networks["model"]
+    for role, net in networks.items():
+        for what in ("shape", "num_classes"):
+            own, other = getattr(model, what), getattr(net, what)
+            if own != other:
+                raise UserError(f"models.{role} has {what} {other}, but models.model has {own}")
+    return tuple(model.shape), model.num_classes
+
+
+if __name__ == "__main__":
+    main(generate)

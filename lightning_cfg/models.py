@@ -1,0 +1,194 @@
+"""A network, its parametrisation and its loss: what turns `net(x, noise, c)` into a denoiser.
+
+Every model computes in the dtype of x and runs its network in the network's own.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cfg.draws import Draws
+from lightning_cfg.interfaces import NULL, Denoiser, Velocity, over
+
+__all__ = ["DDPM", "EDM", "Flow", "NoisyClassifier"]  # what a config can name
+
+
+class EDM(nn.Module):
+    """The preconditioned denoiser of Karras et al. (2022, sec. 5), with label dropout for CFG.
+
+    D(x; sigma, c) = c_skip x + c_out F(c_in x; c_noise, c); loss = lambda(sigma) |D - y|^2 with
+    ln sigma ~ N(P_mean, P_std^2).
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        label_dropout: float = 0.1,
+        sigma_data: float = 0.5,
+        P_mean: float = -1.2,
+        P_std: float = 1.2,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+    ):
+        super().__init__()
+        self.net, self.label_dropout, self.sigma_data = net, label_dropout, sigma_data
+        self.P_mean, self.P_std = P_mean, P_std
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+
+    def forward(self, x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
+        """D(x, sigma, c): x (B, *shape), sigma (B,), c (B,) -> (B, *shape)."""
+        s, sd = over(sigma, x), self.sigma_data
+        c_skip = sd**2 / (s**2 + sd**2)
+        c_out = s * sd / (s**2 + sd**2).sqrt()
+        c_in = 1 / (s**2 + sd**2).sqrt()
+        c_noise = sigma.log() / 4
+        return c_skip * x + c_out * _run(self.net, c_in * x, c_noise, c)
+
+    def loss(self, y: Tensor, c: Tensor, draws: Draws) -> Tensor:
+        """Weighted squared error per sample, summed over dimensions, (B,)."""
+        sigma = (self.P_mean + self.P_std * draws.normal()).exp().to(y)
+        weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+        x = y + over(sigma, y) * draws.normal(*y.shape[1:]).to(y)
+        D = self(x, sigma, drop_labels(c, self.label_dropout, draws))
+        return weight * (D - y).square().flatten(1).sum(1)
+
+
+class DDPM(nn.Module):
+    """Noise prediction over T = 1000 levels with linear betas (Ho et al. 2020), as a denoiser.
+
+    D(x; sigma, c) = x - sigma eps(x / sqrt(1 + sigma^2), t(sigma), c), where sigma_t^2 =
+    (1 - abar_t) / abar_t and t is interpolated in log sigma; loss = |eps - n|^2, t uniform.
+    """
+
+    T = 1000
+
+    def __init__(self, net: nn.Module, *, label_dropout: float = 0.1):
+        super().__init__()
+        self.net, self.label_dropout = net, label_dropout
+        self.register_buffer("sigmas", linear_beta_sigmas(self.T), persistent=False)
+        self.sigma_min, self.sigma_max = self.sigmas[0].item(), self.sigmas[-1].item()
+
+    def forward(self, x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
+        """D(x, sigma, c): x (B, *shape), sigma (B,), c (B,) -> (B, *shape)."""
+        s = over(sigma, x)
+        noise = ddpm_time(sigma, self.sigmas) / self.T
+        return x - s * _run(self.net, x / (1 + s**2).sqrt(), noise, c)
+
+    def loss(self, y: Tensor, c: Tensor, draws: Draws) -> Tensor:
+        """|eps - n|^2 per sample, summed over dimensions, (B,)."""
+        t = draws.integers(self.T).to(y.device)
+        s = over(self.sigmas[t], y)
+        n = draws.normal(*y.shape[1:]).to(y)
+        c = drop_labels(c, self.label_dropout, draws)
+        eps = _run(self.net, (y + s * n) / (1 + s**2).sqrt(), t / self.T, c)
+        return (eps - n).square().flatten(1).sum(1)
+
+
+def linear_beta_sigmas(T: int = 1000) -> Tensor:
+    """sigma_t = sqrt((1 - abar_t) / abar_t) for betas from 1e-4 to 0.02, (T,) float64, rising."""
+    abar = (1 - torch.linspace(1e-4, 0.02, T, dtype=torch.float64)).cumprod(0)
+    return ((1 - abar) / abar).sqrt()
+
+
+def ddpm_time(sigma: Tensor, sigmas: Tensor) -> Tensor:
+    """t in [0, T - 1] with sigma_t = sigma, (B,), by interpolation in log sigma."""
+    log, logs = sigma.double().log(), sigmas.log()
+    above = torch.searchsorted(logs, log.contiguous()).clamp(1, len(logs) - 1)
+    low, high = logs[above - 1], logs[above]
+    return (above - 1 + ((log - low) / (high - low)).clamp(0, 1)).to(sigma.dtype)
+
+
+class Flow(nn.Module):
+    """Rectified flow from sources x0 to data x1 (Liu et al. 2023): dx/dt = v(x_t, t, c).
+
+    x_t = (1 - t) x0 + t x1, regressed on x1 - x0. With noise as x0 it is a base model, with
+    generated samples as x0 and their nearest real neighbours as x1 it is the refinement of
+    Zhao & Schwing (2025, eqs. 11 and 12).
+    """
+
+    sigma_min, sigma_max = 0.002, 500.0  # as a denoiser: t = 1 / (1 + sigma)
+
+    def __init__(self, net: nn.Module, *, label_dropout: float = 0.0):
+        super().__init__()
+        self.net, self.label_dropout = net, label_dropout
+
+    def velocity(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """v(x, t, c): x (B, *shape), t (B,), c (B,) -> (B, *shape)."""
+        return _run(self.net, x, t, c)
+
+    def forward(self, x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
+        """The denoiser D(x, sigma, c) of the flow from Gaussian noise."""
+        return denoiser_of(self.velocity)(x, sigma, c)
+
+    def loss(self, y: Tensor, c: Tensor, draws: Draws, x0: Tensor | None = None) -> Tensor:
+        """|v(x_t, t, c) - (y - x0)|^2 per sample, (B,), t uniform; x0 None: Gaussian noise."""
+        t = draws.uniform().to(y)
+        x0 = draws.normal(*y.shape[1:]).to(y) if x0 is None else x0
+        x_t = (1 - over(t, y)) * x0 + over(t, y) * y
+        v = self.velocity(x_t, t, drop_labels(c, self.label_dropout, draws))
+        return (v - (y - x0)).square().flatten(1).sum(1)
+
+
+class NoisyClassifier(nn.Module):
+    """p(c | x; sigma) of the noisy x: logits = net(x / sqrt(1 + sigma^2), t(sigma) / T).
+
+    Trained by cross-entropy at the levels of the DDPM, t uniform (Dhariwal & Nichol 2021, sec. 4).
+    clean  True trains and reads it at sigma = 0 only: a classifier of finished samples
+    """
+
+    def __init__(self, net: nn.Module, *, clean: bool = False):
+        super().__init__()
+        self.net, self.clean = net, clean
+        self.register_buffer("sigmas", linear_beta_sigmas(), persistent=False)
+        self.sigma_min = 0.0 if clean else self.sigmas[0].item()
+        self.sigma_max = 0.0 if clean else self.sigmas[-1].item()
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Logits: x (B, *shape), sigma (B,) -> (B, classes)."""
+        s = over(sigma, x)
+        noise = ddpm_time(sigma, self.sigmas) / len(self.sigmas)
+        return _run(self.net, x / (1 + s**2).sqrt(), noise, None)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The network's penultimate layer on clean x, (B, d)."""
+        return self.net.features(x.to(next(self.net.parameters()).dtype))
+
+    def loss(self, y: Tensor, c: Tensor, draws: Draws) -> Tensor:
+        """Cross-entropy per sample, (B,)."""
+        if self.clean:
+            return nn.functional.cross_entropy(self(y, y.new_zeros(len(y))), c, reduction="none")
+        sigma = self.sigmas[draws.integers(len(self.sigmas)).to(y.device)].to(y)
+        x = y + over(sigma, y) * draws.normal(*y.shape[1:]).to(y)
+        return nn.functional.cross_entropy(self(x, sigma), c, reduction="none")
+
+
+def denoiser_of(velocity: Velocity) -> Denoiser:
+    """The denoiser of a flow from Gaussian noise: t = 1/(1+sigma), x_t = t x, D = x_t + (1-t) v."""
+
+    def denoise(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
+        t = 1 / (1 + sigma)
+        x_t = over(t, x) * x
+        return x_t + over(1 - t, x) * velocity(x_t, t, c)
+
+    return denoise
+
+
+def velocity_of(denoise: Denoiser) -> Velocity:
+    """The velocity of a denoiser, v = (D - x_t) / (1 - t): `denoiser_of`'s inverse, 0 < t < 1."""
+
+    def velocity(x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        D = denoise(x_t / over(t, x_t), (1 - t) / t, c)
+        return (D - x_t) / over(1 - t, x_t)
+
+    return velocity
+
+
+def drop_labels(c: Tensor, rate: float, draws: Draws) -> Tensor:
+    """Each sample's class becomes NULL with probability `rate` (Ho & Salimans 2021)."""
+    return c if rate == 0 else torch.where(draws.uniform().to(c.device) < rate, NULL, c)
+
+
+def _run(net: nn.Module, x: Tensor, noise: Tensor, c: Tensor | None) -> Tensor:
+    """The network in its own dtype, its answer in x's."""
+    dtype = next(net.parameters()).dtype
+    return net(x.to(dtype), noise.to(dtype), c).to(x.dtype)

@@ -1,0 +1,8 @@
+"""Networks: net(x (B, *shape), noise (B,), c (B,)) -> (B, *shape), or logits (B, classes)."""
+
+from lightning_cfg.nets.convnet import ConvNet
+from lightning_cfg.nets.linear import Linear
+from lightning_cfg.nets.mlp import MLP
+from lightning_cfg.nets.unshuffle_unet import UnshuffleUNet
+
+__all__ = ["MLP", "ConvNet", "Linear", "UnshuffleUNet"]

@@ -1,0 +1,52 @@
+"""A small classifier of clean images, and the feature space that comes with it."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_cfg.errors import UserError
+
+
+class ConvNet(nn.Module):
+    """Classifier of clean images whose penultimate layer measures Frechet distances.
+
+    Five convolutions on 2 x 2-pixel-unshuffled images, the mean over positions, 64 features, a
+    linear head. The noise level and the class are accepted, as by every net, and ignored: this
+    net judges finished images.
+
+    shape (C, H, W), H and W even and at least 4, num_classes >= 2, otherwise UserError.
+    """
+
+    def __init__(self, shape: tuple[int, ...], num_classes: int, *, channels: int = 32):
+        super().__init__()
+        if len(shape) != 3 or shape[1] % 2 or shape[2] % 2 or min(shape[1:]) < 4:
+            raise UserError(
+                "ConvNet: needs images of shape (C, H, W) with even H and W of at least 4, "
+                f"got {tuple(shape)}"
+            )
+        if num_classes < 2:
+            raise UserError(f"ConvNet: a classifier needs 2 classes or more, got {num_classes}")
+        n, m = channels, 2 * channels
+        self.body = nn.Sequential(
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * shape[0], n, 3, padding=1), norm(n), nn.SiLU(),
+            nn.Conv2d(n, n, 3, padding=1), norm(n), nn.SiLU(),
+            nn.Conv2d(n, m, 3, padding=1, stride=2), norm(m), nn.SiLU(),
+            nn.Conv2d(m, m, 3, padding=1), norm(m), nn.SiLU(),
+            nn.Conv2d(m, m, 3, padding=1, stride=2), norm(m), nn.SiLU(),
+        )  # fmt: skip
+        self.penultimate = nn.Linear(m, 64)
+        self.head = nn.Linear(64, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The penultimate layer of clean x (B, *shape) in [-1, 1] -> (B, 64)."""
+        return F.silu(self.penultimate(self.body(x).mean((2, 3))))
+
+    def forward(self, x: Tensor, noise: Tensor | None = None, c: Tensor | None = None) -> Tensor:
+        """Logits of clean x (B, *shape) -> (B, num_classes); `noise` and `c` are ignored."""
+        return self.head(self.features(x))
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(8, channels), channels)

@@ -1,0 +1,86 @@
+"""A residual MLP for data of a few dimensions: time and class embedded, Fourier features of x."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Residual MLP over flattened x, conditioned on the noise level and, if asked, the class.
+
+    width        of every layer
+    blocks       residual blocks of two layers
+    fourier      number of random Fourier features of x, cos and sin(2 pi f x); 0: plain coordinates
+    fourier_std  standard deviation of the frequencies f, in cycles per unit of x: fine structure
+                 of size s needs about 1 / (2 pi s)
+    embed_class  False removes the class part
+    outputs      numbers per sample when it is not x that is wanted, such as a classifier's logits
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        num_classes: int,
+        *,
+        width: int = 128,
+        blocks: int = 3,
+        fourier: int = 0,
+        fourier_std: float = 10.0,
+        embed_class: bool = True,
+        outputs: int | None = None,
+    ):
+        super().__init__()
+        d = math.prod(shape)
+        self.output_shape = shape if outputs is None else (outputs,)
+        # A buffer, not a parameter: the frequencies stay as drawn, and travel in the checkpoint.
+        self.register_buffer("frequencies", fourier_std * torch.randn(d, fourier))
+        self.noise_embedding = NoiseEmbedding(width)
+        self.class_embedding = nn.Embedding(num_classes + 1, width) if embed_class else None
+        self.enter = nn.Linear(d + 2 * fourier, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
+        self.leave = nn.Linear(width, math.prod(self.output_shape))
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, x: Tensor, noise: Tensor, c: Tensor | None = None) -> Tensor:
+        """x (B, *shape), noise (B,) in about [-2, 2], c (B,) with NULL = -1 -> (B, *shape)."""
+        x = x.flatten(1)
+        if self.frequencies.numel():
+            phase = 2 * math.pi * (x @ self.frequencies)
+            x = torch.cat([x, phase.cos(), phase.sin()], 1)
+        embedding = self.noise_embedding(noise)
+        if self.class_embedding is not None:
+            # NULL = -1 is the last entry
+            embedding = embedding + self.class_embedding(c % self.class_embedding.num_embeddings)
+        h = self.enter(x)
+        embedding = nn.functional.silu(embedding)
+        for block in self.blocks:
+            h = block(h, embedding)
+        return self.leave(nn.functional.silu(h)).reshape(-1, *self.output_shape)
+
+
+class Block(nn.Module):
+    """h + W2 silu(W1 silu(h) + W3 embedding)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+        self.embed = nn.Linear(width, width, bias=False)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        inner = self.first(nn.functional.silu(h)) + self.embed(embedding)
+        return h + self.second(nn.functional.silu(inner))
+
+
+class NoiseEmbedding(nn.Module):
+    """cos and sin(pi f noise) for 16 geometric frequencies f from 0.25 to 64, and one layer."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("frequencies", 0.25 * 2 ** torch.linspace(0, 8, 16), persistent=False)
+        self.linear = nn.Linear(32, width)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        phase = math.pi * noise[:, None] * self.frequencies
+        return self.linear(torch.cat([phase.cos(), phase.sin()], 1))

@@ -1,0 +1,281 @@
+"""The report of a study: what refinement did, said in sentences, tables and figures."""
+
+import base64
+import html
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_cfg import figures
+from lightning_cfg.claims import (
+    METRICS,
+    ONE_FOR_ALL,
+    PROMISES,
+    Claim,
+    averaged,
+    check_claims,
+    show,
+    summary,
+    worse,
+)
+from lightning_cfg.evaluate import as_csv
+from lightning_cfg.figures import REAL, STAGES
+from lightning_cfg.files import write_text
+
+__all__ = ["Claim", "as_html", "check_claims", "summary", "write_report"]
+
+FRONT = ("method", "scale", "class", "stage", "flow", "nfe", "n")
+WAYS = {  # (in the head of a table, in its definition)
+    "lower": (" ↓", "; lower is better"),
+    "higher": (" ↑", "; higher is better"),
+    "real": (" → real", "; closer to real is better"),
+    None: ("", ""),
+}
+PAPER = {
+    "refinement": "refinement improves the samples whatever the kind of guidance and its scale "
+    "(Zhao & Schwing 2025, sec. 4.1)",
+    "one for all": "one flow for all scales is on a par with a flow for each, or better (Zhao & "
+    "Schwing 2025, app. A)",
+}
+CSS = """
+body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1240px;margin:2em auto;padding:0 1em}
+h1,h2{line-height:1.2}h2{margin-top:2em;border-bottom:1px solid #ddd;padding-bottom:.2em}
+code{background:#f3f3f3;padding:0 .25em;border-radius:3px}img{max-width:100%;height:auto}
+div.table{overflow-x:auto;margin:1em 0}table{border-collapse:collapse;font-size:13px}
+th,td{padding:.25em .55em;border-bottom:1px solid #e4e4e4;text-align:right;white-space:nowrap}
+th{background:#f6f6f6;white-space:normal;vertical-align:bottom}
+th:first-child,td:first-child{text-align:left}td strong{color:#b3261e}
+"""
+
+
+def write_report(
+    directory: Path,
+    *,
+    title: str,
+    config: dict,
+    data_set: Any,
+    rows: list[dict],
+    sets: dict[tuple, Path],
+    stages: list[dict],
+) -> None:
+    """Write report.md, report.html, table.csv and figures/ into a study's directory.
+
+    rows    of the table: method, scale, class, stage, flow, nfe, n, then the metrics
+    sets    {(method, scale, stage, flow): sample file}
+    stages  {name, verb, seconds, directory, reused} of each
+    Raises UserError where something cannot be written or a sample file is damaged.
+    """
+    directory, averages = Path(directory), averaged(rows)
+    metrics = [name for name in rows[0] if name not in FRONT]
+    drawn = figures.draw(
+        directory / "figures",
+        data_set=data_set,
+        averages=averages,
+        sets=sets,
+        trained_on=list(config["flows"].get("all", [])),
+    )
+    parts = [
+        f"# {title}",
+        _done(config, data_set),
+        _spent(directory, stages),
+        "## What refinement did",
+        *_judged(check_claims(rows), averages, metrics),
+        "## Table",
+        "Classes averaged, weighted by n; every class by itself stands below and, with more "
+        "digits, in [table.csv](table.csv). `nfe` is network evaluations per sample from the "
+        "noise on. The last row, `real`, is a fresh draw of real data, scored in the same way: "
+        "the floor. Where closer to real is better, lower than the floor is not better.",
+        _averages_table(averages, metrics),
+        "\n".join(f"- {_definition(name)}" for name in metrics),
+        "## Figures",
+        *(f"![{says}](figures/{name}.png)\n\n{says} [PDF](figures/{name}.pdf)"
+          for says, name in drawn),
+        "## Every class",
+        _table([*FRONT, *map(_headed, metrics)], [_cells(r, [*FRONT, *metrics]) for r in rows]),
+    ]  # fmt: skip
+    markdown = "\n\n".join(parts) + "\n"
+    write_text(directory / "table.csv", as_csv(rows))
+    write_text(directory / "report.html", as_html(markdown, directory))
+    write_text(directory / "report.md", markdown)
+
+
+def as_html(markdown: str, directory: Path) -> str:
+    """Our own markdown (headings, lists, tables, figures) as one html file, its images inside."""
+    out, title = [], markdown.partition("\n")[0].lstrip("# ")
+    for part in markdown.strip().split("\n\n"):
+        lines = part.split("\n")
+        if part.startswith("#"):
+            marks, text = part.split(" ", 1)
+            out.append(f"<h{len(marks)}>{_inline(text)}</h{len(marks)}>")
+        elif part.startswith("- "):
+            out.append("<ul>" + "\n".join(f"<li>{_inline(i[2:])}</li>" for i in lines) + "</ul>")
+        elif part.startswith("| "):
+            table = [f"<tr>{_html_cells(line, 'td')}</tr>" for line in lines[2:]]
+            table.insert(0, f"<tr>{_html_cells(lines[0], 'th')}</tr>")
+            out.append("<div class=table><table>\n" + "\n".join(table) + "\n</table></div>")
+        elif part.startswith("!["):
+            says, file = re.fullmatch(r"!\[(.*)\]\((.*)\)", part).groups()
+            data = base64.b64encode((directory / file).read_bytes()).decode()
+            out.append(f'<img src="data:image/png;base64,{data}" alt="{html.escape(says)}">')
+        else:
+            out.append(f"<p>{_inline(part)}</p>")
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{CSS}</style>'
+    return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n" + "\n".join(out) + "\n"
+
+
+def _done(config: dict, data_set: Any) -> str:
+    """What was done, on what."""
+    methods = "; ".join(
+        f"{name}, guidance `{section['guidance']['name']}` with "
+        + ", ".join(f"{role} {path}" for role, path in section["models"].items())
+        for name, section in config["methods"].items()
+    )
+    shared, own = (list(config["flows"].get(kind, [])) for kind in ("all", "dedicated"))
+    flows = []
+    if shared:
+        unseen = [scale for scale in config["scales"] if scale not in shared]
+        never = f", and it never saw {_scales(unseen)}" if unseen else ""
+        flows.append(f"one for all scales (its samples have scales {_scales(shared)}{never})")
+    if own:
+        flows.append(f"one of its own for each of the scales {_scales(own)}")
+    return (
+        f"Data: `{config['data']['name']}`, {data_set.num_classes} classes, shape "
+        f"{tuple(data_set.shape)}. Methods: {methods}. For each method, {config['sources']:,} "
+        "generated samples per flow were paired with their "
+        f"{config['pairs'].get('k', 20)} nearest real neighbours, and rectified flows trained "
+        f"on the pairs: {'; '.join(flows) or 'none'}. Then {config['samples']:,} fresh samples at "
+        f"each of the scales {_scales(config['scales'])} were scored before and after "
+        f"refinement. Seed {config['seed']}; every setting is in [config.yaml](config.yaml)."
+    )
+
+
+def _spent(directory: Path, stages: list[dict]) -> str:
+    """Time, machine and versions; the versions are those that the stages wrote down."""
+    verbs = list(dict.fromkeys(stage["verb"] for stage in stages))
+    seconds = {v: [stage["seconds"] for stage in stages if stage["verb"] == v] for v in verbs}
+    packages: dict[str, set] = {}
+    for stage in stages:
+        manifest = directory / stage["directory"] / "manifest.json"
+        if manifest.is_file():
+            for name, version in json.loads(manifest.read_text()).get("packages", {}).items():
+                packages.setdefault(name, set()).add(version)
+    reused = sum(bool(stage["reused"]) for stage in stages)
+    names = re.findall(r"model name\s*:\s*(.+)", _text("/proc/cpuinfo")) or [platform.machine()]
+    machine = f"{os.cpu_count()} CPUs ({names[0]})"
+    if torch.cuda.is_available():
+        machine += f", {torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    text = f"Time of all {len(stages)} stages: {_time(sum(sum(s) for s in seconds.values()))}"
+    if reused:
+        text += f", {reused} of them taken over from earlier calls"
+    each = ", ".join(f"{verb} {_time(sum(s))} ({len(s)} x)" for verb, s in seconds.items())
+    text += f" ({each}). " if each else ". "
+    versions = ", ".join(f"{n} {' and '.join(sorted(v))}" for n, v in packages.items())
+    text += f"Machine: {machine}, {platform.system()}."
+    return text + (f" Versions: {versions}." if versions else "")
+
+
+def _judged(claims: list[Claim], averages: dict, metrics: list[str]) -> list[str]:
+    """The claims, a column each, with yes or NO and the numbers; then the plain sentences."""
+    parts = []
+    for about, heads in (("refinement", PROMISES), ("one for all", ONE_FOR_ALL)):
+        found = {(c.method, c.scale, c.flow, c.metric): c for c in claims if c.about == about}
+        if not found:
+            continue
+        if about == "one for all":
+            parts.append("One flow for all scales vs the flow trained for the scale alone: is the "
+                         "first within 10 % of the second, or better?")  # fmt: skip
+        columns = [m for m in heads if any(key[3] == m for key in found)]
+        body = []
+        for method, scale, flow in dict.fromkeys(key[:3] for key in found):
+            row = (found.get((method, scale, flow, m)) for m in columns)
+            body.append([method, f"{scale:g}", flow, *map(_verdict, row)])
+        floors = {c.metric: f" (real {c.real})" for c in found.values() if c.real}
+        titles = [f"{m} {heads[m]}".removesuffix(" itself") + floors.get(m, "") for m in columns]
+        parts.append(_table(["method", "scale", "flow", *titles], body))
+        no = [str(claim) for claim in found.values() if not claim.holds]
+        if no:
+            parts.append(f"{len(found) - len(no)} of {len(found)} checks hold. **At odds with the "
+                         f"paper's claim** that {PAPER[about]}:")  # fmt: skip
+            parts.append("\n".join(f"- {claim}" for claim in no))
+        else:
+            parts.append(f"All {len(found)} checks hold: nothing in them is at odds with the "
+                         f"paper's claim that {PAPER[about]}.")  # fmt: skip
+    if not parts:
+        parts = ["No scale above 1 was refined, so there is no claim to check."]
+    losses = worse(averages, metrics)
+    if losses:
+        parts.append("Beyond these checks, refinement made worse, by more than 5 % and, where "
+                     "lower is better, by more than a fresh real draw has (no test of "
+                     "significance):")  # fmt: skip
+        parts.append("\n".join(f"- {line}" for line in losses))
+    return parts
+
+
+def _averages_table(averages: dict, metrics: list[str]) -> str:
+    """A row per method, scale and sample set, real last."""
+    methods = [*dict.fromkeys(key[0] for key in averages if key != REAL), REAL[0]]
+    kinds = [*STAGES, REAL[2:]]
+    body = []
+    for key in sorted(
+        averages, key=lambda k: (methods.index(k[0]), k[1] or 0, kinds.index(tuple(k[2:])))
+    ):
+        name = STAGES.get(key[2:], "fresh draw")
+        row = {**averages[key], "method": key[0], "scale": key[1], "samples": name}
+        body.append(_cells(row, ["method", "scale", "samples", "nfe", "n", *metrics]))
+    return _table(["method", "scale", "samples", "nfe", "n", *map(_headed, metrics)], body)
+
+
+def _table(head: list[str], body: list[list[str]]) -> str:
+    lines = [head, [":--", *["--:"] * (len(head) - 1)], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(row: dict, names: list[str]) -> list[str]:
+    return [show(name, row.get(name)) for name in names]
+
+
+def _html_cells(line: str, tag: str) -> str:
+    cells = [_inline(cell) for cell in line[2:-2].split(" | ")]
+    if tag == "th":  # long names break at their underscores, so that tables stay narrow
+        cells = [cell.replace("_", "_<wbr>") for cell in cells]
+    return "".join(f"<{tag}>{cell}</{tag}>" for cell in cells)
+
+
+def _definition(metric: str) -> str:
+    better, text = METRICS.get(metric, (None, "a metric of this study's own"))
+    return f"`{metric}`: {text}{WAYS[better][1]}"
+
+
+def _headed(metric: str) -> str:
+    return metric + WAYS[METRICS.get(metric, (None,))[0]][0]
+
+
+def _verdict(claim: Claim | None) -> str:
+    return f"{'yes' if claim.holds else '**NO**'}: {claim.numbers}" if claim else ""
+
+
+def _scales(scales: list[float]) -> str:
+    return ", ".join(f"{scale:g}" for scale in scales)
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _text(path: str) -> str:
+    return Path(path).read_text() if Path(path).is_file() else ""
+
+
+def _inline(text: str) -> str:
+    """Our few marks, **bold**, `code` and [text](link), as html."""
+    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(text))
+    text = re.sub(r"`(.+?)`", r"<code>\1</code>", text)
+    return re.sub(r"\[(.+?)\]\((.+?)\)", r'<a href="\2">\1</a>', text)

@@ -1,0 +1,213 @@
+"""Samplers: generators that yield x after every step, the finished sample last.
+
+A sampler gets a finished denoiser, unit normal noise and classes, and knows nothing of guidance:
+`*path, sample = heun(denoise, noise, c)`. The solver runs in the dtype of `noise`. Limits left out
+are 0.002 and 80; `generate` passes those of the model.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from lightning_cfg.errors import UserError
+from lightning_cfg.interfaces import Denoiser, Velocity
+from lightning_cfg.models import ddpm_time, linear_beta_sigmas, velocity_of
+
+__all__ = ["ddim", "ddpm", "dopri5", "euler", "heun"]  # what a config can name
+
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+
+
+def karras_levels(
+    steps: int, sigma_min: float | None, sigma_max: float | None, rho: float = 7.0
+) -> Tensor:
+    """Falling noise levels, evenly spaced in sigma^(1/rho), then 0 (Karras et al. 2022, eq. 5).
+
+    (steps + 1,) float64. Raises UserError for fewer than 2 steps.
+    """
+    low = (SIGMA_MIN if sigma_min is None else sigma_min) ** (1 / rho)
+    high = (SIGMA_MAX if sigma_max is None else sigma_max) ** (1 / rho)
+    if steps < 2:
+        raise UserError(f"sampler.steps must be at least 2, not {steps}")
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
+
+
+def linear_beta_levels(steps: int, sigma_min: float | None, sigma_max: float | None) -> Tensor:
+    """Falling noise levels, evenly spaced in the DDPM's t with linear betas, then 0.
+
+    (steps + 1,) float64; with 1000 steps and the DDPM's limits, its own levels. Limits outside
+    0.01 ... 157 are clipped to them. Raises UserError for fewer than 2 or more than 1000 steps.
+    """
+    table = linear_beta_sigmas()
+    if not 2 <= steps <= len(table):
+        raise UserError(f"sampler.steps must be from 2 to {len(table)}, not {steps}")
+    limits = torch.tensor(
+        [
+            SIGMA_MAX if sigma_max is None else sigma_max,
+            SIGMA_MIN if sigma_min is None else sigma_min,
+        ],
+        dtype=torch.float64,
+    )
+    first, last = ddpm_time(limits.clamp(table[0], table[-1]), table)
+    t = torch.linspace(first.item(), last.item(), steps, dtype=torch.float64)
+    below = t.floor().long().clamp(0, len(table) - 2)
+    logs = table.log()
+    levels = (logs[below] + (t - below) * (logs[below + 1] - logs[below])).exp()
+    return torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
+
+
+def euler(
+    denoise: Denoiser,
+    noise: Tensor,
+    c: Tensor,
+    *,
+    steps: int = 64,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 7.0,
+) -> Iterator[Tensor]:
+    """First-order steps of dx/dsigma = (x - D) / sigma."""
+    yield from _euler_along(denoise, noise, c, karras_levels(steps, sigma_min, sigma_max, rho))
+
+
+def ddim(
+    denoise: Denoiser,
+    noise: Tensor,
+    c: Tensor,
+    *,
+    steps: int = 50,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> Iterator[Tensor]:
+    """Deterministic DDIM (Song et al. 2021): in these coordinates Euler along the DDPM's levels."""
+    yield from _euler_along(denoise, noise, c, linear_beta_levels(steps, sigma_min, sigma_max))
+
+
+def heun(
+    denoise: Denoiser,
+    noise: Tensor,
+    c: Tensor,
+    *,
+    steps: int = 18,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 7.0,
+) -> Iterator[Tensor]:
+    """Second-order steps of dx/dsigma = (x - D) / sigma (Karras et al. 2022, alg. 1).
+
+    2 steps - 1 evaluations: the last step, to 0, is an Euler step.
+    """
+    levels = karras_levels(steps, sigma_min, sigma_max, rho).tolist()
+    x = noise * levels[0]
+    for s, t in pairwise(levels):
+        slope = (x - denoise(x, _full(s, x), c)) / s
+        euler_step = x + (t - s) * slope
+        if t > 0:
+            slope_t = (euler_step - denoise(euler_step, _full(t, x), c)) / t
+            x = x + (t - s) * (slope + slope_t) / 2
+        else:
+            x = euler_step
+        yield x
+
+
+def ddpm(
+    denoise: Denoiser,
+    noise: Tensor,
+    c: Tensor,
+    draw: Callable[[], Tensor],
+    *,
+    steps: int = 1000,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> Iterator[Tensor]:
+    """Ancestral sampling (Ho et al. 2020): x_t ~ q(x_t | x_s, y = D), along the DDPM's levels.
+
+    Mean (t/s)^2 x + (1 - (t/s)^2) D, variance t^2 (s^2 - t^2) / s^2 for noise level s -> t.
+    draw  gives fresh standard normals like noise, from the samples' own generators
+    """
+    levels = linear_beta_levels(steps, sigma_min, sigma_max).tolist()
+    x = noise * levels[0]
+    for s, t in pairwise(levels):
+        ratio = (t / s) ** 2
+        x = ratio * x + (1 - ratio) * denoise(x, _full(s, x), c)
+        if t > 0:
+            x = x + t * (1 - ratio) ** 0.5 * draw()
+        yield x
+
+
+def dopri5(
+    denoise: Denoiser,
+    noise: Tensor,
+    c: Tensor,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    max_evaluations: int = 2000,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> Iterator[Tensor]:
+    """Adaptive Runge-Kutta 5(4) on the flow of the denoiser, then one denoising.
+
+    Integrates v = (D - x_t) / (1 - t) in t = 1 / (1 + sigma), x_t = t x: the ends t = 0 and 1 are
+    singular. The step is shared by the batch. Raises UserError past max_evaluations.
+    """
+    low = SIGMA_MIN if sigma_min is None else sigma_min
+    high = SIGMA_MAX if sigma_max is None else sigma_max
+    if low <= 0:
+        raise UserError(f"sampler.sigma_min must be above 0 for dopri5, not {low}")
+    first, last = 1 / (1 + high), 1 / (1 + low)
+    x_t = integrate(
+        velocity_of(denoise), noise * high * first, c, first, last, rtol, atol, max_evaluations
+    )
+    x = x_t / last
+    yield x
+    yield denoise(x, _full(low, x), c)
+
+
+def integrate(
+    velocity: Velocity,
+    x: Tensor,
+    c: Tensor,
+    t0: float,
+    t1: float,
+    rtol: float,
+    atol: float,
+    max_evaluations: int,
+) -> Tensor:
+    """x at t1 of dx/dt = v(x, t, c) from x at t0, by torchdiffeq's dopri5.
+
+    Raises UserError past max_evaluations: the tolerance is too tight or the field too rough.
+    """
+    from torchdiffeq import odeint
+
+    evaluations = 0
+
+    def field(t: Tensor, x: Tensor) -> Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        if evaluations > max_evaluations:
+            raise UserError(
+                f"dopri5 needed more than max_evaluations={max_evaluations} from t={t0:.4g} "
+                f"(stopped at t={float(t):.4g}): raise it, or rtol={rtol} and atol={atol}"
+            )
+        return velocity(x, t.to(x).expand(len(x)), c)
+
+    times = torch.tensor([t0, t1], dtype=torch.float64, device=x.device)
+    if x.dtype == torch.float32:
+        times = times.float()
+    return odeint(field, x, times, rtol=rtol, atol=atol, method="dopri5")[-1]
+
+
+def _euler_along(denoise: Denoiser, noise: Tensor, c: Tensor, levels: Tensor) -> Iterator[Tensor]:
+    levels = levels.tolist()
+    x = noise * levels[0]
+    for s, t in pairwise(levels):
+        x = x + (t - s) * (x - denoise(x, _full(s, x), c)) / s
+        yield x
+
+
+def _full(sigma: float, x: Tensor) -> Tensor:
+    return torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)

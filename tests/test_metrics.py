@@ -1,0 +1,206 @@
+import math
+
+import pytest
+import torch
+
+from lightning_cfg import metrics
+from lightning_cfg.errors import UserError
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class TwoGaussians:
+    """A truth small enough to know by heart: class k is N(means[k], I), each with weight 1/2."""
+
+    means = torch.tensor([[0.0, 0.0], [3.0, 0.0]], dtype=torch.float64)
+
+    def __init__(self):
+        self.drawn = 0
+
+    def log_density(self, x, c=None, sigma=0.0):
+        assert sigma == 0.0
+        return -0.5 * (x.double() - self.means[c]).square().sum(1) - math.log(2 * math.pi)
+
+    def logits(self, x, sigma):
+        classes = [torch.full((len(x),), k) for k in range(2)]
+        return torch.stack([self.log_density(x, c, sigma) for c in classes], 1)
+
+    def sample(self, n, c, generator):
+        self.drawn += 1
+        return self.means[c] + torch.randn(n, 2, generator=generator, dtype=torch.float64)
+
+
+def test_each_metric_asks_by_name_for_what_evaluate_has():
+    known = {"x", "y", "bank", "c", "truth", "features", "classifier"}
+    for name in (*metrics.MIXTURE, *metrics.IMAGES):
+        assert "x" in metrics.needs(getattr(metrics, name)) <= known
+    assert metrics.needs(metrics.recall) == {"x", "y"}  # k has a default
+    assert metrics.needs(metrics.outliers) == {"x", "c", "truth"}
+    assert not any("truth" in metrics.needs(getattr(metrics, name)) for name in metrics.IMAGES)
+
+
+def test_all_default_metrics_give_finite_columns_of_distinct_names():
+    truth, g = TwoGaussians(), torch.Generator().manual_seed(0)
+    have = {name: truth.sample(200, 1, g).float() for name in ("x", "y", "bank")}
+    have |= {"c": 1, "truth": truth, "features": lambda x: x}
+    have["classifier"] = lambda x, sigma: -(x[:, None] - truth.means.float()).square().sum(-1)
+    for names in (metrics.MIXTURE, metrics.IMAGES):
+        rows = []
+        for metric in (getattr(metrics, name) for name in names):
+            rows += metric(**{name: have[name] for name in metrics.needs(metric)}).items()
+        assert len({name for name, _ in rows}) == len(rows)
+        assert all(isinstance(value, float) and math.isfinite(value) for _, value in rows)
+
+
+def test_frechet_of_shifted_copies_is_the_squared_shift():
+    y = normal(500, 1, 2, 2)
+    assert metrics.frechet(y + 0.5, y)["frechet"] == pytest.approx(4 * 0.25, rel=1e-4)
+    with pytest.raises(UserError, match="more than 4 samples a side, got 4"):
+        metrics.frechet(y[:4], y)
+    assert metrics.frechet(y[:4], y, allow_few=True)["frechet"] > 0
+
+
+def test_frechet_features_measures_in_the_features_and_the_real_side_once():
+    seen = []
+
+    def features(x):
+        assert not torch.is_grad_enabled()
+        seen.append(len(x))
+        return 2 * x[:, :3]
+
+    x, y = normal(700, 5), normal(600, 5, seed=1)
+    expected = metrics.frechet(2 * x[:, :3], 2 * y[:, :3])["frechet"]
+    for _ in range(2):
+        found = metrics.frechet_features(x, y, features)["fd_classifier"]
+        assert found == pytest.approx(expected, rel=1e-12)
+    assert sum(seen) == 600 + 2 * 700
+    y += 1  # written into: what was known of it no longer holds
+    expected = metrics.frechet(2 * x[:, :3], 2 * y[:, :3])["frechet"]
+    found = metrics.frechet_features(x, y, features)["fd_classifier"]
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_energy_distance_is_the_double_loop(offset):
+    x, y = normal(1100, 2) * 1.5 + offset, normal(40, 2, seed=1) + offset
+    mean = {
+        name: sum(math.dist(p, q) for p in a.tolist() for q in b.tolist()) / pairs
+        for name, a, b, pairs in (
+            ("xy", x, y, 1100 * 40),
+            ("xx", x, x, 1100 * 1099),
+            ("yy", y, y, 40 * 39),
+        )
+    }
+    expected = 2 * mean["xy"] - mean["xx"] - mean["yy"]
+    for _ in range(2):  # the second time with E|Y - Y'| remembered
+        found = metrics.energy_distance(x, y)["energy_distance"]
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_energy_distance_is_unbiased_about_zero_and_grows_apart():
+    same = [
+        metrics.energy_distance(normal(50, 2, seed=2 * i), normal(50, 2, seed=2 * i + 1))
+        for i in range(100)
+    ]
+    same = torch.tensor([row["energy_distance"] for row in same])
+    error = same.std() / 100**0.5  # 0.002; the biased means would be about 0.07 above zero
+    assert same.mean().abs() < 4 * error
+    assert (same < 0).any()
+    # in one dimension, two points of mass a apart: 2 a
+    far = metrics.energy_distance(torch.zeros(5, 1), torch.full((3, 1), 7.0))
+    assert far["energy_distance"] == pytest.approx(14)
+    with pytest.raises(UserError, match="at least 2 points a side, got 1"):
+        metrics.energy_distance(torch.zeros(1, 1), torch.zeros(5, 1))
+
+
+def test_negative_log_density_of_real_points_is_the_entropy():
+    truth = TwoGaussians()
+    x = truth.sample(200_000, 1, torch.Generator().manual_seed(0))
+    row = metrics.negative_log_density(x, 1, truth)
+    # |z|^2 is chi-squared with 2 degrees of freedom: mean 2, median 2 ln 2
+    assert row["nll_mean"] == pytest.approx(1 + math.log(2 * math.pi), abs=0.01)
+    assert row["nll_median"] == pytest.approx(math.log(2) + math.log(2 * math.pi), abs=0.01)
+    other = metrics.negative_log_density(x, 0, truth)["nll_mean"]
+    assert other == pytest.approx(row["nll_mean"] + 4.5, abs=0.05)  # + |mu_1 - mu_0|^2 / 2
+
+
+def test_outliers_are_what_one_real_point_in_a_thousand_is():
+    truth = TwoGaussians()
+    x = truth.sample(500_000, 1, torch.Generator().manual_seed(3))
+    assert metrics.outliers(x, 1, truth)["outliers"] == pytest.approx(1e-3, rel=0.35)
+    drawn = truth.drawn
+    radius = math.sqrt(2 * math.log(1000))  # 3.717, where P(|z| > r) = 1/1000
+    ring = radius * torch.tensor([[0.0, 0.9], [-0.9, 0.0], [0.0, 1.1], [1.1, 0.0], [-1.1, 0.0]])
+    assert metrics.outliers(ring, 0, truth)["outliers"] == pytest.approx(0.6)
+    assert metrics.outliers(ring + truth.means[1], 1, truth)["outliers"] == pytest.approx(0.6)
+    assert truth.drawn == drawn + 1  # class 0's; class 1's threshold was known
+
+
+def test_wrong_class_is_the_share_beyond_the_boundary():
+    truth = TwoGaussians()  # the boundary is at 1.5 along the first axis
+    x = torch.tensor([[1.0, 0.0], [1.4, 9.0], [1.6, 0.0], [4.0, 0.0]])
+    assert metrics.wrong_class(x[:3], 0, truth)["wrong_class"] == pytest.approx(1 / 3)
+    assert metrics.wrong_class(x, 1, truth)["wrong_class"] == pytest.approx(1 / 2)
+    real = truth.sample(100_000, 0, torch.Generator().manual_seed(0))
+    bayes = 0.5 * math.erfc(1.5 / math.sqrt(2))
+    assert metrics.wrong_class(real, 0, truth)["wrong_class"] == pytest.approx(bayes, rel=0.05)
+
+
+def test_nearest_real_is_the_mean_of_the_distances_not_of_their_squares():
+    y = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
+    x = torch.tensor([[0.0, 3.0], [4.0, 0.0], [10.0, 0.0], [11.0, 0.0]])
+    assert metrics.nearest_real(x, y)["nearest_real"] == pytest.approx(2.0)
+
+
+def test_recall_is_one_for_the_same_points_and_none_far_away():
+    x = normal(300, 1, 2, 2)
+    assert metrics.recall(x, x.clone())["recall"] == 1
+    assert metrics.recall(x.repeat(7, 1, 1, 1), x)["recall"] == 1  # every ball has radius 0
+    assert metrics.recall(x + 1000, x)["recall"] == 0
+    half = metrics.recall(x, torch.cat([x, x + 1000]))
+    assert half["recall"] == pytest.approx(0.5)
+    with pytest.raises(UserError, match=r"k = 5 .* got 5"):
+        metrics.recall(x[:5], x)
+
+
+def test_recall_is_the_papers_formula():
+    x, y = normal(80, 2) * 0.7, normal(700, 2, seed=1)
+    for k in (1, 5):
+        radius = torch.cdist(x, x).sort(dim=1).values[:, k]
+        covered = (torch.cdist(y, x) <= radius).any(1).double().mean().item()
+        assert 0.3 < covered < 0.99
+        assert metrics.recall(x, y, k=k)["recall"] == pytest.approx(covered, abs=1e-9)
+
+
+def test_recall_counts_real_points_not_samples():
+    cluster = normal(100, 2) * 0.01
+    y = torch.cat([cluster, cluster + 50])  # two modes, of which the samples know one
+    assert metrics.recall(cluster, y)["recall"] == pytest.approx(0.5)
+    assert metrics.recall(y, cluster)["recall"] == 1
+
+
+def test_effective_targets_counts_the_bank_points_that_are_used():
+    bank = 10 * torch.arange(8.0)[:, None]
+    assert metrics.effective_targets(bank + 1, bank)["effective_targets"] == pytest.approx(8)
+    one = metrics.effective_targets(torch.ones(50, 1), bank)
+    assert one["effective_targets"] == pytest.approx(1)
+    uneven = bank[[0, 0, 0, 5]]  # shares 3/4 and 1/4
+    expected = (4 / 3) ** 0.75 * 4**0.25
+    assert metrics.effective_targets(uneven, bank)["effective_targets"] == pytest.approx(expected)
+
+
+def test_class_accuracy_asks_the_classifier_without_noise():
+    def classifier(x, sigma):
+        assert sigma.shape == (len(x),)
+        assert (sigma == 0).all()
+        assert not torch.is_grad_enabled()
+        assert len(x) <= 512
+        return x.flatten(1)[:, :3]
+
+    x = torch.zeros(1000, 1, 2, 2)
+    x[:, 0, 0, 1] = 1  # read as class 1
+    x[700:, 0, 1, 0] = 2  # and these as class 2
+    assert metrics.class_accuracy(x, 1, classifier)["class_accuracy"] == pytest.approx(0.7)
+    assert metrics.class_accuracy(x, 2, classifier)["class_accuracy"] == pytest.approx(0.3)

@@ -1,0 +1,291 @@
+"""The report: claims on rows whose answer is known, and what write_report leaves behind."""
+
+import base64
+import csv
+import re
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from lightning_cfg import figures
+from lightning_cfg.data.mixture import Mixture
+from lightning_cfg.files import save_tensors
+from lightning_cfg.report import as_html, check_claims, summary, write_report
+
+N = 1000
+REAL = {"outliers": 0.001, "nll_mean": -1.0, "nearest_real": 0.002, "wrong_class": 0.1}
+BEFORE = {"outliers": 0.2, "nll_mean": 1.0, "nearest_real": 0.006, "wrong_class": 0.2}
+AFTER = {"outliers": 0.1, "nll_mean": 0.0, "nearest_real": 0.004, "wrong_class": 0.1}
+
+
+def row(method, scale, c, stage, flow="", n=N, **metrics):
+    nfe = None if stage == "real" else 64.0
+    front = {"method": method, "scale": scale, "class": c, "stage": stage, "flow": flow}
+    return {**front, "nfe": nfe, "n": n, **metrics}
+
+
+def rows_with(shared=None, own=None, scale=2.0, before=BEFORE, real=REAL):
+    """One method at one scale; `shared` and `own` change what AFTER has."""
+    rows = []
+    for c in (0, 1):
+        rows.append(row("cfg", scale, c, "before", **before))
+        rows.append(row("cfg", scale, c, "after", "all", **{**AFTER, **(shared or {})}))
+        if own is not None:
+            rows.append(row("cfg", scale, c, "after", "dedicated", **{**AFTER, **own}))
+        rows.append(row("real", None, c, "real", **real))
+    return rows
+
+
+def verdicts(rows, about="refinement", flow="all"):
+    claims = check_claims(rows)
+    return {c.metric: c.holds for c in claims if c.about == about and c.flow == flow}
+
+
+def test_all_claims_hold_where_everything_improves():
+    assert verdicts(rows_with()) == dict.fromkeys(REAL, True)
+
+
+@pytest.mark.parametrize(
+    "metric, value",
+    [
+        ("outliers", 0.2),  # no better than before
+        ("nll_mean", 1.01),  # farther above real than before
+        ("nll_mean", -3.01),  # lower than real by more than before was above it
+        ("nearest_real", 0.0061),
+        ("wrong_class", 0.14),
+    ],
+)
+def test_one_broken_promise_is_one_no(metric, value):
+    found = verdicts(rows_with({metric: value}))
+    assert found == {**dict.fromkeys(REAL, True), metric: False}
+
+
+def test_wrong_class_may_exceed_real_by_two_standard_errors_of_both():
+    # 2,000 samples on either side: 2 sqrt(.1 * .9 / 2000 + p (1 - p) / 2000) is .0196 at .119
+    assert verdicts(rows_with({"wrong_class": 0.119}))["wrong_class"]
+    assert not verdicts(rows_with({"wrong_class": 0.120}))["wrong_class"]
+
+
+def test_classes_are_weighted_by_their_number():
+    rows = [
+        row("cfg", 2.0, 0, "before", n=900, outliers=0.1),
+        row("cfg", 2.0, 1, "before", n=100, outliers=0.1),
+        row("cfg", 2.0, 0, "after", "all", n=900, outliers=0.08),
+        row("cfg", 2.0, 1, "after", "all", n=100, outliers=0.2),  # .092 weighted, .14 unweighted
+    ]
+    assert verdicts(rows) == {"outliers": True}
+
+
+def test_images_are_judged_by_what_they_have():
+    real = {"fd_classifier": 1.0, "class_accuracy": 0.9, "nearest_real": 5.0}
+    before = {"fd_classifier": 9.0, "class_accuracy": 0.95, "nearest_real": 3.0}
+    rows = [
+        row("cfg", 2.0, 0, "before", **before),
+        row("cfg", 2.0, 0, "after", "all", fd_classifier=8.0, class_accuracy=0.8, nearest_real=4.0),
+        row("real", None, 0, "real", **real),
+    ]
+    assert verdicts(rows) == {"fd_classifier": True, "class_accuracy": False, "nearest_real": True}
+
+
+@pytest.mark.parametrize(
+    "metric, shared, own, holds",
+    [
+        ("outliers", 0.109, 0.10, True),
+        ("outliers", 0.111, 0.10, False),
+        ("outliers", 0.01, 0.10, True),
+        ("nll_mean", -0.91, -0.915, True),  # gaps .09 and .085
+        ("nll_mean", -0.90, -0.915, False),
+        ("nll_mean", -1.2, -0.9, False),  # lower, but farther from real
+        ("nearest_real", 0.0043, 0.004, True),
+        ("nearest_real", 0.0045, 0.004, False),
+        ("nearest_real", 0.0022, 0.004, True),
+        ("nearest_real", 0.0010, 0.0021, False),  # lower than real is not better
+    ],
+)
+def test_one_for_all_within_ten_per_cent_of_the_scales_own_flow(metric, shared, own, holds):
+    rows = rows_with({metric: shared}, {metric: own})
+    found = verdicts(rows, about="one for all")
+    assert found == {"outliers": True, "nll_mean": True, "nearest_real": True, metric: holds}
+    assert verdicts(rows, flow="dedicated").keys() == REAL.keys()
+
+
+def test_scale_one_is_not_claimed_and_without_own_flow_nothing_is_compared():
+    assert check_claims(rows_with(scale=1.0)) == []
+    assert verdicts(rows_with(), about="one for all") == {}
+
+
+def test_summary_counts_and_names_what_fails():
+    held = check_claims(rows_with({"nll_mean": 0.5}, {}))
+    gaps = [c.numbers for c in held if c.about == "one for all" and c.metric == "nll_mean"]
+    assert gaps == ["1.5 vs 1"]  # to real's -1
+    lines = summary(check_claims(rows_with({"outliers": 0.3}))).split("\n")
+    assert lines[0] == "3 of 4 claims hold"
+    assert len(lines) == 2
+    assert "cfg at scale 2, one flow for all: outliers 20 % → 30 % (real 0.1 %)" in lines[1]
+
+
+CONFIG = {
+    "data": {"name": "Mixture"},
+    "seed": 0,
+    "methods": {
+        m: {"models": {"model": "base"}, "guidance": {"name": m}} for m in ("cfg", "gradient")
+    },
+    "scales": [1.0, 2.0],
+    "flows": {"all": [1.0], "dedicated": [2.0]},
+    "sources": 300,
+    "samples": 300,
+    "pairs": {"k": 7},
+}
+STAGES = [
+    {"name": "fit base", "verb": "fit", "seconds": 100.0, "directory": "stages/a", "reused": False},
+    {"name": "pair", "verb": "pair", "seconds": 3.0, "directory": "stages/b", "reused": True},
+]
+
+
+def study_of(data_set, directory, before, after, real, kinds=("all", "dedicated")):
+    """A study's rows and sets: real data with noise, the same numbers for every class."""
+    rows, sets, generator = [], {}, torch.Generator().manual_seed(0)
+    y, c = data_set.real("held_out", 20)
+    for method in CONFIG["methods"]:
+        for scale in CONFIG["scales"]:
+            present = [("before", "")] + [("after", f) for f in kinds if f == "all" or scale == 2]
+            for stage, flow in present:
+                x = y + 0.1 * torch.randn(y.shape, generator=generator)
+                key = (method, scale, stage, flow)
+                path = directory / "sets" / ("-".join(map(str, key)) + ".safetensors")
+                sets[key] = save_tensors(path, x=x, c=c, seed=torch.arange(len(x)))
+                scores = before if stage == "before" else after
+                for k in range(data_set.num_classes):
+                    rows.append(row(method, scale, k, stage, flow, n=20, **scores))
+    rows += [row("real", None, k, "real", n=20, **real) for k in range(data_set.num_classes)]
+    return rows, sets
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("study")
+    data_set = Mixture(means=[[-1.0, 0.0], [1.0, 0.0]], stds=[0.5, 0.5], labels=[0, 1])
+    after = {**AFTER, "outliers": 0.3, "recall": 0.5}  # two things that became worse
+    rows, sets = study_of(
+        data_set, directory, {**BEFORE, "recall": 0.9}, after, {**REAL, "recall": 1.0}
+    )
+    (directory / "stages/a").mkdir(parents=True)
+    (directory / "stages/a/manifest.json").write_text('{"packages": {"torch": "9.8.7"}}')
+    settings = dict(matplotlib.rcParams)
+    write_report(
+        directory,
+        title="A <small> study",
+        config=CONFIG,
+        data_set=data_set,
+        rows=rows,
+        sets=sets,
+        stages=STAGES,
+    )
+    assert dict(matplotlib.rcParams) == settings  # nobody else's figures change
+    return directory, rows
+
+
+def test_table_csv_has_the_rows_as_they_are(written):
+    directory, rows = written
+    with open(directory / "table.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    front = ["method", "scale", "class", "stage", "flow", "nfe", "n"]
+    assert list(table[0]) == [*front, *REAL, "recall"]
+    assert len(table) == len(rows)
+    assert table[-1]["scale"] == table[-1]["nfe"] == ""
+    assert float(table[0]["outliers"]) == 0.2
+
+
+def test_report_says_what_disagrees_and_what_it_was_made_with(written):
+    text = (written[0] / "report.md").read_text()
+    assert "At odds with the paper's claim** that refinement improves" in text
+    assert "- cfg at scale 2, one flow for all: outliers 20 % → 30 % (real 0.1 %)" in text
+    assert "All 6 checks hold" in text  # one for all against own flows: equal here
+    assert re.search(r"`recall` \(real 100 %\): .*gradient 2 all 90 % → 50 %", text)
+    assert "`outliers` (real 0.1 %): cfg 1 all 20 % → 30 %; gradient 1 all" in text
+    assert "7 nearest real neighbours" in text
+    assert "it never saw 2)" in text
+    assert "1 min 43 s, 1 of them taken over" in text
+    assert "torch 9.8.7" in text
+
+
+def test_html_holds_every_figure_and_every_row(written):
+    directory, rows = written
+    text = (directory / "report.html").read_text()
+    names = ["against_scale"]
+    names += [f"points_{m}{z}" for m in CONFIG["methods"] for z in ("", "_zoom")]
+    assert {p.stem for p in (directory / "figures").iterdir()} == set(names)
+    for name in names:
+        image = (directory / f"figures/{name}.png").read_bytes()
+        assert image.startswith(b"\x89PNG")
+        assert base64.b64encode(image).decode() in text
+        assert (directory / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert "A &lt;small&gt; study" in text
+    full = text.split("<h2>Every class</h2>")[1]
+    cells = [re.findall("<td>(.*?)</td>", line) for line in re.findall("<tr>(.*)</tr>", full)][1:]
+    assert len(cells) == len(rows)
+    for have, want in zip(cells, rows, strict=True):
+        assert (have[0], have[3], have[4]) == (want["method"], want["stage"], want["flow"])
+        assert have[7] == f"{100 * want['outliers']:.3g} %"
+    assert len({len(line) for line in cells}) == 1
+
+
+def test_html_of_each_kind_of_block(tmp_path):
+    markdown = "# T\n\n- **a** & `b`\n- c\n\n| x | y |\n| :-- | --: |\n| 1 |  |\n\n[t](u.csv)\n"
+    text = as_html(markdown, tmp_path)
+    assert "<li><strong>a</strong> &amp; <code>b</code></li>\n<li>c</li>" in text
+    assert "<tr><th>x</th><th>y</th></tr>\n<tr><td>1</td><td></td></tr>" in text
+    assert '<p><a href="u.csv">t</a></p>' in text
+
+
+def test_images_have_contact_sheets(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    y, c = torch.rand(30, 1, 28, 28, generator=generator) * 2 - 1, torch.arange(3).repeat(10)
+    data_set = SimpleNamespace(
+        shape=(1, 28, 28), num_classes=3, truth=None, real=lambda split, per_class=None: (y, c)
+    )
+    scores = {"fd_classifier": 2.0, "class_accuracy": 0.9}
+    rows, sets = study_of(data_set, tmp_path, scores, scores, scores, kinds=("all",))
+    write_report(
+        tmp_path, title="t", config=CONFIG, data_set=data_set, rows=rows, sets=sets, stages=[]
+    )
+    sheets = {f"images_{m}_{s}" for m in CONFIG["methods"] for s in (1, 2)}
+    assert {p.stem for p in (tmp_path / "figures").iterdir()} == sheets | {"against_scale"}
+
+
+def test_contact_sheet_puts_a_seed_at_the_same_place_before_and_after():
+    x = torch.linspace(-1, 1, 8)[:, None, None, None].expand(8, 3, 4, 4)
+    c = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1])
+    figure = figures.contact_sheet({"before": (x, c), "after": (-x, c)}, 2, columns=3)
+    before, after = (panel.images[0].get_array() for panel in figure.axes)
+    third = (x[5, 0, 0, 0] + 1) / 2  # the third of class 1: second row, third column
+    assert np.allclose(before[5:9, 10:14], third)
+    assert np.allclose(after[5:9, 10:14], 1 - third)
+    assert [panel.get_title() for panel in figure.axes] == ["before", "after"]
+
+
+def test_boundary_of_two_equal_gaussians_is_the_line_between_them():
+    truth = Mixture(means=[[-1.0, 0.0], [1.0, 0.0]], stds=[0.5, 0.5], labels=[0, 1]).truth
+    xs, _, margins = figures.boundary(truth, (-2.0, 2.0, -2.0, 2.0), cells=11)
+    # log p(0, x) - log p(1, x) = -2 x / s^2
+    assert np.allclose(margins, np.broadcast_to(-2 * xs / 0.25, (1, 11, 11)))
+    assert figures.boundary(None, (-2.0, 2.0, -2.0, 2.0)) is None
+
+
+def test_zoom_finds_where_classes_meet():
+    data_set = Mixture(
+        means=[[-2.0, -2.0], [1.0, 1.0], [1.1, 1.0], [2.0, -2.0]],
+        stds=[0.2] * 4,
+        labels=[0, 0, 1, 1],
+    )
+    left, right, bottom, top = figures.most_entangled(*data_set.real("held_out", 2000))
+    assert abs((left + right) / 2 - 1.05) < 0.15
+    assert abs((bottom + top) / 2 - 1.0) < 0.15
+
+
+def test_few_scales_of_many_keep_the_ends():
+    assert figures.few([1.0, 2.0]) == [1.0, 2.0]
+    assert figures.few([float(s) for s in range(9)]) == [0.0, 2.0, 4.0, 6.0, 8.0]
