@@ -1,12 +1,36 @@
-"""When to save and what to show while a model trains: never how."""
+"""What a training does beside learning: saving whole files, showing how far it is."""
 
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
 from lightning_cfg.checkpoints import LAST
+from lightning_cfg.files import write
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoints, by a temporary name beside the final one and a rename.
+
+    Lightning's own goes through the system's temporary folder, from where a rename is a copy.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
+    ) -> None:
+        write(path, lambda temporary: _save(checkpoint, temporary))
+
+
+def _save(checkpoint: dict, path: Path) -> None:
+    try:
+        torch.save(checkpoint, path)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(str(error).splitlines()[0]) from error
 
 
 class SaveLast(L.Callback):

@@ -1,37 +1,15 @@
-"""Checkpoints: written whole or not at all, and restored from the config inside."""
+"""Checkpoints: a network restored from the config inside."""
 
-import os
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from lightning_cfg.config import build
 from lightning_cfg.errors import UserError
-from lightning_cfg.files import output_of, write
+from lightning_cfg.files import output_of
 
 LAST = "checkpoints/last.ckpt"
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints, by a temporary name beside the final one and a rename.
-
-    Lightning's own goes through the system's temporary folder, from where a rename is a copy.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
-    ) -> None:
-        write(path, lambda temporary: _save(checkpoint, temporary))
-
-
-def _save(checkpoint: dict, path: Path) -> None:
-    try:
-        torch.save(checkpoint, path)
-    except RuntimeError as error:  # what torch makes of a full disk
-        raise OSError(str(error).splitlines()[0]) from error
 
 
 def load(path: str | Path) -> dict:
@@ -57,7 +35,8 @@ def build_model(config: dict, shape: tuple[int, ...], num_classes: int) -> nn.Mo
 
 
 def restore(path: str | Path, *, weights: str | int = "ema") -> nn.Module:
-    """The model of a checkpoint, frozen, in evaluation mode, with `.shape` and `.num_classes`.
+    """The model of a checkpoint, frozen, in evaluation mode, with `.shape`, `.num_classes`
+    and `.refines`, whether it starts from samples instead of noise.
 
     weights  "ema": the average of the first half-life; a number: that of this half-life in
              images; "raw": no average
@@ -77,7 +56,8 @@ def restore(path: str | Path, *, weights: str | int = "ema") -> nn.Module:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = str(error).splitlines()[min(1, str(error).count("\n"))].strip()  # the first
         raise UserError(f"{path} does not fit the network of its config: {reason}") from error
     model.shape, model.num_classes = shape, checkpoint["num_classes"]
+    model.refines = checkpoint["config"]["learner"]["name"] == "Refinement"
     return model.eval().requires_grad_(False)

@@ -14,9 +14,10 @@ from pathlib import Path  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from lightning_cfg import checkpoints, metrics as known  # noqa: E402
+from lightning_cfg import checkpoints  # noqa: E402
+from lightning_cfg import metrics as known  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
-from lightning_cfg.files import load_tensors, output_of, write_text  # noqa: E402
+from lightning_cfg.files import load_samples, output_of, write_text  # noqa: E402
 from lightning_cfg.generate import SAMPLES  # noqa: E402
 from lightning_cfg.runs import Run  # noqa: E402
 
@@ -71,14 +72,10 @@ def evaluate(
         return run.directory
 
     data_set, held_out, banks = _reference(json.dumps(data), real, bank, by_class)
-    sets = {label: load_tensors(file, "x", "c") for label, file in files.items()}
-    for label, held in sets.items():
-        shape = tuple(held["x"].shape[1:])
-        if shape != tuple(data_set.shape):
-            raise UserError(
-                f"{files[label]} holds samples of shape {shape}, "
-                f"data {data['name']} of {tuple(data_set.shape)}"
-            )
+    sets = {
+        label: load_samples(file, data_set.shape, data_set.num_classes)
+        for label, file in files.items()
+    }
     if not by_class and data_set.truth is not None:
         raise UserError("by_class=false is for data without a known density: it is the classes'")
     space = None if features is None else build("lightning_cfg.features", features)
@@ -88,7 +85,6 @@ def evaluate(
 
     if fresh is not None:
         sets["real"] = _fresh(data_set, real, fresh, by_class)
-    run.begin()
     rows = []
     jobs = [(label, group) for label in sets for group in range(len(held_out))]
     for label, group in tqdm(jobs, unit="row", disable=not sys.stderr.isatty()):
@@ -107,6 +103,7 @@ def evaluate(
         for metric in chosen:
             row |= metric(**{name: have[name] for name in known.needs(metric)})
         rows.append(row)
+    run.begin()  # only now: other settings, after an error above, are not refused as another run's
     table = write_text(run.directory / "metrics/metrics.csv", as_csv(rows))
     record = write_text(run.directory / "metrics/metrics.json", json.dumps(rows, indent=1))
     run.finish(table, record, metrics=[metric.__name__ for metric in chosen])
@@ -157,7 +154,7 @@ def _reference(data: str, real: int | None, bank: int | None, by_class: bool) ->
 
 
 def _fresh(data_set: object, real: int | None, per_class: int, by_class: bool) -> dict:
-    """Real points to score: a fresh draw, or some of the held-out and the others to compare with."""
+    """Real points to score: a fresh draw, or some held-out ones and the others as reference."""
     if data_set.truth is not None:
         x, c = data_set.real("fresh", per_class)
         return {"x": x, "c": c}

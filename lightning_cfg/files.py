@@ -62,12 +62,37 @@ def load_tensors(path: str | Path, *names: str) -> dict[str, Tensor]:
         raise UserError(f"{path} is truncated or not a safetensors file: {error}") from error
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            bad = (~tensor.flatten(1).isfinite().all(1)).nonzero().flatten()
+            bad = (~tensor.reshape(len(tensor), -1).isfinite().all(1)).nonzero().flatten()
             raise UserError(
                 f"{path}: {name} holds NaN or infinity in {len(bad)} of {len(tensor)} rows, "
                 f"first in row {int(bad[0])}"
             )
     return tensors
+
+
+def load_samples(path: str | Path, shape: tuple[int, ...], num_classes: int) -> dict[str, Tensor]:
+    """A sample file: x (N, *shape), c (N,) and seed (N,).
+
+    Raises UserError as `load_tensors` does, and if it is empty or its shapes or classes are others.
+    """
+    samples = load_tensors(path, "x", "c", "seed")
+    x, c = samples["x"], samples["c"]
+    if tuple(x.shape[1:]) != tuple(shape):
+        raise UserError(
+            f"{path} holds samples of shape {tuple(x.shape[1:])}, not {tuple(shape)} as here"
+        )
+    for name in ("c", "seed"):
+        if samples[name].shape != (len(x),):
+            had = tuple(samples[name].shape)
+            raise UserError(f"{path}: {name} has shape {had}, not ({len(x)},), one per sample")
+    if len(x) == 0:
+        raise UserError(f"{path} holds no sample")
+    if not 0 <= int(c.min()) <= int(c.max()) < num_classes:
+        raise UserError(
+            f"{path} holds classes {int(c.min())} ... {int(c.max())}, "
+            f"only 0 ... {num_classes - 1} are known here"
+        )
+    return samples
 
 
 def output_of(path: str | Path, inside: str) -> Path:

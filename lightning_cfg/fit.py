@@ -23,8 +23,8 @@ import lightning as L  # noqa: E402
 import torch  # noqa: E402
 from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
 
-from lightning_cfg.callbacks import Progress, SaveLast  # noqa: E402
-from lightning_cfg.checkpoints import LAST, AtomicCheckpointIO, build_model, load  # noqa: E402
+from lightning_cfg.callbacks import AtomicCheckpointIO, Progress, SaveLast  # noqa: E402
+from lightning_cfg.checkpoints import LAST, build_model, load  # noqa: E402
 from lightning_cfg.data.module import KeyedBatches  # noqa: E402
 from lightning_cfg.draws import key  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
@@ -56,6 +56,8 @@ def fit(
     """
     if trainer.get("max_steps", -1) < 1:
         raise UserError("trainer.max_steps is needed: the number of optimiser steps, 1 or more")
+    if min(checkpoint_every, log_every) < 1:
+        raise UserError(f"{checkpoint_every=} and {log_every=} must be at least 1")
     recipe = {"data": data, "net": net, "model": model, "learner": learner}
     recipe |= {"seed": seed, "batch_size": batch_size}
     free = {"trainer": trainer, "checkpoint_every": checkpoint_every, "log_every": log_every}
@@ -68,15 +70,15 @@ def fit(
     free |= {"data": data}
     run = Run(run_dir, "fit", settings, read, free)
     last = run.directory / LAST
-    done = run.manifest["step"] if run.finished() else -1
-    if done >= trainer["max_steps"]:
-        print(f"{run_dir}: finished already, {done} steps")
+    if run.finished() and run.manifest["step"] == trainer["max_steps"]:
+        print(f"{run_dir}: finished already, {run.manifest['step']} steps")
         return run.directory
-    start = _start(resume, last, recipe)
+    start = _start(resume, last, recipe, trainer["max_steps"])
 
     torch.manual_seed(key("init", seed))
     network = build_model(recipe, data_set.shape, data_set.num_classes)
     module = build("lightning_cfg.learners", learner, network)
+    module.check(data_set)
     module.described = {
         "config": recipe,
         "shape": list(data_set.shape),
@@ -108,9 +110,13 @@ def trainer_for(
     Raises UserError for what Lightning refuses, such as an accelerator that is not there.
     """
     quiet()
-    for key in ("callbacks", "plugins"):
-        if key in trainer:
-            raise UserError(f"trainer.{key} cannot be set: fit gives its own")
+    for name in ("callbacks", "plugins"):
+        if name in trainer:
+            raise UserError(f"trainer.{name} cannot be set: fit gives its own")
+    instead = {"gradient_clip_val": "learner.gradient_clip", "log_every_n_steps": "log_every"}
+    for name, ours in instead.items():
+        if name in trainer:
+            raise UserError(f"trainer.{name} cannot be set: here it is {ours}")
     try:
         return L.Trainer(
             **{
@@ -133,7 +139,7 @@ def trainer_for(
         raise UserError(f"trainer: Lightning refuses it: {error}") from error
 
 
-def _start(resume: str, last: Path, recipe: dict) -> Path | None:
+def _start(resume: str, last: Path, recipe: dict, max_steps: int) -> Path | None:
     """The checkpoint to go on from, if any."""
     if resume == "never" and last.is_file():
         raise UserError(f"{last} exists: resume=auto goes on from it, or give another run_dir")
@@ -144,10 +150,16 @@ def _start(resume: str, last: Path, recipe: dict) -> Path | None:
         if last.is_file() and start.resolve() != last.resolve():
             raise UserError(f"{last} would be overwritten: give another run_dir, or resume=auto")
     if start is not None:
+        checkpoint = load(start)
         # where the data lie may have changed: the run's own inputs count by content
-        difference = identity_difference(_placeless(load(start)["config"]), _placeless(recipe))
+        difference = identity_difference(_placeless(checkpoint["config"]), _placeless(recipe))
         if difference:
             raise UserError(f"{start} is of another config ({difference})")
+        if checkpoint["global_step"] > max_steps:
+            raise UserError(
+                f"{start} has {checkpoint['global_step']} steps already, more than "
+                f"trainer.max_steps={max_steps}: give another run_dir, or remove it"
+            )
     return start
 
 
@@ -174,7 +186,7 @@ def _logger(name: str, run: Run) -> object:
 def quiet() -> None:
     """Lightning's advertising and its advice for other data loaders than ours."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for advice in (".*srun.*", ".*does not have many workers.*", ".*GPU available.*"):
+    for advice in (".*srun.*", ".*LeafSpec.*", ".*GPU available.*"):
         warnings.filterwarnings("ignore", advice)
 
 

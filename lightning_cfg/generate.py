@@ -48,7 +48,7 @@ def generate(
     }
     settings = {"guidance": guidance, "sampler": sampler, "n": n, "seed": seed, "data": data}
     settings |= {"class_label": class_label, "weights": weights, "batch_size": batch_size}
-    settings |= {"exact": sorted(role for role, path in models.items() if path == "exact")}
+    settings |= {"models": {role: path for role, path in models.items() if path == "exact"}}
     check_roles(guidance, models)
     run = Run(run_dir, "generate", settings, inputs, {"models": models, "device": device})
     if run.finished():
@@ -68,7 +68,6 @@ def generate(
     if n < 1 or batch_size < 1:
         raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
 
-    run.begin()
     xs, cs = [], []
     seeds = torch.arange(seed, seed + n)
     with tqdm(total=n, unit="sample", disable=not sys.stderr.isatty()) as bar, torch.no_grad():
@@ -83,6 +82,7 @@ def generate(
             xs.append(x.float().cpu())
             cs.append(c.cpu())
             bar.update(len(some))
+    run.begin()  # only now: other settings, after an error above, are not refused as another run's
     out = save_tensors(run.directory / SAMPLES, x=torch.cat(xs), c=torch.cat(cs), seed=seeds)
     evaluations = {role: net.evaluations / n for role, net in networks.items()}
     run.finish(out, evaluations=evaluations, weights=weights, solver_dtype="float64")
@@ -209,7 +209,12 @@ def pick_device(name: str) -> torch.device:
 
 def _network(role: str, path: str, data: dict | None, weights: str | int) -> nn.Module:
     if path != "exact":
-        return checkpoints.restore(path, weights=weights)
+        model = checkpoints.restore(path, weights=weights)
+        if model.refines:
+            raise UserError(
+                f"models.{role}: {path} refines samples and starts from no noise: use refine"
+            )
+        return model
     truth = None if data is None else build("lightning_cfg.data", data).truth
     if truth is None:
         raise UserError(f"models.{role}: exact needs `data` with a known density, such as Fractal")
@@ -231,6 +236,10 @@ class ExactClassifier(nn.Module):
 def _agree(networks: dict[str, Counted]) -> tuple[tuple[int, ...], int]:
     model = networks["model"]
     for role, net in networks.items():
+        arguments = len(inspect.signature(net.forward).parameters)
+        if arguments != (2 if role == "classifier" else 3):
+            is_one = "a classifier" if arguments == 2 else "no classifier"
+            raise UserError(f"models.{role} is {is_one}, a {type(net.net).__name__}")
         for what in ("shape", "num_classes"):
             own, other = getattr(model, what), getattr(net, what)
             if own != other:

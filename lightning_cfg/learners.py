@@ -1,12 +1,14 @@
 """The LightningModules: they average the model's loss, log it and step; the model owns the loss."""
 
+import inspect
+
 import lightning as L
 import torch
 from torch import Tensor
 
 from lightning_cfg.draws import Draws, key
 from lightning_cfg.ema import EMA
-from lightning_cfg.errors import Diverged
+from lightning_cfg.errors import Diverged, UserError
 
 __all__ = ["Classification", "Diffusion", "Refinement"]  # what a config can name
 
@@ -15,6 +17,7 @@ class Learner(L.LightningModule):
     """What the learners share: AdamW, warm-up, averages of the weights, a watch for NaN.
 
     lr             learning rate, reached linearly over `warmup` steps
+    gradient_clip  largest norm of the gradient of all parameters; null: as it comes
     ema_half_life  half-lives of the averages in images; the first is used unless another is asked
     ema_ramp       no half-life exceeds this fraction of the images seen so far
     """
@@ -26,15 +29,25 @@ class Learner(L.LightningModule):
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         warmup: int = 0,
+        gradient_clip: float | None = None,
         ema_half_life: list[int] = (500_000,),
         ema_ramp: float = 0.05,
     ):
         super().__init__()
+        if not ema_half_life:
+            raise UserError("learner.ema_half_life must name at least one half-life")
         self.model = model
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
+        self.gradient_clip = gradient_clip
         self.ema = EMA(model, list(ema_half_life), ema_ramp)
         self.described: dict = {}  # what a checkpoint says of itself: config, shape, classes
         self._log_sum, self._log_count = 0.0, 0
+
+    def check(self, data: object) -> None:
+        """UserError if it cannot learn from this data set."""
+        if getattr(data, "has_sources", False):
+            name = type(self).__name__
+            raise UserError(f"learner {name} would ignore the sources of the pairs: use Refinement")
 
     def losses(self, batch: dict, draws: Draws) -> Tensor:
         """The model's loss for each sample of the batch, (b,)."""
@@ -61,6 +74,11 @@ class Learner(L.LightningModule):
             optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": ramp, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, *args: object, **kwargs: object
+    ) -> None:
+        self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip)
 
     def on_fit_start(self) -> None:
         self.ema.to(self.model)
@@ -90,7 +108,7 @@ class Learner(L.LightningModule):
         if step >= 0:
             raise Diverged(
                 f"the loss was not finite at step {step}; the run stopped and its last good "
-                "checkpoint is kept (a lower learner.lr or trainer.gradient_clip_val may help)"
+                "checkpoint is kept (a lower learner.lr or learner.gradient_clip may help)"
             )
 
 
@@ -101,12 +119,16 @@ class Diffusion(Learner):
 class Classification(Learner):
     """A classifier of noisy or clean samples."""
 
-    def losses(self, batch: dict, draws: Draws) -> Tensor:
-        return self.model.loss(batch["y"], batch["c"], draws)
-
 
 class Refinement(Learner):
     """The flow from generated samples to their nearest real neighbours (Zhao & Schwing 2025)."""
+
+    def check(self, data: object) -> None:
+        if not getattr(data, "has_sources", False):
+            raise UserError("learner Refinement needs data Pairs, whose batches have sources")
+        if "x0" not in inspect.signature(self.model.loss).parameters:
+            name = type(self.model).__name__
+            raise UserError(f"learner Refinement needs model Flow, whose loss takes x0, not {name}")
 
     def losses(self, batch: dict, draws: Draws) -> Tensor:
         return self.model.loss(batch["y"], batch["c"], draws, x0=batch["x0"])

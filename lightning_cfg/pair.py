@@ -9,7 +9,7 @@ from pathlib import Path  # noqa: E402
 import torch  # noqa: E402
 
 from lightning_cfg.errors import UserError  # noqa: E402
-from lightning_cfg.files import load_tensors, output_of, save_tensors  # noqa: E402
+from lightning_cfg.files import load_samples, output_of, save_tensors  # noqa: E402
 from lightning_cfg.generate import SAMPLES  # noqa: E402
 from lightning_cfg.neighbours import nearest, nearest_in_class  # noqa: E402
 from lightning_cfg.runs import Run  # noqa: E402
@@ -31,12 +31,16 @@ def pair(
 ) -> Path:
     """Find the k nearest real points of every generated sample; the run holds pairs/.
 
-    sources     runs of `generate` or sample files; several share n equally (one flow for all scales)
+    sources     runs of `generate` or sample files; several share n equally
     n           sources in all; left out, every sample of every file
     bank        real points per class of the training data; left out, all of them
     features    the space in which near is near (Zhao & Schwing 2025, sec. B.1)
     same_class  neighbours only among real points of the sample's class
     """
+    if n is not None and n < 1:
+        raise UserError(f"n={n} must be at least 1")
+    if not sources:
+        raise UserError("sources must name at least one run of `generate` or sample file")
     files = [output_of(source, SAMPLES) for source in sources]
     inputs = {f"sources.{i}": file for i, file in enumerate(files)}
     settings = {"n": n, "k": k, "bank": bank, "features": features, "same_class": same_class}
@@ -49,15 +53,10 @@ def pair(
     real = build("lightning_cfg.data", data)
     xs, cs = [], []
     for i, file in enumerate(files):
-        samples = load_tensors(file, "x", "c", "seed")
+        samples = load_samples(file, real.shape, real.num_classes)
         share = None if n is None else n * (i + 1) // len(files) - n * i // len(files)
         if share is not None and share > len(samples["x"]):
             raise UserError(f"{file} holds {len(samples['x'])} samples, not the {share} wanted")
-        if tuple(samples["x"].shape[1:]) != tuple(real.shape):
-            raise UserError(
-                f"{file} holds samples of shape {tuple(samples['x'].shape[1:])}, "
-                f"data {data['name']} of {tuple(real.shape)}"
-            )
         xs.append(samples["x"][:share])
         cs.append(samples["c"][:share])
     x, c = torch.cat(xs), torch.cat(cs)

@@ -12,7 +12,7 @@ from tqdm import tqdm  # noqa: E402
 
 from lightning_cfg import checkpoints  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
-from lightning_cfg.files import load_tensors, output_of, save_tensors  # noqa: E402
+from lightning_cfg.files import load_samples, output_of, save_tensors  # noqa: E402
 from lightning_cfg.generate import SAMPLES, pick_device  # noqa: E402
 from lightning_cfg.models import Flow  # noqa: E402
 from lightning_cfg.runs import Run  # noqa: E402
@@ -48,28 +48,17 @@ def refine(
         return run.directory
 
     place = pick_device(device)
-    recipe = checkpoints.load(checkpoint)["config"]
-    if recipe["data"]["name"] != "Pairs":
-        raise UserError(
-            f"{flow} was trained on data {recipe['data']['name']}: refine needs a flow trained "
-            "on pairs (data.name=Pairs), whose sources are generated samples"
-        )
     model = checkpoints.restore(checkpoint, weights=weights).to(place)
+    if not model.refines:
+        raise UserError(
+            f"{flow} starts from noise: refine needs a flow that learner Refinement trained"
+        )
     if not isinstance(model, Flow):
         raise UserError(f"{flow} is a {type(model).__name__}: refine needs model Flow")
-    source = load_tensors(file, "x", "c", "seed")
-    if tuple(source["x"].shape[1:]) != model.shape:
-        raise UserError(
-            f"{file} holds samples of shape {tuple(source['x'].shape[1:])}, "
-            f"{flow} was trained on {model.shape}"
-        )
-    if int(source["c"].max()) >= model.num_classes:
-        raise UserError(
-            f"{file} holds class {int(source['c'].max())}, {flow} knows none above "
-            f"{model.num_classes - 1}"
-        )
+    source = load_samples(file, model.shape, model.num_classes)
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} must be at least 1")
 
-    run.begin()
     refined, evaluations = [], 0
 
     def velocity(x: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -85,6 +74,7 @@ def refine(
             x = integrate(velocity, x, c.to(place), 0.0, 1.0, rtol, atol, max_evaluations)
             refined.append(x.float().cpu())
             bar.update(len(x))
+    run.begin()  # only now: other settings, after an error above, are not refused as another run's
     out = save_tensors(
         run.directory / SAMPLES, x=torch.cat(refined), c=source["c"], seed=source["seed"]
     )

@@ -179,7 +179,8 @@ def integrate(
 ) -> Tensor:
     """x at t1 of dx/dt = v(x, t, c) from x at t0, by torchdiffeq's dopri5.
 
-    Raises UserError past max_evaluations: the tolerance is too tight or the field too rough.
+    Raises UserError past max_evaluations, and where no step is short enough: the tolerance is too
+    tight or the field too rough.
     """
     from torchdiffeq import odeint
 
@@ -198,7 +199,12 @@ def integrate(
     times = torch.tensor([t0, t1], dtype=torch.float64, device=x.device)
     if x.dtype == torch.float32:
         times = times.float()
-    return odeint(field, x, times, rtol=rtol, atol=atol, method="dopri5")[-1]
+    # A step ends at t1 and is not interpolated back to it: beyond it the field need not exist.
+    options = {"step_t": times[-1:]}
+    try:
+        return odeint(field, x, times, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
+    except AssertionError as error:  # torchdiffeq's word for a step of length 0, or for NaN
+        raise UserError(f"dopri5 stopped after {evaluations} evaluations: {error}") from error
 
 
 def _euler_along(denoise: Denoiser, noise: Tensor, c: Tensor, levels: Tensor) -> Iterator[Tensor]:

@@ -99,7 +99,7 @@ class MNIST:
         except (OSError, RuntimeError) as error:  # no network, no space, no permission
             cause = " ".join(str(error).split())
             raise UserError(
-                f"MNIST: could not download it, and {raw} lacks some of {', '.join(FILES)} ({cause})"
+                f"MNIST: {raw} lacks some of {', '.join(FILES)}, and downloading failed: {cause}"
             ) from error
 
 

@@ -172,10 +172,9 @@ class Mixture:
     ):
         eye = torch.eye(len(means[0]), dtype=torch.float64)
         covariances = torch.tensor(stds, dtype=torch.float64)[:, None, None] ** 2 * eye
-        weights = torch.tensor([1.0] * len(means) if weights is None else weights)
-        self._hold(
-            GaussianMixture(weights, torch.tensor(means), covariances, torch.tensor(labels)), seed
-        )
+        weights = [1.0] * len(means) if weights is None else weights
+        weights, means = (torch.tensor(v, dtype=torch.float64) for v in (weights, means))
+        self._hold(GaussianMixture(weights, means, covariances, torch.tensor(labels)), seed)
 
     def _hold(self, truth: GaussianMixture, seed: int) -> None:
         self.truth, self.seed = truth, seed
@@ -238,7 +237,7 @@ def fractal(depth: int = 6) -> GaussianMixture:
         grow(np.array([0.0030, 0.0325]), angle, 0, label)
 
     weights, labels = torch.tensor(weights, dtype=torch.float64), torch.tensor(labels)
-    for label in (0, 1):  # the raw weights alone would give class 0 a share of .477
+    for label in (0, 1):  # the raw weights alone would give class 0 a share of .485
         weights[labels == label] *= 0.5 / weights[labels == label].sum()
     return GaussianMixture(
         weights, torch.tensor(np.array(means)), torch.tensor(np.array(covariances)), labels

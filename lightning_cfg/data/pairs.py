@@ -17,6 +17,7 @@ class Pairs:
     """
 
     truth = None
+    has_sources = True  # its batches have x0
 
     def __init__(self, *, path: str):
         self.path = output_of(path, "pairs/pairs.safetensors")

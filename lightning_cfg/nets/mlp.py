@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lightning_cfg.interfaces import NULL
+
 
 class MLP(nn.Module):
     """Residual MLP over flattened x, conditioned on the noise level and, if asked, the class.
@@ -36,6 +38,7 @@ class MLP(nn.Module):
         # A buffer, not a parameter: the frequencies stay as drawn, and travel in the checkpoint.
         self.register_buffer("frequencies", fourier_std * torch.randn(d, fourier))
         self.noise_embedding = NoiseEmbedding(width)
+        embed_class = embed_class and num_classes > 0
         self.class_embedding = nn.Embedding(num_classes + 1, width) if embed_class else None
         self.enter = nn.Linear(d + 2 * fourier, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
@@ -44,13 +47,14 @@ class MLP(nn.Module):
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, x: Tensor, noise: Tensor, c: Tensor | None = None) -> Tensor:
-        """x (B, *shape), noise (B,) in about [-2, 2], c (B,) with NULL = -1 -> (B, *shape)."""
+        """x (B, *shape), noise (B,) in about [-2, 2], c (B,), None for NULL -> (B, *shape)."""
         x = x.flatten(1)
         if self.frequencies.numel():
             phase = 2 * math.pi * (x @ self.frequencies)
             x = torch.cat([x, phase.cos(), phase.sin()], 1)
         embedding = self.noise_embedding(noise)
         if self.class_embedding is not None:
+            c = noise.new_full(noise.shape, NULL, dtype=torch.long) if c is None else c
             # NULL = -1 is the last entry
             embedding = embedding + self.class_embedding(c % self.class_embedding.num_embeddings)
         h = self.enter(x)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_cfg.errors import UserError
+from lightning_cfg.nets.mlp import NoiseEmbedding
 
 
 class Block(nn.Module):
@@ -62,9 +63,7 @@ class UnshuffleUNet(nn.Module):
         check(shape, widths, blocks)
         pixels, embedding = 4 * shape[0], 2 * channels
 
-        # pi/2 distinguishes the ends of [-2, 2], 64 pi neighbouring levels of a thousand
-        self.register_buffer("frequencies", math.pi * torch.logspace(-1, 6, channels, base=2))
-        self.noise = nn.Linear(2 * channels, embedding)
+        self.noise = NoiseEmbedding(embedding)
         self.classes = nn.Embedding(num_classes + 1, embedding) if num_classes else None
         self.mix = nn.Linear(embedding, embedding)
 
@@ -91,8 +90,7 @@ class UnshuffleUNet(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor, c: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), noise (B,) in about [-2, 2], c (B,) long, NULL = -1 (None: all NULL)."""
-        angles = noise.to(x.dtype)[:, None] * self.frequencies  # (B, channels)
-        embedding = self.noise(torch.cat([angles.cos(), angles.sin()], dim=1))  # (B, 2 channels)
+        embedding = self.noise(noise.to(x.dtype))  # (B, 2 channels)
         if self.classes is not None:
             c = torch.full_like(noise, -1, dtype=torch.long) if c is None else c
             embedding = embedding + self.classes(c % (self.num_classes + 1))

@@ -1,0 +1,72 @@
+"""What the tests of the verbs share: a small data set, a small training run, and a caller."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from lightning_cfg.config import main
+
+torch.set_num_threads(1)  # bit for bit equality is per number of threads
+
+
+@pytest.fixture(scope="session")
+def mixture() -> dict:
+    """The `data` section of two classes of two Gaussians each."""
+    return {
+        "name": "Mixture",
+        "means": [[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, -1.0]],
+        "stds": [0.1, 0.2, 0.1, 0.2],
+        "labels": [0, 0, 1, 1],
+    }
+
+
+@pytest.fixture(scope="session")
+def training(mixture) -> Callable[..., dict]:
+    """A `fit` config of 20 small steps; keywords replace its sections, `trainer` adds to it."""
+
+    def make(*, trainer: dict | None = None, **sections: object) -> dict:
+        return {
+            "data": mixture,
+            "net": {"name": "MLP", "width": 16, "blocks": 1, "fourier": 4, "fourier_std": 1.0},
+            "model": {"name": "EDM", "label_dropout": 0.2},
+            "learner": {
+                "name": "Diffusion",
+                "lr": 1e-2,
+                "warmup": 5,
+                "ema_half_life": [100, 1000],
+            },
+            "batch_size": 32,
+            "checkpoint_every": 5,
+            "log_every": 5,
+            **sections,
+            "trainer": {"max_steps": 20, "accelerator": "cpu", **(trainer or {})},
+        }
+
+    return make
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys) -> Callable[..., SimpleNamespace]:
+    """Call a verb as the command line does, in an empty folder: its status, out and err."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(verb: Callable, config: dict | str, *overrides: object) -> SimpleNamespace:
+        text = config if isinstance(config, str) else yaml.safe_dump(config)
+        Path("config.yaml").write_text(text)
+        words = [verb.__name__, "--config", "config.yaml", *map(str, overrides)]
+        monkeypatch.setattr(sys, "argv", words)
+        capsys.readouterr()
+        try:
+            main(verb)
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        return SimpleNamespace(status=status, out=out, err=err)
+
+    return run

@@ -1,0 +1,497 @@
+"""Bad input: one clear line that names the thing, status 2, no traceback, nothing overwritten."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from lightning_cfg.checkpoints import LAST
+from lightning_cfg.config import load
+from lightning_cfg.evaluate import evaluate
+from lightning_cfg.files import save_tensors
+from lightning_cfg.fit import fit
+from lightning_cfg.generate import SAMPLES, generate
+from lightning_cfg.pair import PAIRS, pair
+from lightning_cfg.refine import refine
+
+MISSING = object()
+HEUN = {"name": "heun", "steps": 2}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, training) -> SimpleNamespace:
+    """Trained runs of every kind, sample files and pairs, as small as they get."""
+    root = tmp_path_factory.mktemp("made")
+
+    def trained(name: str, **sections: object) -> str:
+        config = training(trainer={"max_steps": 1, "logger": False}, **sections)
+        file = root / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        fit(**load(fit, file, [f"run_dir={root / name}"]))
+        return str(root / name)
+
+    samples = {"x": torch.randn(6, 2), "c": torch.arange(6) % 2, "seed": torch.arange(6)}
+    good = save_tensors(root / "good.safetensors", **samples)
+    tensors = {
+        "x": samples["x"],
+        "c": samples["c"],
+        "neighbours": torch.zeros(6, 2, dtype=torch.long),
+        "targets": torch.zeros(1, 2),
+        "num_classes": torch.tensor(2),
+    }
+    pairs = save_tensors(root / "pairs.safetensors", **tensors)
+    in_three = {
+        "name": "Mixture",
+        "means": [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]],
+        "stds": [1.0, 1.0],
+        "labels": [0, 1],
+    }
+    classifier = {
+        "net": {"name": "Linear"},
+        "model": {"name": "NoisyClassifier"},
+        "learner": {"name": "Classification"},
+    }
+    runs = SimpleNamespace(
+        root=root,
+        samples=samples,
+        good=str(good),
+        pairs=str(pairs),
+        base=trained("base"),
+        no_null=trained("no_null", model={"name": "EDM", "label_dropout": 0.0}),
+        ddpm=trained("ddpm", model={"name": "DDPM"}),
+        noise_flow=trained("noise_flow", model={"name": "Flow"}),
+        classifier=trained("classifier", **classifier),
+        other_shape=trained("other_shape", data=in_three, **classifier),
+        flow=trained(
+            "flow",
+            data={"name": "Pairs", "path": str(pairs)},
+            model={"name": "Flow"},
+            learner={"name": "Refinement"},
+        ),
+    )
+    return runs
+
+
+def contents(root: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def refused(call, made, tmp_path) -> Callable[..., str]:
+    """Call a verb that has to refuse, and return its one line."""
+
+    def run(verb: Callable, config: dict | str, *overrides: object) -> str:
+        before = contents(made.root), contents(tmp_path)
+        outcome = call(verb, config, *overrides)
+        assert outcome.status == 2, outcome
+        assert len(outcome.err.strip().splitlines()) == 1, outcome.err
+        assert "Traceback" not in outcome.err
+        after = contents(tmp_path)
+        after.pop(tmp_path / "config.yaml")  # which `call` has written
+        before[1].pop(tmp_path / "config.yaml", None)
+        assert (contents(made.root), after) == before
+        assert not (tmp_path / "runs").exists()
+        return outcome.err
+
+    return run
+
+
+def guided(model: str = "exact", **more: object) -> dict:
+    settings = {"models": {"model": model}, "guidance": "unguided", "sampler": HEUN, "n": 4}
+    return settings | more
+
+
+# The command line itself: a traceback of an import or of the interpreter would show only here
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--config", "absent.yaml"], ["absent.yaml", "No such file"]),
+        (["--config", "fit.yaml", "net.widht=3"], ["unknown key 'net.widht'", "net.width"]),
+    ],
+)
+def test_as_a_command(training, tmp_path, arguments, words):
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(training()))
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_cfg.fit", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["fit.yaml"]
+
+
+# Configs
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["learner.lrate=1"], ["unknown key 'learner.lrate'", "learner.lr"]),
+        (["trainer.max_step=1"], ["trainer.max_step", "trainer.max_steps"]),
+        (["net.name=MPL"], ["'MPL'", "'MLP'"]),
+        (["net.name=no_such_module.Net"], ["no_such_module"]),
+        (["batch_size=many"], ["batch_size must be int", "'many'"]),
+        (["learner.ema_half_life=[soon]"], ["learner.ema_half_life[0] must be int"]),
+        (["resume=absent.ckpt"], ["absent.ckpt", "no such file"]),
+        (["trainer.max_steps=-1"], ["trainer.max_steps"]),
+        (["trainer={}"], ["trainer.max_steps"]),
+        (["trainer.callbacks=[]"], ["trainer.callbacks"]),
+        (["trainer.accelerator=abacus"], ["trainer"]),
+        (["batch_size=33", "trainer.accumulate_grad_batches=2"], ["batch_size=33", "divide"]),
+        (["batch_size=0"], ["batch_size=0"]),
+        (["learner.name=Refinement"], ["Refinement", "Pairs"]),
+        (["learner.ema_half_life=[]"], ["learner.ema_half_life"]),
+        (["checkpoint_every=0"], ["checkpoint_every"]),
+        (["log_every=0"], ["log_every"]),
+        (["data={name: Pairs, path: absent}"], ["absent"]),
+    ],
+)
+def test_fit_config(refused, training, overrides, words):
+    line = refused(fit, training(), *overrides)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("data: {name: Mixture", ["config.yaml", "not yaml"]),
+        ("- just\n- a list\n", ["config.yaml", "mapping"]),
+        ("batch_size: ${nothing.there}\n", ["config.yaml"]),
+    ],
+)
+def test_broken_yaml(refused, text, words):
+    line = refused(fit, text)
+    assert all(word in line for word in words), line
+
+
+# Networks
+
+
+@pytest.mark.parametrize("kind", ["autoguidance", "classifier_gradient"])
+def test_guidance_without_its_network(refused, made, kind):
+    line = refused(generate, guided(made.base, guidance=kind))
+    assert {"autoguidance": "models.weak", "classifier_gradient": "models.classifier"}[kind] in line
+
+
+def test_network_that_no_guidance_uses(refused, made):
+    models = {"model": made.base, "weak": made.base}
+    assert "models.weak is not used" in refused(generate, guided() | {"models": models})
+
+
+@pytest.mark.parametrize(
+    "guidance, models",
+    [
+        ({"name": "classifier_free", "scale": 2.0}, []),
+        ({"name": "classifier_gradient", "scale": 2.0}, ["classifier"]),
+    ],
+)
+def test_no_label_dropout(refused, made, guidance, models):
+    networks = {"model": made.no_null} | {role: made.classifier for role in models}
+    line = refused(generate, guided(guidance=guidance) | {"models": networks})
+    assert "label_dropout: 0" in line
+
+
+def test_no_label_dropout_is_needed_where_it_is_not_used(call, made):
+    one = {"name": "classifier_free", "scale": 1.0}
+    assert call(generate, guided(made.no_null, guidance=one)).status == 0
+
+
+def test_classifier_of_another_shape(refused, made):
+    models = {"model": made.base, "classifier": made.other_shape}
+    line = refused(generate, guided(guidance="classifier_gradient") | {"models": models})
+    assert "models.classifier has shape (3,)" in line
+    assert "(2,)" in line
+
+
+def test_networks_in_each_others_place(refused, made):
+    assert "models.model is a classifier" in refused(generate, guided(made.classifier))
+    models = {"model": made.base, "classifier": made.base}
+    line = refused(generate, guided(guidance="classifier_gradient") | {"models": models})
+    assert "models.classifier is no classifier" in line
+
+
+@pytest.fixture
+def checkpoint(made, tmp_path) -> Path:
+    return Path(shutil.copy(Path(made.base, LAST), tmp_path / "copy.ckpt"))
+
+
+def test_truncated_checkpoint(refused, checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
+    assert "copy.ckpt is truncated" in refused(generate, guided(str(checkpoint)))
+
+
+def test_state_that_does_not_fit_its_config(refused, checkpoint):
+    state = torch.load(checkpoint, weights_only=True)
+    state["config"]["net"]["width"] = 24
+    torch.save(state, checkpoint)
+    line = refused(generate, guided(str(checkpoint)))
+    assert "copy.ckpt does not fit" in line
+    assert len(line) < 1000
+
+
+@pytest.mark.parametrize(
+    "write", [lambda p: torch.save({"state_dict": {}}, p), lambda p: p.write_text("weights")]
+)
+def test_somebody_elses_checkpoint(refused, checkpoint, write):
+    write(checkpoint)
+    assert "copy.ckpt" in refused(generate, guided(str(checkpoint)))
+    assert "copy.ckpt" in refused(refine, {"flow": str(checkpoint), "samples": str(checkpoint)})
+
+
+def test_checkpoint_of_another_config(refused, made, training):
+    line = refused(fit, training(), f"resume={made.ddpm}/{LAST}")
+    assert "model.name: 'DDPM' there, 'EDM' here" in line
+
+
+def test_average_that_the_run_did_not_keep(refused, made):
+    line = refused(generate, guided(made.base, weights=123))
+    assert "no average of half-life 123; it has 100, 1000, or raw" in line
+
+
+# Sampling
+
+
+@pytest.mark.parametrize(
+    "sampler, words",
+    [
+        ({**HEUN, "sigma_max": 500.0}, ["sampler.sigma_max=500.0", "157"]),
+        ({**HEUN, "sigma_min": 1e-4}, ["sampler.sigma_min=0.0001", "0.01"]),
+        ({**HEUN, "steps": 1}, ["sampler.steps"]),
+        ({"name": "ddpm", "steps": 2000}, ["sampler.steps", "1000"]),
+        ({"name": "dopri5", "max_evaluations": 3}, ["max_evaluations=3"]),
+    ],
+)
+def test_sampler(refused, made, sampler, words):
+    line = refused(generate, guided(made.ddpm, sampler=sampler))
+    assert all(word in line for word in words), line
+
+
+def test_settings_may_change_after_an_error(call, made):
+    """What a message advises must not be refused as another run's."""
+    dopri5 = {"name": "dopri5", "rtol": 1e-2, "atol": 1e-2, "max_evaluations": 3}
+    model = made.noise_flow
+    assert call(generate, guided(model, sampler=dopri5)).status == 2
+    assert call(generate, guided(model, sampler=dopri5 | {"max_evaluations": 999})).status == 0
+
+
+def test_exact_without_a_truth(refused, made):
+    assert "models.model: exact needs `data`" in refused(generate, guided())
+    data = {"name": "Pairs", "path": made.pairs}
+    assert "models.model: exact needs `data`" in refused(generate, guided(data=data))
+
+
+@pytest.mark.parametrize(
+    "changed, word",
+    [
+        ({"n": 0}, "n=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"class_label": 7}, "class_label=7"),
+        ({"class_label": -1}, "class_label=-1"),
+        ({"device": "abacus"}, "device=abacus"),
+        ({"models": {}}, "models.model"),
+        ({"models": {"model": "absent"}}, "absent"),
+    ],
+)
+def test_generate_settings(refused, made, changed, word):
+    assert word in refused(generate, guided(made.base) | changed)
+
+
+# Sample files
+
+
+def samples_with(made, tmp_path: Path, **changed: object) -> str:
+    tensors = {**made.samples, **changed}
+    tensors = {name: t for name, t in tensors.items() if t is not MISSING}
+    return str(save_tensors(tmp_path / "samples.safetensors", **tensors))
+
+
+def nan(x: torch.Tensor) -> torch.Tensor:
+    x = x.clone()
+    x[4, 1] = float("nan")
+    return x
+
+
+BROKEN = {
+    "nan": (lambda s: {"x": nan(s["x"])}, "first in row 4"),
+    "shape": (lambda s: {"x": torch.zeros(6, 3)}, "shape (3,)"),
+    "without c": (lambda s: {"c": MISSING}, "has no 'c'"),
+    "class": (lambda s: {"c": s["c"] + 5}, "class"),
+    "fewer labels": (lambda s: {"c": s["c"][:4]}, "c"),
+    "empty": (lambda s: {name: t[:0] for name, t in s.items()}, "no sample"),
+}
+
+
+@pytest.fixture
+def readers(made, mixture) -> dict[str, Callable[[str], tuple[Callable, dict]]]:
+    """What reads a sample file: verb and config by the file."""
+    scored = {"data": mixture, "real": 20, "bank": 20}
+    return {
+        "pair": lambda file: (pair, {"sources": [file], "data": mixture, "k": 2, "bank": 20}),
+        "refine": lambda file: (refine, {"flow": made.flow, "samples": file}),
+        "evaluate": lambda file: (evaluate, {"samples": {"a": file}, **scored}),
+    }
+
+
+@pytest.mark.parametrize("reader", ["pair", "refine", "evaluate"])
+@pytest.mark.parametrize("broken", BROKEN)
+def test_broken_sample_file(refused, readers, made, tmp_path, reader, broken):
+    change, word = BROKEN[broken]
+    file = samples_with(made, tmp_path, **change(made.samples))
+    line = refused(*readers[reader](file))
+    assert "samples.safetensors" in line
+    assert word in line
+
+
+@pytest.mark.parametrize("reader", ["pair", "refine", "evaluate"])
+def test_truncated_sample_file(refused, readers, made, tmp_path, reader):
+    file = Path(samples_with(made, tmp_path))
+    file.write_bytes(file.read_bytes()[:-8])
+    assert "samples.safetensors is truncated" in refused(*readers[reader](str(file)))
+    file.unlink()
+    assert "samples.safetensors: no such file" in refused(*readers[reader](str(file)))
+
+
+def test_run_without_samples(refused, readers, made):
+    assert f"holds no {SAMPLES}" in refused(*readers["refine"](made.base))
+
+
+def test_pairs_file_that_is_truncated_or_of_samples(refused, made, tmp_path, training):
+    file = Path(shutil.copy(made.pairs, tmp_path / "pairs.safetensors"))
+    file.write_bytes(file.read_bytes()[:-8])
+    sections = {"model": {"name": "Flow"}, "learner": {"name": "Refinement"}}
+    config = training(data={"name": "Pairs", "path": str(file)}, **sections)
+    assert "pairs.safetensors is truncated" in refused(fit, config)
+    assert "has no 'neighbours'" in refused(fit, config, f"data.path={made.good}")
+
+
+# Pairing, refining, evaluating
+
+
+def test_learner_and_data_that_do_not_go_together(refused, made, training):
+    pairs = {"name": "Pairs", "path": made.pairs}
+    assert "use Refinement" in refused(fit, training(data=pairs, model={"name": "Flow"}))
+    line = refused(fit, training(data=pairs, learner={"name": "Refinement"}))
+    assert "needs model Flow" in line
+    assert "not EDM" in line
+
+
+def test_more_neighbours_than_points(refused, readers, made):
+    verb, config = readers["pair"](made.good)
+    line = refused(verb, config | {"k": 21})
+    assert "20" in line
+    assert "21" in line
+    assert "k" in refused(verb, config | {"k": 0})
+
+
+def test_more_sources_than_samples(refused, readers, made):
+    verb, config = readers["pair"](made.good)
+    assert "holds 6 samples, not the 7 wanted" in refused(verb, config | {"n": 7})
+    assert "sources" in refused(verb, config | {"sources": []})
+
+
+def test_generate_from_a_flow_that_starts_from_samples(refused, made):
+    assert "use refine" in refused(generate, guided(made.flow))
+
+
+def test_refine_with_what_is_no_flow_on_pairs(refused, made):
+    samples = {"samples": made.good}
+    line = refused(refine, {"flow": made.noise_flow, **samples})
+    assert "refine needs a flow that learner Refinement trained" in line
+    assert "max_evaluations=2" in refused(
+        refine, {"flow": made.flow, **samples, "max_evaluations": 2}
+    )
+    assert "batch_size" in refused(refine, {"flow": made.flow, **samples, "batch_size": 0})
+
+
+@pytest.mark.parametrize(
+    "metric, word",
+    [
+        ("frechet_features", "features"),
+        ("class_accuracy", "classifier"),
+        ("no_such_metric", "no_such_metric"),
+    ],
+)
+def test_metric_that_needs_what_is_not_given(refused, readers, made, metric, word):
+    verb, config = readers["evaluate"](made.good)
+    line = refused(verb, config | {"metrics": [metric]})
+    assert word in line
+
+
+def test_metric_of_a_truth_on_data_without(refused, made):
+    config = {"samples": {"a": made.good}, "data": {"name": "Pairs", "path": made.pairs}}
+    line = refused(evaluate, config | {"metrics": ["negative_log_density"]})
+    assert "needs truth" in line
+
+
+# Directories
+
+
+def test_directory_of_another_run(refused, made, training, readers):
+    line = refused(fit, training(), f"run_dir={made.ddpm}")
+    assert "belongs to another run" in line
+    assert "model.name: 'DDPM' there, 'EDM' here" in line
+    for verb, config in (
+        (generate, guided(made.base)),
+        readers["pair"](made.good),
+        readers["refine"](made.good),
+        readers["evaluate"](made.good),
+    ):
+        line = refused(verb, config, f"run_dir={made.base}")
+        assert "verb: 'fit' there" in line
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_directory_of_something_else(refused, training, tmp_path, what):
+    if what == "folder":
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine/thesis.tex").write_text("years of work")
+    else:
+        (tmp_path / "mine").write_text("years of work")
+    assert "mine exists and is no run of ours" in refused(fit, training(), "run_dir=mine")
+
+
+def test_study(call, mixture, tmp_path):
+    from lightning_cfg.study import study
+
+    quick = Path(__file__).parent.parent / "conf/studies/fractal_quick.yaml"
+    text = quick.read_text()
+    for override, words in {
+        "methods.classifier_free.models.model=absent": ["absent", "base"],
+        "methods.classifier_free.guidance.name=autoguidance": ["models.weak"],
+        "flows.dedicated=[7]": ["7"],
+        "flows.single=[2]": ["flows.single"],
+        "flow.trainer.max_step=2": ["flow.trainer.max_step"],
+        "scales=[strong]": ["scales[0]"],
+    }.items():
+        outcome = call(study, text, override)
+        assert outcome.status == 2, override
+        assert len(outcome.err.strip().splitlines()) == 1
+        assert all(word in outcome.err for word in words), outcome.err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("years of work")
+    outcome = call(study, text, "run_dir=mine")
+    assert outcome.status == 2
+    assert "mine exists and is no study" in outcome.err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_pairs_path_names_the_run(made):
+    """The constants that the messages speak of are where the verbs write."""
+    assert SAMPLES.endswith("samples.safetensors")
+    assert PAIRS.endswith("pairs.safetensors")

@@ -1,0 +1,106 @@
+"""Every file in conf/ loads with its verb, and everything that trains in it takes two steps."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_cfg.checkpoints import load as load_checkpoint
+from lightning_cfg.config import load, resolve
+from lightning_cfg.errors import UserError
+from lightning_cfg.files import save_tensors
+from lightning_cfg.fit import fit
+
+CONF = Path(__file__).parent.parent / "conf"
+FILES = sorted(CONF.rglob("*.yaml"))
+DATA = Path(os.environ.get("LIGHTNING_CFG_DATA", CONF.parent / "data")).absolute()
+
+
+def verb_of(file: Path) -> str:
+    """The verb of a file: studies by folder, others by a first line `# lightning_cfg.VERB`."""
+    first = file.read_text().splitlines()[0]
+    if first.startswith("# lightning_cfg."):
+        return first.removeprefix("# lightning_cfg.").split(":")[0].split()[0]
+    assert file.parent.name == "studies", f"{file}: the first line names no verb"
+    return "study"
+
+
+def read(file: Path) -> dict:
+    """The config; what a file takes from a sweep's ${...} or a run is left as it stands."""
+    verb = verb_of(file)
+    return load(resolve(f"lightning_cfg.{verb}", f"lightning_cfg.{verb}.{verb}"), file)
+
+
+def trainings(file: Path) -> dict[str, dict]:
+    """The `fit` sections of a file: itself, or the fits and the flow of a study."""
+    config = read(file)
+    if verb_of(file) == "fit":
+        return {"fit": config}
+    if verb_of(file) != "study":
+        return {}
+    fits = {name: {**section, "data": config["data"]} for name, section in config["fits"].items()}
+    pairs = {"name": "Pairs", "path": "pairs", "of": config["data"]}
+    return {**fits, "flow": {**config["flow"], "data": pairs}}
+
+
+def small_data(section: dict, tmp_path: Path) -> dict:
+    """Data that are there: random pairs, images from DATA, and closed forms as they are."""
+    if section["name"] == "Pairs":
+        image = section.get("of", {}).get("name") == "MNIST"
+        shape, classes = ((1, 28, 28), 10) if image else ((2,), 2)
+        path = save_tensors(
+            tmp_path / "pairs.safetensors",
+            x=torch.randn(8, *shape),
+            c=torch.arange(8) % classes,
+            neighbours=torch.zeros(8, 1, dtype=torch.long),
+            targets=torch.randn(1, *shape),
+            num_classes=torch.tensor(classes),
+        )
+        return {"name": "Pairs", "path": str(path)}
+    if "root" not in section:
+        return section
+    if not (DATA / section["name"] / "raw").is_dir():
+        pytest.skip(f"{section['name']} is not in {DATA} (LIGHTNING_CFG_DATA names another place)")
+    return {**section, "root": str(DATA)}
+
+
+def test_there_are_configs():
+    assert {"fractal.yaml", "fractal_quick.yaml", "fractal_cpu.yaml"} <= {f.name for f in FILES}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
+def test_config_loads(file):
+    config = read(file)
+    assert config["run_dir"].startswith("runs/")
+    json.dumps(config)  # plain data
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
+def test_unknown_key_is_refused(file):
+    verb = verb_of(file)
+    function = resolve(f"lightning_cfg.{verb}", f"lightning_cfg.{verb}.{verb}")
+    with pytest.raises(UserError, match="no_such_key"):
+        load(function, file, ["no_such_key=1"])
+
+
+TRAININGS = [(file, name) for file in FILES for name in trainings(file)]
+
+
+@pytest.mark.parametrize(
+    "file, name", TRAININGS, ids=[f"{file.relative_to(CONF)}:{name}" for file, name in TRAININGS]
+)
+def test_two_steps(file, name, tmp_path):
+    section = trainings(file)[name]
+    data = small_data(section["data"], tmp_path)
+    trainer = {**section["trainer"], "max_steps": 2, "accelerator": "cpu"}
+    trainer.pop("precision", None)  # two-step tests run where the precision may not exist
+    changes = {"data": data, "batch_size": 2, "trainer": trainer, "logger": "csv"}
+    run = fit(**{**section, **changes, "run_dir": str(tmp_path / "run")})
+    checkpoint = load_checkpoint(run)
+    assert checkpoint["global_step"] == 2
+    assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+    first = next(iter(checkpoint["ema"].values()))
+    raw = checkpoint["state_dict"]
+    assert any(not torch.equal(raw[f"model.{name}"], average) for name, average in first.items())

@@ -1,0 +1,423 @@
+"""The verbs one after another through files, on a small mixture; and the study that chains them."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_cfg.checkpoints import LAST
+from lightning_cfg.config import load
+from lightning_cfg.data import Mixture
+from lightning_cfg.errors import UserError
+from lightning_cfg.evaluate import evaluate
+from lightning_cfg.files import load_tensors, save_tensors, sha256
+from lightning_cfg.fit import fit
+from lightning_cfg.generate import SAMPLES, generate
+from lightning_cfg.pair import PAIRS, pair
+from lightning_cfg.refine import refine
+
+CFG = {"name": "classifier_free", "scale": 2.0}
+HEUN = {"name": "heun", "steps": 8}
+NET = {"name": "MLP", "width": 32, "blocks": 1}
+CONF = Path(__file__).parent.parent / "conf"
+
+
+def manifest(run: Path) -> dict:
+    return json.loads((run / "manifest.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory, training, mixture) -> SimpleNamespace:
+    """Every verb once, each reading the files of those before it."""
+    root = tmp_path_factory.mktemp("chain")
+
+    def done(name: str, verb: Callable, **settings: object) -> Path:
+        return verb(run_dir=str(root / name), **settings)
+
+    base = training(net=NET, batch_size=128, trainer={"max_steps": 150})
+    base_run = done("base", fit, **base)
+    made = {"models": {"model": str(base_run)}, "guidance": CFG, "sampler": HEUN}
+    sources = done("sources", generate, **made, n=300)
+    fresh = done("fresh", generate, **made, n=60, seed=1000)
+    pairs = done("pairs", pair, sources=[str(sources)], data=mixture, bank=400, k=5)
+    flow = done(
+        "flow",
+        fit,
+        **training(
+            net=NET,
+            data={"name": "Pairs", "path": str(pairs)},
+            model={"name": "Flow"},
+            learner={"name": "Refinement", "lr": 5e-3, "ema_half_life": [2000]},
+            batch_size=128,
+            trainer={"max_steps": 300},
+        ),
+    )
+    refined = done("refined", refine, flow=str(flow), samples=str(fresh))
+    table = done(
+        "table",
+        evaluate,
+        samples={"before": str(fresh), "after": str(refined)},
+        data=mixture,
+        real=200,
+        bank=400,
+        fresh=200,
+    )
+    return SimpleNamespace(
+        root=root, base=base_run, sources=sources, fresh=fresh, pairs=pairs, flow=flow,
+        refined=refined, table=table, made=made, training=base,
+    )  # fmt: skip
+
+
+def test_manifests(chain):
+    """Each artefact says what made it, of which inputs, and its own hash."""
+    read = {
+        "base": {},
+        "sources": {"models.model": chain.base / LAST},
+        "fresh": {"models.model": chain.base / LAST},
+        "pairs": {"sources.0": chain.sources / SAMPLES},
+        "flow": {"data": chain.pairs / PAIRS},
+        "refined": {"flow": chain.flow / LAST, "samples": chain.fresh / SAMPLES},
+        "table": {"before": chain.fresh / SAMPLES, "after": chain.refined / SAMPLES},
+    }
+    for name, files in read.items():
+        told = manifest(chain.root / name)
+        assert told["inputs"] == {role: sha256(file) for role, file in files.items()}
+        assert told["outputs"]
+        for file, digest in told["outputs"].items():
+            assert sha256(chain.root / name / file) == digest
+        assert torch.__version__.startswith(told["packages"]["torch"])
+        assert {"python", "lightning", "lightning_cfg"} <= told["packages"].keys()
+        assert told["seconds"] >= 0
+    told = manifest(chain.fresh)
+    assert told["verb"] == "generate"
+    assert told["settings"]["guidance"] == CFG
+    assert (told["settings"]["seed"], told["settings"]["n"]) == (1000, 60)
+    assert told["weights"] == "ema"
+    assert manifest(chain.refined)["weights"] == "ema"
+    assert manifest(chain.base)["step"] == 150
+    assert manifest(chain.pairs)["pairs"] == 300
+
+
+@pytest.mark.parametrize(
+    "name, verb, output",
+    [
+        ("fresh", generate, SAMPLES),
+        ("pairs", pair, PAIRS),
+        ("refined", refine, SAMPLES),
+        ("table", evaluate, "metrics/metrics.json"),
+    ],
+)
+def test_config_of_a_run_reproduces_it(chain, tmp_path, name, verb, output):
+    config = load(verb, chain.root / name / "config.yaml", [f"run_dir={tmp_path / 'again'}"])
+    verb(**config)
+    assert sha256(tmp_path / "again" / output) == sha256(chain.root / name / output)
+
+
+def load_all(run: Path) -> dict[str, Tensor]:
+    return load_tensors(run / SAMPLES, "x", "c", "seed")
+
+
+def test_samples_carry_their_seeds(chain):
+    held = load_all(chain.fresh)
+    assert held["seed"].tolist() == list(range(1000, 1060))
+    assert set(held["c"].tolist()) == {0, 1}
+    after = load_all(chain.refined)
+    assert torch.equal(after["c"], held["c"])
+    assert torch.equal(after["seed"], held["seed"])
+
+
+def test_finished_stages_are_not_redone(chain, mixture, capsys):
+    times = {path: path.stat().st_mtime_ns for path in chain.root.rglob("*") if path.is_file()}
+    fit(run_dir=str(chain.base), **chain.training)
+    generate(run_dir=str(chain.fresh), **chain.made, n=60, seed=1000)
+    pair(run_dir=str(chain.pairs), sources=[str(chain.sources)], data=mixture, bank=400, k=5)
+    refine(run_dir=str(chain.refined), flow=str(chain.flow), samples=str(chain.fresh))
+    samples = {"before": str(chain.fresh), "after": str(chain.refined)}
+    evaluate(run_dir=str(chain.table), samples=samples, data=mixture, real=200, bank=400, fresh=200)
+    assert capsys.readouterr().out.count("finished already") == 5
+    now = {path: path.stat().st_mtime_ns for path in chain.root.rglob("*") if path.is_file()}
+    assert now == times
+
+
+def test_other_settings_are_refused(chain):
+    with pytest.raises(UserError, match=r"guidance\.scale: 2\.0 there, 3\.0 here"):
+        generate(
+            run_dir=str(chain.fresh),
+            **{**chain.made, "guidance": {**CFG, "scale": 3.0}},
+            n=60,
+            seed=1000,
+        )
+
+
+def no_manifest(run: Path) -> None:
+    (run / "manifest.json").unlink()
+
+
+def truncated(run: Path) -> None:
+    file = run / SAMPLES
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+def no_output(run: Path) -> None:
+    (run / SAMPLES).unlink()
+
+
+@pytest.mark.parametrize("cut", [no_manifest, truncated, no_output])
+def test_cut_off_stage_is_redone(chain, tmp_path, cut):
+    run = tmp_path / "run"
+    shutil.copytree(chain.fresh, run)
+    whole = sha256(run / SAMPLES)
+    cut(run)
+    generate(run_dir=str(run), **chain.made, n=60, seed=1000)
+    assert sha256(run / SAMPLES) == whole
+    assert manifest(run)["outputs"] == {SAMPLES: whole}
+
+
+def test_samples_depend_on_their_seed_only(chain, tmp_path):
+    """At any batch size, and in whatever company: exact labels, samples to rounding."""
+    runs = [
+        generate(run_dir=str(tmp_path / str(size)), **chain.made, n=30, seed=1000, batch_size=size)
+        for size in (1, 7, 30)
+    ]
+    whole = load_all(chain.fresh)
+    for run in runs:
+        held = load_all(run)
+        assert torch.equal(held["seed"], whole["seed"][:30])
+        assert torch.equal(held["c"], whole["c"][:30])
+        torch.testing.assert_close(held["x"], whole["x"][:30], rtol=0, atol=1e-3)
+
+
+def test_given_class_keeps_the_noise(chain, tmp_path):
+    """The label is drawn even if it is overridden: samples that had it anyway stay the same."""
+    run = generate(run_dir=str(tmp_path / "one"), **chain.made, n=30, seed=1000, class_label=1)
+    held, whole = load_all(run), load_all(chain.fresh)
+    assert held["c"].tolist() == [1] * 30
+    own = whole["c"][:30] == 1
+    torch.testing.assert_close(held["x"][own], whole["x"][:30][own], rtol=0, atol=1e-3)
+    assert (held["x"][~own] - whole["x"][:30][~own]).abs().amax(1).min() > 1e-3
+
+
+def test_stochastic_sampler_uses_the_samples_own_noise(chain, tmp_path):
+    made = {**chain.made, "sampler": {"name": "ddpm", "steps": 40}}
+    one = generate(run_dir=str(tmp_path / "one"), **made, n=10, batch_size=10)
+    few = generate(run_dir=str(tmp_path / "few"), **made, n=10, batch_size=3)
+    torch.testing.assert_close(load_all(one)["x"], load_all(few)["x"], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 150])
+def test_dopri5_agrees_with_heun(chain, training, tmp_path, steps):
+    """Both solve the same equation.
+
+    A network of one step is so smooth that dopri5 takes long steps: none may pass the end of the
+    equation, where sigma turns negative and its logarithm NaN.
+    """
+    base = training(net=NET, batch_size=128, trainer={"max_steps": steps})
+    base = chain.base if steps == 150 else fit(run_dir=str(tmp_path / "base"), **base)
+    made = {**chain.made, "models": {"model": str(base)}, "n": 20, "seed": 1000}
+    heun = {**made, "sampler": {"name": "heun", "steps": 100}}
+    dopri5 = {**made, "sampler": {"name": "dopri5"}}
+    one = generate(run_dir=str(tmp_path / "heun"), **heun)
+    two = generate(run_dir=str(tmp_path / "dopri5"), **dopri5)
+    torch.testing.assert_close(load_all(one)["x"], load_all(two)["x"], rtol=0, atol=0.02)
+
+
+def test_raw_weights_are_not_the_average(chain, tmp_path):
+    made = {**chain.made, "n": 30, "seed": 1000}
+    raw = generate(run_dir=str(tmp_path / "raw"), **made, weights="raw")
+    other = generate(run_dir=str(tmp_path / "other"), **made, weights=1000)
+    first = load_all(chain.fresh)["x"][:30]
+    assert manifest(raw)["weights"] == "raw"
+    assert (load_all(raw)["x"] - first).abs().max() > 1e-3
+    assert (load_all(other)["x"] - first).abs().max() > 1e-3
+    named = generate(run_dir=str(tmp_path / "named"), **made, weights=100)  # what ema stands for
+    torch.testing.assert_close(load_all(named)["x"], first, rtol=0, atol=1e-3)
+
+
+def test_evaluations_are_counted(chain):
+    """Heun takes 2 steps - 1 evaluations, and guidance calls the network twice in each."""
+    assert manifest(chain.fresh)["evaluations"] == {"model": 2 * (2 * HEUN["steps"] - 1)}
+    assert manifest(chain.refined)["evaluations"]["flow"] >= 7  # a step of dopri5 and its start
+
+
+def test_pairs_are_the_true_neighbours_of_the_class(chain, mixture):
+    held = load_tensors(
+        chain.pairs / PAIRS, "x", "c", "neighbours", "targets", "distance", "num_classes"
+    )
+    source = load_all(chain.sources)
+    assert torch.equal(held["x"], source["x"])
+    assert torch.equal(held["c"], source["c"])
+    assert int(held["num_classes"]) == 2
+    keys = {key: value for key, value in mixture.items() if key != "name"}
+    y, c = Mixture(**keys).real("bank", 400)
+    distance = torch.cdist(held["x"].double(), y.double())
+    distance = distance.masked_fill(held["c"][:, None] != c, float("inf"))
+    nearest, index = distance.topk(5, largest=False)
+    torch.testing.assert_close(held["distance"].double(), nearest, rtol=1e-5, atol=1e-6)
+    assert torch.equal(held["targets"][held["neighbours"]], y[index])
+
+
+def test_sources_share_n_equally(chain, mixture, tmp_path):
+    files = []
+    for i in range(3):
+        x, c, seed = torch.full((20, 2), float(i)), torch.arange(20) % 2, torch.arange(20)
+        files.append(str(save_tensors(tmp_path / f"{i}.safetensors", x=x, c=c, seed=seed)))
+    run = pair(run_dir=str(tmp_path / "run"), sources=files, data=mixture, n=31, k=2, bank=50)
+    x = load_tensors(run / PAIRS, "x")["x"][:, 0]
+    assert sorted((x == i).sum().item() for i in range(3)) == [10, 10, 11]
+    with pytest.raises(UserError, match=r"holds 20 samples, not the 2\d wanted"):
+        pair(run_dir=str(tmp_path / "more"), sources=files, data=mixture, n=70, k=2, bank=50)
+
+
+def test_refinement_moves_samples_towards_their_class(chain):
+    rows = json.loads((chain.table / "metrics/metrics.json").read_text())
+    by = {(row["samples"], row["class"]): row for row in rows}
+    before, after = (
+        sum(by[stage, c]["nearest_real"] for c in (0, 1)) for stage in ("before", "after")
+    )
+    assert after < before
+
+
+def test_table_has_a_row_per_set_and_class(chain, mixture):
+    rows = json.loads((chain.table / "metrics/metrics.json").read_text())
+    labels = [(row["samples"], row["class"]) for row in rows]
+    assert labels == [(s, c) for s in ("before", "after", "real") for c in (0, 1)]
+    count = load_all(chain.fresh)["c"].bincount().tolist()
+    assert [row["n"] for row in rows] == [*count, *count, 200, 200]
+    asked = {
+        "frechet", "energy_distance", "nll_mean", "nll_median", "outliers", "wrong_class",
+        "nearest_real", "recall", "effective_targets",
+    }  # fmt: skip
+    real = rows[4]
+    assert asked <= real.keys(), f"{asked - real.keys()} missing"
+    assert real["outliers"] < 0.03  # the threshold is the 0.1 % quantile of real points
+    assert real["frechet"] < 0.05
+    with (chain.table / "metrics/metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == list(rows[0])
+    assert float(table[4]["recall"]) == pytest.approx(real["recall"], rel=1e-5)
+
+
+def test_exact_models_stand_for_checkpoints(mixture, tmp_path):
+    """Guidance by the exact classifier equals classifier-free guidance by the exact denoiser."""
+    made = {"data": mixture, "sampler": {"name": "heun", "steps": 16}, "n": 40}
+    gradient = {"name": "classifier_gradient", "scale": 2.0}
+    one = generate(
+        run_dir=str(tmp_path / "one"),
+        models={"model": "exact", "classifier": "exact"},
+        guidance=gradient,
+        **made,
+    )
+    two = generate(run_dir=str(tmp_path / "two"), models={"model": "exact"}, guidance=CFG, **made)
+    torch.testing.assert_close(load_all(one)["x"], load_all(two)["x"], rtol=0, atol=1e-4)
+    assert manifest(one)["settings"]["models"] == {"model": "exact", "classifier": "exact"}
+
+
+# The study
+
+study = pytest.importorskip("lightning_cfg.study", reason="the study cannot be imported").study
+SMALL = [
+    "fits.base.trainer.max_steps=60",
+    "fits.classifier.trainer.max_steps=30",
+    "fits.base.net.width=16",
+    "fits.base.batch_size=64",
+    "fits.classifier.batch_size=64",
+    "flow.net.width=16",
+    "flow.batch_size=64",
+    "flow.trainer.max_steps=40",
+    "flow.trainer.accelerator=cpu",
+    "scales=[1, 2]",
+    "flows={all: [1, 2], dedicated: [2]}",
+    "sources=200",
+    "samples=200",
+    "generation.sampler.steps=8",
+    "pairs={k: 5, bank: 200}",
+    "evaluation={real: 200, bank: 200}",
+    "refinement={rtol: 1e-3, atol: 1e-3}",
+]
+LEADING = ["method", "scale", "class", "stage", "flow", "nfe", "n"]
+
+
+def run_study(root: Path, mixture: dict, *more: str) -> dict[str, dict]:
+    data = "data=" + json.dumps(mixture)
+    config = load(
+        study, CONF / "studies/fractal_quick.yaml", [data, *SMALL, *more, f"run_dir={root}"]
+    )
+    study(**config)
+    stages = json.loads((root / "study.json").read_text())["stages"]
+    assert len({stage["name"] for stage in stages}) == len(stages)
+    return {stage["name"]: stage for stage in stages}
+
+
+@pytest.fixture(scope="module")
+def small_study(tmp_path_factory, mixture) -> SimpleNamespace:
+    root = tmp_path_factory.mktemp("study") / "small"
+    return SimpleNamespace(root=root, stages=run_study(root, mixture))
+
+
+def test_study_table(small_study):
+    with (small_study.root / "table.csv").open() as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert reader.fieldnames[:7] == LEADING
+    assert len(reader.fieldnames) >= 7 + 9
+    methods = {"classifier_guidance", "classifier_free"}
+    expected = {
+        (method, scale, c, stage, flow)
+        for method in methods
+        for scale in (1.0, 2.0)
+        for c in ("0", "1")
+        for stage, flow in (("before", ""), ("after", "all"), ("after", "dedicated"))
+        if flow != "dedicated" or scale == 2.0
+    }
+    cells = [
+        (r["method"], float(r["scale"]), r["class"], r["stage"], r["flow"])
+        for r in rows
+        if r["method"] in methods
+    ]
+    assert set(cells) == expected
+    assert len(cells) == len(expected)
+    for row in rows:
+        if row["method"] == "classifier_free":
+            # scale 1 skips the pass that would be multiplied by nothing
+            least = 15 * (1 if float(row["scale"]) == 1 else 2)
+            more = float(row["nfe"]) - least
+            assert more == 0 if row["stage"] == "before" else more >= 7
+    for name in ("report.md", "report.html"):
+        assert (small_study.root / name).stat().st_size > 1000
+
+
+def test_second_call_reuses_every_stage(small_study, mixture):
+    assert not any(stage["reused"] for stage in small_study.stages.values())
+    again = run_study(small_study.root, mixture)
+    assert all(stage["reused"] for stage in again.values())
+    assert {n: s["hash"] for n, s in again.items()} == {
+        n: s["hash"] for n, s in small_study.stages.items()
+    }
+
+
+def test_longer_flows_rerun_what_depends_on_them_only(small_study, mixture, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(small_study.root, root)
+    stages = run_study(root, mixture, "flow.trainer.max_steps=50")
+    redone = {name for name, stage in stages.items() if not stage["reused"]}
+    # every generation is scored beside its refinements, in one table
+    expected = {
+        name for name in stages
+        if name.startswith(("fit flow", "refine", "evaluate")) and name != "evaluate real"
+    }  # fmt: skip
+    assert redone == expected
+
+
+def test_new_scale_retrains_nothing(small_study, mixture, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(small_study.root, root)
+    stages = run_study(root, mixture, "scales=[1, 1.5, 2]")
+    redone = {name for name, stage in stages.items() if not stage["reused"]}
+    assert redone
+    assert all(" 1.5" in name for name in redone)
