@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from lightning_cfg.checkpoints import LAST
@@ -421,3 +422,24 @@ def test_new_scale_retrains_nothing(small_study, mixture, tmp_path):
     redone = {name for name, stage in stages.items() if not stage["reused"]}
     assert redone
     assert all(" 1.5" in name for name in redone)
+
+
+def test_the_readmes_guidance_method_works(chain, mixture, call, monkeypatch):
+    """The README's own code and yaml: at damping 0.5, scale 3 is autoguidance's scale 2."""
+    readme = (CONF.parent / "README.md").read_text()
+    code = readme.split("```python\n# mine.py\n")[1].split("```")[0]
+    section = readme.split("```yaml\nmodels:")[1].split("```")[0]
+    Path("mine.py").write_text(code)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    guidance = next(line for line in section.splitlines() if line.startswith("guidance:"))
+    models = {"model": str(chain.base), "weak": "exact"}  # two networks that differ
+    config = {"models": models, "data": mixture, "sampler": HEUN, "n": 20}
+    text = yaml.safe_dump(config) + guidance
+    outcome = call(generate, text, "run_dir=mine")
+    assert outcome.status == 0, outcome.err
+    plain = {**config, "guidance": {"name": "autoguidance", "scale": 2.0}}
+    assert call(generate, plain, "run_dir=plain").status == 0
+    assert torch.allclose(load_all(Path("mine"))["x"], load_all(Path("plain"))["x"])
+    refused = call(generate, text, "run_dir=other", "guidance.dampin=0.1")
+    assert refused.status == 2
+    assert "guidance.damping" in refused.err
