@@ -15,6 +15,7 @@ from lightning_cfg.config import (
 check_arguments(__name__)  # a missing file answers before torch is imported
 
 import logging  # noqa: E402
+import os  # noqa: E402
 import warnings  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Literal  # noqa: E402
@@ -171,13 +172,23 @@ def _placeless(recipe: dict) -> dict:
 
 def _logger(name: str, run: Run) -> object:
     if name == "wandb":
+        import wandb
         from lightning.pytorch.loggers import WandbLogger
 
-        return WandbLogger(save_dir=run.directory, project="lightning_cfg", name=run.directory.name)
+        # without a key, W&B would stop the run: its files can be sent later by `wandb sync`
+        mode = os.environ.get("WANDB_MODE") or (None if wandb.login(prompt=False) else "offline")
+        folder, title = run.directory, run.directory.name
+        folder.mkdir(parents=True, exist_ok=True)
+        return WandbLogger(save_dir=folder, project="lightning_cfg", name=title, mode=mode)
     if name == "tensorboard":
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        return TensorBoardLogger(run.directory, name="logs")
+        try:
+            return TensorBoardLogger(run.directory, name="logs")
+        except ModuleNotFoundError as error:
+            raise UserError(
+                "logger=tensorboard needs its package: pip install 'lightning_cfg[tensorboard]'"
+            ) from error
     from lightning.pytorch.loggers import CSVLogger
 
     return CSVLogger(run.directory, name="logs")  # each resume in a folder of its own

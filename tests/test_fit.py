@@ -311,3 +311,13 @@ def test_gradient_clipping_is_the_learners(call, training):
     refused = call(fit, training(), "run_dir=free", "learner.gradient_clip=1.0")
     assert refused.status == 2
     assert "gradient_clip" in refused.err
+
+
+def test_wandb_without_a_key_is_offline(call, training, monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    assert call(fit, training(), "run_dir=run", "logger=wandb").status == 0
+    assert list(Path("run/wandb").glob("offline-run-*/*.wandb"))
+    assert load("run")["global_step"] == 20
