@@ -4,9 +4,11 @@ from lightning_cfg.config import Data, Features, build, check_arguments, main
 
 check_arguments(__name__)  # a missing file answers before torch is imported
 
+import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.files import load_samples, output_of, save_tensors  # noqa: E402
@@ -39,6 +41,8 @@ def pair(
     """
     if n is not None and n < 1:
         raise UserError(f"n={n} must be at least 1")
+    if k < 1:
+        raise UserError(f"k={k} must be at least 1")
     if not sources:
         raise UserError("sources must name at least one run of `generate` or sample file")
     files = [output_of(source, SAMPLES) for source in sources]
@@ -63,10 +67,16 @@ def pair(
     targets, targets_c = real.real("bank", bank)
     space = build("lightning_cfg.features", features)
     queries, candidates = space(x), space(targets)
-    if same_class:
-        distance, index = nearest_in_class(queries, c, candidates, targets_c, k=k)
-    else:
-        distance, index = nearest(queries, candidates, k=k)
+    groups = [c == label for label in c.unique()] if same_class else [c == c]
+    distance, index = torch.empty(len(x), k).double(), torch.empty(len(x), k).long()
+    with tqdm(total=len(x), unit="sample", disable=not sys.stderr.isatty()) as bar:
+        for own in groups:
+            if same_class:
+                found = nearest_in_class(queries[own], c[own], candidates, targets_c, k=k)
+            else:
+                found = nearest(queries, candidates, k=k)
+            distance[own], index[own] = found
+            bar.update(int(own.sum()))
 
     run.begin()
     used, neighbours = index.unique(return_inverse=True)  # keep only somebody's targets
