@@ -22,7 +22,7 @@ from lightning_cfg.pair import PAIRS, pair  # noqa: E402
 from lightning_cfg.refine import refine  # noqa: E402
 from lightning_cfg.report import check_claims, summary, write_report  # noqa: E402
 
-FRESH = 1_000_000  # the seed of the first sample that is evaluated: no source has one so high
+FRESH = 1_000_000  # samples that are evaluated have seeds from here on, sources below
 # What may change without the stage being another one: a longer training goes on where it stopped.
 FREE = {"trainer", "checkpoint_every", "log_every", "logger", "resume", "device", "run_dir"}
 OUTPUTS = {"fit": LAST, "generate": SAMPLES, "pair": PAIRS, "refine": SAMPLES}
@@ -76,6 +76,8 @@ def study(
     samples  fresh samples per method and scale to evaluate
     """
     _check(methods, fits, flows, scales)
+    if not 1 <= sources <= FRESH or not 1 <= samples <= FRESH:
+        raise UserError(f"{sources=} and {samples=} must be from 1 to {FRESH}")
     root = Path(run_dir)
     stages = Stages(root, seed)
     asked = {
@@ -120,7 +122,7 @@ def study(
             return stages.run(
                 f"generate {name} {scale:g} {what}",  # noqa: B023
                 generate,
-                {**generation, **settings, "seed": first},
+                {**generation, **settings, "seed": first + 2 * FRESH * seed},
             )
 
         def flow_for(what: str, own: list[float]) -> Path:
