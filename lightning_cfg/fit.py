@@ -98,7 +98,8 @@ def fit(
     engine.fit(module, batches, ckpt_path=start, weights_only=True)
     if not last.is_file() or engine.global_step > load(last)["global_step"]:
         engine.save_checkpoint(last)  # stopped by something other than max_steps
-    run.finish(last, step=engine.global_step, precision=str(engine.precision))
+    facts = {"step": engine.global_step, "precision": str(engine.precision)}
+    run.finish(last, **facts, seconds=round(load(last)["seconds"], 1))
     print(f"{run_dir}: {engine.global_step} steps")
     return run.directory
 

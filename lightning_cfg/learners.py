@@ -1,6 +1,7 @@
 """The LightningModules: they average the model's loss, log it and step; the model owns the loss."""
 
 import inspect
+import time
 
 import lightning as L
 import torch
@@ -42,6 +43,11 @@ class Learner(L.LightningModule):
         self.ema = EMA(model, list(ema_half_life), ema_ramp)
         self.described: dict = {}  # what a checkpoint says of itself: config, shape, classes
         self._log_sum, self._log_count = 0.0, 0
+        self._seconds_before, self._started = 0.0, time.monotonic()
+
+    def seconds(self) -> float:
+        """Time spent on what the weights have learned, in all the calls that it took."""
+        return self._seconds_before + time.monotonic() - self._started
 
     def check(self, data: object) -> None:
         """UserError if it cannot learn from this data set."""
@@ -91,10 +97,11 @@ class Learner(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         self._stop_if_bad()
-        checkpoint.update(self.described, ema=self.ema.state_dict())
+        checkpoint.update(self.described, ema=self.ema.state_dict(), seconds=self.seconds())
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.ema.load_state_dict(checkpoint["ema"])
+        self._seconds_before = checkpoint.get("seconds", 0.0)
 
     def _watch(self, loss: Tensor, step: int) -> None:
         """Remember the first step whose loss was not finite; on a GPU look only now and then."""

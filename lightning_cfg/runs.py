@@ -67,9 +67,9 @@ class Run:
         manifest = {
             **self.identity,
             "free": self.free,
+            "seconds": round(time.monotonic() - self._start, 1),
             **facts,
             "outputs": {str(o.relative_to(self.directory)): sha256(o) for o in outputs},
-            "seconds": round(time.monotonic() - self._start, 1),
             "packages": _packages(),
         }
         write_text(self.directory / "manifest.json", json.dumps(manifest, indent=1, default=str))

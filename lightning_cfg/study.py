@@ -6,7 +6,6 @@ check_arguments(__name__)  # a missing file answers before torch is imported
 
 import hashlib  # noqa: E402
 import json  # noqa: E402
-import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Annotated, Any  # noqa: E402
@@ -214,16 +213,14 @@ class Stages:
         directory = self.root / "stages" / f"{name.replace(' ', '-')}-{digest}"
         print(f"[{len(self.done) + 1}/{self.expected}] {name}", flush=True)
         manifest = directory / "manifest.json"
-        before, start = manifest.stat().st_mtime_ns if manifest.is_file() else 0, time.monotonic()
+        before = manifest.stat().st_mtime_ns if manifest.is_file() else 0
         verb(**settings, run_dir=str(directory))
         reused = before != 0 and manifest.stat().st_mtime_ns == before
         self.done.append(
             {
                 "name": name,
                 "verb": verb.__name__,
-                "seconds": json.loads(manifest.read_text())["seconds"]
-                if reused
-                else time.monotonic() - start,
+                "seconds": json.loads(manifest.read_text())["seconds"],
                 "directory": str(directory.relative_to(self.root)),
                 "reused": reused,
                 "hash": digest,

@@ -1,5 +1,6 @@
 """`fit`: stopped and resumed equals uninterrupted, and what is good is never lost."""
 
+import json
 import os
 import random
 import resource
@@ -321,3 +322,11 @@ def test_wandb_without_a_key_is_offline(call, training, monkeypatch, tmp_path):
     assert call(fit, training(), "run_dir=run", "logger=wandb").status == 0
     assert list(Path("run/wandb").glob("offline-run-*/*.wandb"))
     assert load("run")["global_step"] == 20
+
+
+def test_time_is_counted_over_all_calls(call, training):
+    assert call(fit, training(), "run_dir=run", "trainer.max_steps=10").status == 0
+    first = load("run")["seconds"]
+    assert call(fit, training(), "run_dir=run").status == 0
+    assert load("run")["seconds"] > first > 0
+    assert json.loads(Path("run/manifest.json").read_text())["seconds"] > first
