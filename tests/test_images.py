@@ -292,11 +292,13 @@ def test_the_convnet_learns_bars():
     assert (net(x).argmax(1) == c).float().mean() > 0.95
 
 
-REAL = Path(os.environ.get("MNIST_ROOT", "data"))
+REAL = Path(os.environ.get("LIGHTNING_CFG_DATA", "data"))
 absent = not all((REAL / "MNIST" / "raw" / name).is_file() for name in FILES)
 
 
-@pytest.mark.skipif(absent, reason=f"no MNIST files under {REAL} (set MNIST_ROOT to their folder)")
+@pytest.mark.skipif(
+    absent, reason=f"no MNIST files under {REAL} (set LIGHTNING_CFG_DATA to their folder)"
+)
 def test_the_published_digits():
     data = MNIST(root=str(REAL))
     y, c = data.real("bank")
