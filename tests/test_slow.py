@@ -23,7 +23,8 @@ def test_samples_of_a_trained_model_depend_on_their_seeds_only(tmp_path):
     fit(**load(fit, CONF / "fractal_base.yaml", few))
     sets = []
     for size in (4096, 7, 1):
-        made = [f"models.model={run}", f"batch_size={size}", "n=4096", f"run_dir={tmp_path}/{size}"]
+        made = [f"models.model={run}", f"batch_size={size}", "n=4096"]
+        made += ["sampler.steps=12", f"run_dir={tmp_path}/{size}"]
         folder = generate(**load(generate, CONF / "fractal_guided.yaml", made))
         sets.append(load_tensors(folder / SAMPLES, "x", "c", "seed"))
     for other in sets[1:]:
