@@ -10,6 +10,8 @@ METRICS = {  # name: which way is better, definition
                 "real ones', squared units of the data"),
     "energy_distance": ("lower", "energy distance to held-out real points, units of the data; "
                         "scatters around 0 for real data"),
+    "wasserstein": ("lower", "Wasserstein-1 distance to the exact conditional distribution, units "
+                    "of the data; of a fresh draw it is the sampling error"),
     "nll_mean": ("real", "mean of -log p(x given its class) under the exact density, nats"),
     "nll_median": ("real", "median of the same, nats"),
     "outliers": ("lower", "share of samples less likely than all but 0.1 % of real points"),

@@ -80,7 +80,9 @@ def evaluate(
         raise UserError("by_class=false is for data without a known density: it is the classes'")
     space = None if features is None else build("lightning_cfg.features", features)
     reader = None if classifier is None else checkpoints.restore(classifier)
-    given = {"truth": data_set.truth, "features": space, "classifier": reader}
+    truth = data_set.truth
+    quantile = truth.quantile if truth is not None and truth.shape == (1,) else None
+    given = {"truth": truth, "quantile": quantile, "features": space, "classifier": reader}
     chosen = _chosen(metrics, {name for name, value in given.items() if value is not None})
 
     if fresh is not None:

@@ -28,6 +28,7 @@ LINES = {
     "after, one for all": ("#0072B2", "o"),
 }
 AGAINST_SCALE = {  # metric: axis label
+    "wasserstein": "Wasserstein-1",
     "outliers": "outliers",
     "nll_mean": "mean -log p / nats",
     "nearest_real": "nearest real point",
@@ -51,10 +52,12 @@ def draw(
     averages: dict[tuple, dict],
     sets: dict[tuple, Path],
     trained_on: list[float],
+    sections: dict[str, dict],
 ) -> list[tuple[str, str]]:
     """Write every figure that the data allow; (caption, file name without ending) of each.
 
     trained_on  scales of the sources of the flow that is one for all
+    sections    of the methods in the study's config: {name: {models, guidance}}
     """
     methods = list(dict.fromkeys(key[0] for key in sets))
     drawn = []
@@ -63,12 +66,21 @@ def draw(
         save(figure, directory / name, colours)
         drawn.append((caption, name))
 
-    keep(
-        "Metrics against the guidance scale, classes averaged; dashed: a fresh draw of real data. "
-        "Hollow circles are scales that the flow for all scales was not trained on.",
-        "against_scale",
-        against_scale(averages, methods, trained_on),
-    )
+    if not any(stage == "after" for _, _, stage, _ in sets):
+        keep(
+            "Metrics against the guidance scale, classes averaged. A colour per guidance and "
+            "classifier, dashed on the exact denoiser; black, dotted: a fresh draw of real data.",
+            "against_scale",
+            compared(averages, {name: sections[name] for name in methods}),
+        )
+    else:
+        hollow = " Hollow circles are scales that the flow for all scales was not trained on."
+        keep(
+            "Metrics against the guidance scale, classes averaged; dashed: a fresh draw of real "
+            "data." + (hollow if trained_on else ""),
+            "against_scale",
+            against_scale(averages, methods, trained_on),
+        )
     if tuple(data_set.shape) == (2,):
         real = data_set.real("held_out")
         frames = {"": whole(real[0]), "_zoom": most_entangled(*real)}
@@ -199,6 +211,47 @@ def against_scale(averages: dict[tuple, dict], methods: list[str], trained_on: l
             handles.values(), handles, loc="outside upper center", ncols=columns, frameon=False
         )
         figure.align_ylabels()
+    return figure
+
+
+def compared(averages: dict[tuple, dict], sections: dict[str, dict]) -> Any:
+    """A panel per metric, a line per method over the scale, real dotted: nothing was refined."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    metrics = [m for m in AGAINST_SCALE if any(m in row for row in averages.values())]
+    kinds = {
+        name: (section["guidance"]["name"], section["models"].get("classifier"))
+        for name, section in sections.items()
+    }
+    colours = {
+        kind: COLOURS[i % len(COLOURS)] for i, kind in enumerate(dict.fromkeys(kinds.values()))
+    }
+    across = min(4, max(1, len(metrics)))
+    down = -(-max(1, len(metrics)) // across)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.5 * across + 1.7, 2.2 * down), layout="constrained")
+        panels = figure.subplots(down, across, squeeze=False, sharex=True)
+        for panel in panels.flat[len(metrics) :]:
+            panel.axis("off")
+        for panel, metric in zip(panels.flat, metrics, strict=False):
+            for name, kind in kinds.items():
+                line = sorted(
+                    (key[1], average[metric])
+                    for key, average in averages.items()
+                    if key[0] == name and metric in average
+                )
+                exact = sections[name]["models"].get("model") == "exact"
+                style = {"ls": "--", "marker": "x"} if exact else {"ls": "-", "marker": "o"}
+                if line:
+                    x, y = zip(*line, strict=True)
+                    panel.plot(x, y, color=colours[kind], lw=1, ms=3, label=name, **style)
+            if metric in averages.get(REAL, {}):
+                panel.axhline(averages[REAL][metric], color="black", lw=0.8, ls=":", label="real")
+            panel.set(title=AGAINST_SCALE[metric], xlabel="guidance scale")
+            panel.grid(alpha=0.3, lw=0.4)
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", frameon=False)
     return figure
 
 

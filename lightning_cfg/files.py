@@ -38,7 +38,7 @@ def write_text(path: str | Path, text: str) -> Path:
     return write(path, lambda temporary: temporary.write_text(text))
 
 
-def save_tensors(path: str | Path, **tensors: Tensor) -> Path:
+def save_tensors(path: str | Path, /, **tensors: Tensor) -> Path:
     """A safetensors file, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write(path, lambda temporary: save_file(tensors, temporary))

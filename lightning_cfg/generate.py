@@ -18,6 +18,7 @@ from lightning_cfg.files import output_of, save_tensors  # noqa: E402
 from lightning_cfg.runs import Run  # noqa: E402
 
 SAMPLES = "samples/samples.safetensors"
+TRAJECTORIES = "samples/trajectories.safetensors"
 
 
 def generate(
@@ -32,6 +33,7 @@ def generate(
     class_label: int | None = None,
     weights: str | int = "ema",
     batch_size: int = 1000,
+    trajectories: int = 0,
     device: str = "auto",
 ) -> Path:
     """Generate n samples, of the seeds seed, seed + 1, ...; the run holds samples/.
@@ -40,6 +42,8 @@ def generate(
                  them; exact: the closed form of `data`
     class_label  of all samples; left out, each seed draws its own
     weights      ema, raw, or the half-life in images of the average wanted
+    trajectories of the first so many samples are kept: samples/trajectories.safetensors with
+                 path (trajectories, steps + 1, *shape), sigma (steps + 1,) falling to 0, c, seed
     """
     inputs = {
         f"models.{role}": output_of(path, checkpoints.LAST)
@@ -48,6 +52,7 @@ def generate(
     }
     settings = {"guidance": guidance, "sampler": sampler, "n": n, "seed": seed, "data": data}
     settings |= {"class_label": class_label, "weights": weights, "batch_size": batch_size}
+    settings |= {"trajectories": trajectories}
     settings |= {"models": {role: path for role, path in models.items() if path == "exact"}}
     check_roles(guidance, models)
     run = Run(run_dir, "generate", settings, inputs, {"models": models, "device": device})
@@ -57,7 +62,11 @@ def generate(
 
     place = pick_device(device)
     networks = {
-        role: Counted(_network(role, path, data, weights).to(place))
+        role: Counted(
+            network(f"models.{role}", path, data, weights, classifies=role == "classifier").to(
+                place
+            )
+        )
         for role, path in models.items()
     }
     shape, classes = _agree(networks)
@@ -67,13 +76,20 @@ def generate(
     limited = within_limits(sampler, networks["model"].net)
     if n < 1 or batch_size < 1:
         raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
+    if not 0 <= trajectories <= n:
+        raise UserError(f"trajectories={trajectories} must be from 0 to n={n}")
 
-    xs, cs = [], []
+    xs, cs, paths, sigmas = [], [], [], []
     seeds = torch.arange(seed, seed + n)
     with tqdm(total=n, unit="sample", disable=not sys.stderr.isatty()) as bar, torch.no_grad():
         for some in seeds.split(batch_size):
             noise, c, draw = seeded(some.tolist(), shape, classes, class_label, place)
-            *_, x = sample(limited, denoise, noise, c, draw)
+            wanted = min(max(0, trajectories - int(some[0]) + seed), len(some))
+            path, levels = [], []
+            for sigma, x in sample(limited, denoise, noise, c, draw):
+                if wanted:
+                    path.append(x[:wanted].float().cpu())
+                    levels.append(sigma)
             if not x.isfinite().all():
                 raise UserError(
                     f"the samples of seeds {int(some[0])} ... {int(some[-1])} are not finite: "
@@ -81,11 +97,24 @@ def generate(
                 )
             xs.append(x.float().cpu())
             cs.append(c.cpu())
+            if wanted:
+                if sigmas not in ([], levels):
+                    raise UserError(
+                        f"sampler {sampler['name']} takes other steps in each batch, so its "
+                        f"trajectories must be of one: batch_size={trajectories} or more"
+                    )
+                paths.append(torch.stack(path, 1))
+                sigmas = levels
             bar.update(len(some))
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
-    out = save_tensors(run.directory / SAMPLES, x=torch.cat(xs), c=torch.cat(cs), seed=seeds)
+    c = torch.cat(cs)
+    out = [save_tensors(run.directory / SAMPLES, x=torch.cat(xs), c=c, seed=seeds)]
+    if trajectories:
+        kept = {"path": torch.cat(paths), "sigma": torch.tensor(sigmas, dtype=torch.float64)}
+        kept |= {"c": c[:trajectories], "seed": seeds[:trajectories]}
+        out.append(save_tensors(run.directory / TRAJECTORIES, **kept))
     evaluations = {role: net.evaluations / n for role, net in networks.items()}
-    run.finish(out, evaluations=evaluations, weights=weights, solver_dtype="float64")
+    run.finish(*out, evaluations=evaluations, weights=weights, solver_dtype="float64")
     print(f"{run_dir}: {n} samples, {sum(evaluations.values()):.0f} evaluations each")
     return run.directory
 
@@ -207,18 +236,26 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device={name} cannot be used: {reason}") from error
 
 
-def _network(role: str, path: str, data: dict | None, weights: str | int) -> nn.Module:
-    if path != "exact":
-        model = checkpoints.restore(path, weights=weights)
-        if model.refines:
-            raise UserError(
-                f"models.{role}: {path} refines samples and starts from no noise: use refine"
-            )
-        return model
-    truth = None if data is None else build("lightning_cfg.data", data).truth
-    if truth is None:
-        raise UserError(f"models.{role}: exact needs `data` with a known density, such as Fractal")
-    return truth if role != "classifier" else ExactClassifier(truth)
+def network(
+    role: str, path: str, data: dict | None, weights: str | int, *, classifies: bool
+) -> nn.Module:
+    """The trained network of a run, or for `exact` the closed form of `data`.
+
+    classifies  whether a classifier is meant rather than a denoiser
+    Raises UserError, naming the role, where it is the other, or there is no closed form.
+    """
+    if path == "exact":
+        truth = None if data is None else build("lightning_cfg.data", data).truth
+        if truth is None:
+            raise UserError(f"{role}: exact needs `data` with a known density, such as Fractal")
+        return ExactClassifier(truth) if classifies else truth
+    model = checkpoints.restore(path, weights=weights)
+    if model.refines:
+        raise UserError(f"{role}: {path} refines samples and starts from no noise: use refine")
+    if classifies != (len(inspect.signature(model.forward).parameters) == 2):
+        is_one = "no classifier" if classifies else "a classifier"
+        raise UserError(f"{role} is {is_one}, a {type(model).__name__}")
+    return model
 
 
 class ExactClassifier(nn.Module):
@@ -236,10 +273,6 @@ class ExactClassifier(nn.Module):
 def _agree(networks: dict[str, Counted]) -> tuple[tuple[int, ...], int]:
     model = networks["model"]
     for role, net in networks.items():
-        arguments = len(inspect.signature(net.forward).parameters)
-        if arguments != (2 if role == "classifier" else 3):
-            is_one = "a classifier" if arguments == 2 else "no classifier"
-            raise UserError(f"models.{role} is {is_one}, a {type(net.net).__name__}")
         for what in ("shape", "num_classes"):
             own, other = getattr(model, what), getattr(net, what)
             if own != other:

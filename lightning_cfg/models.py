@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cfg.draws import Draws
+from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL, Denoiser, Velocity, over
 
-__all__ = ["DDPM", "EDM", "Flow", "NoisyClassifier"]  # what a config can name
+__all__ = ["DDPM", "EDM", "Flow", "MisledClassifier", "NoisyClassifier"]  # what a config can name
 
 
 class EDM(nn.Module):
@@ -156,10 +157,44 @@ class NoisyClassifier(nn.Module):
     def loss(self, y: Tensor, c: Tensor, draws: Draws) -> Tensor:
         """Cross-entropy per sample, (B,)."""
         if self.clean:
-            return nn.functional.cross_entropy(self(y, y.new_zeros(len(y))), c, reduction="none")
+            return self.cross_entropy(self(y, y.new_zeros(len(y))), c)
         sigma = self.sigmas[draws.integers(len(self.sigmas)).to(y.device)].to(y)
         x = y + over(sigma, y) * draws.normal(*y.shape[1:]).to(y)
-        return nn.functional.cross_entropy(self(x, sigma), c, reduction="none")
+        return self.cross_entropy(self(x, sigma), c)
+
+    def cross_entropy(self, logits: Tensor, c: Tensor) -> Tensor:
+        """-log p(c), (B,)."""
+        return nn.functional.cross_entropy(logits, c, reduction="none")
+
+
+class MisledClassifier(NoisyClassifier):
+    """A noisy classifier that is wrong on purpose, to see how far guidance follows it.
+
+    logits(x) = those of a NoisyClassifier at x - shift, trained on labels of which a share `flip`
+    is another class, drawn uniformly: where it was certain it now is to 1 - flip.
+    shift  by which its decision boundary is moved along every axis, units of the data
+    """
+
+    def __init__(self, net: nn.Module, *, flip: float = 0.2, shift: float = 0.0):
+        super().__init__(net)
+        if not 0 <= flip < 0.5:
+            raise UserError(f"model.flip={flip} is a share of the labels, from 0 to below 0.5")
+        self.flip, self.shift = flip, shift
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Logits: x (B, *shape), sigma (B,) -> (B, classes)."""
+        return super().forward(x - self.shift, sigma)
+
+    def loss(self, y: Tensor, c: Tensor, draws: Draws) -> Tensor:
+        """Cross-entropy per sample, (B,)."""
+        return super().loss(y + self.shift, c, draws)  # so that the network reads y as it is
+
+    def cross_entropy(self, logits: Tensor, c: Tensor) -> Tensor:
+        """That of flipped labels in expectation, which is that of smoothed ones, (B,)."""
+        K = logits.shape[1]
+        return nn.functional.cross_entropy(
+            logits, c, reduction="none", label_smoothing=self.flip * K / (K - 1)
+        )
 
 
 def denoiser_of(velocity: Velocity) -> Denoiser:

@@ -6,12 +6,13 @@ import json
 import os
 import platform
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lightning_cfg import figures
+from lightning_cfg import figures, trajectory_figures
 from lightning_cfg.claims import (
     METRICS,
     ONE_FOR_ALL,
@@ -26,8 +27,19 @@ from lightning_cfg.claims import (
 from lightning_cfg.evaluate import as_csv
 from lightning_cfg.figures import REAL, STAGES
 from lightning_cfg.files import write_text
+from lightning_cfg.trace import BOUNDARIES, CURVES, SUMMARY
+from lightning_cfg.trajectory_report import MEANING, told, trends
 
-__all__ = ["Claim", "as_html", "check_claims", "summary", "write_report"]
+__all__ = [
+    "Case",
+    "Claim",
+    "Traced",
+    "as_html",
+    "check_claims",
+    "summary",
+    "trends",
+    "write_report",
+]
 
 FRONT = ("method", "scale", "class", "stage", "flow", "nfe", "n")
 WAYS = {  # (in the head of a table, in its definition)
@@ -53,55 +65,120 @@ th:first-child,td:first-child{text-align:left}td strong{color:#b3261e}
 """
 
 
+@dataclass
+class Traced:
+    """Trajectories of one method at one scale, and what `trace` measured along them."""
+
+    file: Path  # of trajectories
+    rows: list[dict]  # a row per class and classifier
+    curves: list[dict]  # and noise level
+    boundaries: list[dict]  # in one dimension: t and u of each zero of the margin
+
+    @classmethod
+    def read(cls, file: Path, run: Path) -> "Traced":
+        """From the trajectory file and the run of `trace` that read it."""
+        tables = []
+        for name in (SUMMARY, CURVES, BOUNDARIES):
+            tables.append(json.loads((run / name).read_text()) if (run / name).is_file() else [])
+        return cls(file, *tables)
+
+
+@dataclass
+class Case:
+    """What a study found on one data set."""
+
+    name: str  # "" where it is the only one
+    data_set: Any
+    # of the table: method, scale, class, stage, flow, nfe, n, then the metrics
+    rows: list[dict] = field(default_factory=list)
+    # {(method, scale, stage, flow): sample file}
+    sets: dict[tuple, Path] = field(default_factory=dict)
+    # {(method, scale): trajectories before refinement}
+    traced: dict[tuple, Traced] = field(default_factory=dict)
+
+
 def write_report(
-    directory: Path,
-    *,
-    title: str,
-    config: dict,
-    data_set: Any,
-    rows: list[dict],
-    sets: dict[tuple, Path],
-    stages: list[dict],
+    directory: Path, *, title: str, config: dict, cases: list[Case], stages: list[dict]
 ) -> None:
     """Write report.md, report.html, table.csv and figures/ into a study's directory.
 
-    rows    of the table: method, scale, class, stage, flow, nfe, n, then the metrics
-    sets    {(method, scale, stage, flow): sample file}
+    cases   what was found on each data set; a single one has no name
     stages  {name, verb, seconds, directory, reused} of each
     Raises UserError where something cannot be written or a sample file is damaged.
     """
-    directory, averages = Path(directory), averaged(rows)
-    metrics = [name for name in rows[0] if name not in FRONT]
-    drawn = figures.draw(
-        directory / "figures",
-        data_set=data_set,
-        averages=averages,
-        sets=sets,
-        trained_on=list(config["flows"].get("all", [])),
-    )
-    parts = [
-        f"# {title}",
-        _done(config, data_set),
-        _spent(directory, stages),
-        "## What refinement did",
-        *_judged(check_claims(rows), averages, metrics),
+    directory = Path(directory)
+    metrics = [name for name in cases[0].rows[0] if name not in FRONT]
+    averages = {case.name: averaged(case.rows) for case in cases}
+    drawn = {}
+    for case in cases:
+        folder = directory / "figures" / case.name
+        drawn[case.name] = figures.draw(
+            folder,
+            data_set=case.data_set,
+            averages=averages[case.name],
+            sets=case.sets,
+            trained_on=list(config["flows"].get("all", [])),
+            sections=config["methods"],
+        )
+        if case.traced:
+            drawn[case.name] += trajectory_figures.draw(
+                folder,
+                data_set=case.data_set,
+                name=case.name,
+                methods=config["methods"],
+                traced=case.traced,
+                sets=case.sets,
+            )
+    parts = [f"# {title}", _done(config, cases), _spent(directory, stages)]
+    if config["flows"]:
+        parts += ["## What refinement did"]
+        for case in cases:
+            parts += _headline(case)
+            parts += _judged(check_claims(case.rows), averages[case.name], metrics)
+    if any(case.traced for case in cases):
+        parts += ["## What guidance did to the trajectories", MEANING]
+        for case in cases:
+            parts += [*_headline(case), *told(case, config["methods"])]
+    parts += [
         "## Table",
         "Classes averaged, weighted by n; every class by itself stands below and, with more "
         "digits, in [table.csv](table.csv). `nfe` is network evaluations per sample from the "
         "noise on. The last row, `real`, is a fresh draw of real data, scored in the same way: "
         "the floor. Where closer to real is better, lower than the floor is not better.",
-        _averages_table(averages, metrics),
-        "\n".join(f"- {_definition(name)}" for name in metrics),
-        "## Figures",
-        *(f"![{says}](figures/{name}.png)\n\n{says} [PDF](figures/{name}.pdf)"
-          for says, name in drawn),
-        "## Every class",
-        _table([*FRONT, *map(_headed, metrics)], [_cells(r, [*FRONT, *metrics]) for r in rows]),
-    ]  # fmt: skip
+    ]
+    for case in cases:
+        parts += [*_headline(case), _averages_table(averages[case.name], metrics)]
+    parts += ["\n".join(f"- {_definition(name)}" for name in metrics), "## Figures"]
+    for case in cases:
+        parts += _headline(case)
+        for says, name in drawn[case.name]:
+            file = Path("figures", case.name, name)
+            parts.append(f"![{says}]({file}.png)\n\n{says} [PDF]({file}.pdf)")
+    columns = [*FRONT, *metrics]
+    parts += ["## Every class"]
+    for case in cases:
+        body = [_cells(row, columns) for row in case.rows]
+        parts += [*_headline(case), _table([*FRONT, *map(_headed, metrics)], body)]
     markdown = "\n\n".join(parts) + "\n"
+    rows = [({"data": case.name} if case.name else {}) | row for case in cases for row in case.rows]
     write_text(directory / "table.csv", as_csv(rows))
+    for name, tables in (("trajectories", "rows"), ("curves", "curves")):
+        traced = [
+            {**({"data": case.name} if case.name else {}), "method": method, "scale": scale} | row
+            for case in cases
+            for (method, scale), seen in case.traced.items()
+            for row in getattr(seen, tables)
+        ]
+        for row in traced:
+            del row["samples"]
+        if traced:
+            write_text(directory / f"{name}.csv", as_csv(traced))
     write_text(directory / "report.html", as_html(markdown, directory))
     write_text(directory / "report.md", markdown)
+
+
+def _headline(case: Case) -> list[str]:
+    return [f"### {case.name}"] if case.name else []
 
 
 def as_html(markdown: str, directory: Path) -> str:
@@ -128,13 +205,20 @@ def as_html(markdown: str, directory: Path) -> str:
     return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n" + "\n".join(out) + "\n"
 
 
-def _done(config: dict, data_set: Any) -> str:
+def _done(config: dict, cases: list[Case]) -> str:
     """What was done, on what."""
+    data = "; ".join(
+        f"{case.name + ': ' if case.name else ''}`{section['name']}`, "
+        f"{case.data_set.num_classes} classes, shape {tuple(case.data_set.shape)}"
+        + f", {getattr(case.data_set, 'formula', '')}".removesuffix(", ")
+        for case, section in zip(cases, config["cases"].values() or [config["data"]], strict=True)
+    )
     methods = "; ".join(
         f"{name}, guidance `{section['guidance']['name']}` with "
         + ", ".join(f"{role} {path}" for role, path in section["models"].items())
         for name, section in config["methods"].items()
     )
+    text = f"Data: {data}. Methods: {methods}. "
     shared, own = (list(config["flows"].get(kind, [])) for kind in ("all", "dedicated"))
     flows = []
     if shared:
@@ -143,15 +227,17 @@ def _done(config: dict, data_set: Any) -> str:
         flows.append(f"one for all scales (its samples have scales {_scales(shared)}{never})")
     if own:
         flows.append(f"one of its own for each of the scales {_scales(own)}")
-    return (
-        f"Data: `{config['data']['name']}`, {data_set.num_classes} classes, shape "
-        f"{tuple(data_set.shape)}. Methods: {methods}. For each method, {config['sources']:,} "
-        "generated samples per flow were paired with their "
-        f"{config['pairs'].get('k', 20)} nearest real neighbours, and rectified flows trained "
-        f"on the pairs: {'; '.join(flows) or 'none'}. Then {config['samples']:,} fresh samples at "
-        f"each of the scales {_scales(config['scales'])} were scored before and after "
-        f"refinement. Seed {config['seed']}; every setting is in [config.yaml](config.yaml)."
-    )
+    fresh = f"{config['samples']:,} fresh samples at each of the scales {_scales(config['scales'])}"
+    if flows:
+        text += (
+            f"For each method, {config['sources']:,} generated samples per flow were paired with "
+            f"their {config['pairs'].get('k', 20)} nearest real neighbours, and rectified flows "
+            f"trained on the pairs: {'; '.join(flows)}. Then {fresh} were scored before and after "
+            "refinement."
+        )
+    else:
+        text += f"For each method, {fresh} were scored."
+    return f"{text} Seed {config['seed']}; every setting is in [config.yaml](config.yaml)."
 
 
 def _spent(directory: Path, stages: list[dict]) -> str:

@@ -1,8 +1,8 @@
-"""Samplers: generators that yield x after every step, the finished sample last.
+"""Samplers: generators of a trajectory, (sigma, x) at the start and after every step.
 
 A sampler gets a finished denoiser, unit normal noise and classes, and knows nothing of guidance:
-`*path, sample = heun(denoise, noise, c)`. The solver runs in the dtype of `noise`. Limits left out
-are 0.002 and 80; `generate` passes those of the model.
+`*path, (sigma, sample) = heun(denoise, noise, c)`, where the last sigma is 0. The solver runs in
+the dtype of `noise`. Limits left out are 0.002 and 80; `generate` passes those of the model.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +18,8 @@ from lightning_cfg.models import ddpm_time, linear_beta_sigmas, velocity_of
 __all__ = ["ddim", "ddpm", "dopri5", "euler", "heun"]  # what a config can name
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+
+Trajectory = Iterator[tuple[float, Tensor]]  # (sigma, x (B, *shape)), sigma falling to 0
 
 
 def karras_levels(
@@ -68,7 +70,7 @@ def euler(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     rho: float = 7.0,
-) -> Iterator[Tensor]:
+) -> Trajectory:
     """First-order steps of dx/dsigma = (x - D) / sigma."""
     yield from _euler_along(denoise, noise, c, karras_levels(steps, sigma_min, sigma_max, rho))
 
@@ -81,7 +83,7 @@ def ddim(
     steps: int = 50,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
-) -> Iterator[Tensor]:
+) -> Trajectory:
     """Deterministic DDIM (Song et al. 2021): in these coordinates Euler along the DDPM's levels."""
     yield from _euler_along(denoise, noise, c, linear_beta_levels(steps, sigma_min, sigma_max))
 
@@ -95,13 +97,14 @@ def heun(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     rho: float = 7.0,
-) -> Iterator[Tensor]:
+) -> Trajectory:
     """Second-order steps of dx/dsigma = (x - D) / sigma (Karras et al. 2022, alg. 1).
 
     2 steps - 1 evaluations: the last step, to 0, is an Euler step.
     """
     levels = karras_levels(steps, sigma_min, sigma_max, rho).tolist()
     x = noise * levels[0]
+    yield levels[0], x
     for s, t in pairwise(levels):
         slope = (x - denoise(x, _full(s, x), c)) / s
         euler_step = x + (t - s) * slope
@@ -110,7 +113,7 @@ def heun(
             x = x + (t - s) * (slope + slope_t) / 2
         else:
             x = euler_step
-        yield x
+        yield t, x
 
 
 def ddpm(
@@ -122,7 +125,7 @@ def ddpm(
     steps: int = 1000,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
-) -> Iterator[Tensor]:
+) -> Trajectory:
     """Ancestral sampling (Ho et al. 2020): x_t ~ q(x_t | x_s, y = D), along the DDPM's levels.
 
     Mean (t/s)^2 x + (1 - (t/s)^2) D, variance t^2 (s^2 - t^2) / s^2 for noise level s -> t.
@@ -130,12 +133,13 @@ def ddpm(
     """
     levels = linear_beta_levels(steps, sigma_min, sigma_max).tolist()
     x = noise * levels[0]
+    yield levels[0], x
     for s, t in pairwise(levels):
         ratio = (t / s) ** 2
         x = ratio * x + (1 - ratio) * denoise(x, _full(s, x), c)
         if t > 0:
             x = x + t * (1 - ratio) ** 0.5 * draw()
-        yield x
+        yield t, x
 
 
 def dopri5(
@@ -146,25 +150,33 @@ def dopri5(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_evaluations: int = 2000,
+    points: int = 1,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
-) -> Iterator[Tensor]:
+) -> Trajectory:
     """Adaptive Runge-Kutta 5(4) on the flow of the denoiser, then one denoising.
 
     Integrates v = (D - x_t) / (1 - t) in t = 1 / (1 + sigma), x_t = t x: the ends t = 0 and 1 are
-    singular. The step is shared by the batch. Raises UserError past max_evaluations.
+    singular. The step is shared by the batch.
+    points  noise levels after the start at which the trajectory is given, evenly spaced in
+            sigma^(1/7); those before the last are interpolated and cost no evaluation
+    Raises UserError past max_evaluations.
     """
     low = SIGMA_MIN if sigma_min is None else sigma_min
     high = SIGMA_MAX if sigma_max is None else sigma_max
     if low <= 0:
         raise UserError(f"sampler.sigma_min must be above 0 for dopri5, not {low}")
-    first, last = 1 / (1 + high), 1 / (1 + low)
-    x_t = integrate(
-        velocity_of(denoise), noise * high * first, c, first, last, rtol, atol, max_evaluations
+    if points < 1:
+        raise UserError(f"sampler.points must be at least 1, not {points}")
+    levels = karras_levels(points + 1, low, high)[:-1]
+    levels[0], levels[-1] = high, low  # which rounding has moved
+    times = 1 / (1 + levels)
+    x_t = integrate_through(
+        velocity_of(denoise), noise * high * times[0].item(), c, times, rtol, atol, max_evaluations
     )
-    x = x_t / last
-    yield x
-    yield denoise(x, _full(low, x), c)
+    for sigma, t, x in zip(levels.tolist(), times.tolist(), x_t, strict=True):
+        yield sigma, x / t
+    yield 0.0, denoise(x_t[-1] / t, _full(low, x), c)
 
 
 def integrate(
@@ -179,6 +191,23 @@ def integrate(
 ) -> Tensor:
     """x at t1 of dx/dt = v(x, t, c) from x at t0, by torchdiffeq's dopri5.
 
+    Raises UserError as `integrate_through` does.
+    """
+    times = torch.tensor([t0, t1], dtype=torch.float64)
+    return integrate_through(velocity, x, c, times, rtol, atol, max_evaluations)[-1]
+
+
+def integrate_through(
+    velocity: Velocity,
+    x: Tensor,
+    c: Tensor,
+    times: Tensor,
+    rtol: float,
+    atol: float,
+    max_evaluations: int,
+) -> Tensor:
+    """x at every one of `times` (n,), rising: (n, B, *shape), the first of them x itself.
+
     Raises UserError past max_evaluations, and where no step is short enough: the tolerance is too
     tight or the field too rough.
     """
@@ -191,28 +220,29 @@ def integrate(
         evaluations += 1
         if evaluations > max_evaluations:
             raise UserError(
-                f"dopri5 needed more than max_evaluations={max_evaluations} from t={t0:.4g} "
+                f"dopri5 needed more than max_evaluations={max_evaluations} from t={times[0]:.4g} "
                 f"(stopped at t={float(t):.4g}): raise it, or rtol={rtol} and atol={atol}"
             )
         return velocity(x, t.to(x).expand(len(x)), c)
 
-    times = torch.tensor([t0, t1], dtype=torch.float64, device=x.device)
+    times = times.to(x.device)
     if x.dtype == torch.float32:
         times = times.float()
     # A step ends at t1 and is not interpolated back to it: beyond it the field need not exist.
     options = {"step_t": times[-1:]}
     try:
-        return odeint(field, x, times, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
+        return odeint(field, x, times, rtol=rtol, atol=atol, method="dopri5", options=options)
     except AssertionError as error:  # torchdiffeq's word for a step of length 0, or for NaN
         raise UserError(f"dopri5 stopped after {evaluations} evaluations: {error}") from error
 
 
-def _euler_along(denoise: Denoiser, noise: Tensor, c: Tensor, levels: Tensor) -> Iterator[Tensor]:
+def _euler_along(denoise: Denoiser, noise: Tensor, c: Tensor, levels: Tensor) -> Trajectory:
     levels = levels.tolist()
     x = noise * levels[0]
+    yield levels[0], x
     for s, t in pairwise(levels):
         x = x + (t - s) * (x - denoise(x, _full(s, x), c)) / s
-        yield x
+        yield t, x
 
 
 def _full(sigma: float, x: Tensor) -> Tensor:

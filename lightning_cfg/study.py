@@ -10,21 +10,27 @@ from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Annotated, Any  # noqa: E402
 
-from lightning_cfg.checkpoints import LAST  # noqa: E402
 from lightning_cfg.config import build, dump  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.evaluate import evaluate  # noqa: E402
-from lightning_cfg.files import output_of, sha256, write_text  # noqa: E402
+from lightning_cfg.files import write_text  # noqa: E402
 from lightning_cfg.fit import fit  # noqa: E402
-from lightning_cfg.generate import SAMPLES, check_roles, generate  # noqa: E402
-from lightning_cfg.pair import PAIRS, pair  # noqa: E402
+from lightning_cfg.generate import SAMPLES, TRAJECTORIES, check_roles, generate  # noqa: E402
+from lightning_cfg.pair import pair  # noqa: E402
 from lightning_cfg.refine import refine  # noqa: E402
-from lightning_cfg.report import check_claims, summary, write_report  # noqa: E402
+from lightning_cfg.report import (  # noqa: E402
+    Case,
+    Traced,
+    check_claims,
+    summary,
+    trends,
+    write_report,
+)
+from lightning_cfg.trace import trace as trace_trajectories  # noqa: E402
 
 FRESH = 1_000_000  # samples that are evaluated have seeds from here on, sources below
 # What may change without the stage being another one: a longer training goes on where it stopped.
 FREE = {"trainer", "checkpoint_every", "log_every", "logger", "resume", "device", "run_dir"}
-OUTPUTS = {"fit": LAST, "generate": SAMPLES, "pair": PAIRS, "refine": SAMPLES}
 
 Training = Annotated[dict, Verb("lightning_cfg.fit", without=("data", "seed", "run_dir"))]
 Flow = Annotated[dict, Verb("lightning_cfg.fit", without=("data", "seed", "run_dir"))]
@@ -45,24 +51,29 @@ Evaluation = Annotated[
     dict,
     Verb("lightning_cfg.evaluate", without=("samples", "data", "seed", "run_dir", "fresh")),
 ]
+Tracing = Annotated[
+    dict, Verb("lightning_cfg.trace", without=("samples", "data", "seed", "run_dir"))
+]
 Method = Annotated[dict, Verb("lightning_cfg.method")]
 
 
 def study(
     *,
-    data: Data,
     fits: dict[str, Training],
     methods: dict[str, Method],
     scales: list[float],
-    flows: dict[str, list[float]],
-    flow: Flow,
     generation: Generation,
-    sources: int,
     samples: int,
     run_dir: str,
-    pairs: Pairing = {},  # noqa: B006  a default section, never changed
+    data: Data | None = None,
+    cases: dict[str, Data] = {},  # noqa: B006  a default section, never changed
+    flows: dict[str, list[float]] = {},  # noqa: B006
+    flow: Flow | None = None,
+    sources: int = 0,
+    pairs: Pairing = {},  # noqa: B006
     refinement: Refining = {},  # noqa: B006
     evaluation: Evaluation = {},  # noqa: B006
+    trace: Tracing | None = None,
     title: str = "",
     seed: int = 0,
 ) -> Path:
@@ -70,32 +81,63 @@ def study(
 
     fits     what is trained on the data, by name; a model of `methods` names one, a path or exact
     scales   guidance scales at which fresh samples are generated, refined and evaluated
-    flows    all: scales that share one flow's sources equally; dedicated: scales with a flow each
-    sources  generated samples that train each flow
     samples  fresh samples per method and scale to evaluate
+    cases    instead of `data`: several data sets by name, with everything done on each
+    flows    all: scales that share one flow's sources equally; dedicated: scales with a flow each;
+             left out: nothing is refined
+    flow     how each flow is trained
+    sources  generated samples that train each flow
+    trace    what the trajectories of the fresh samples are measured against, as many as
+             generation.trajectories; a method's own classifier is added, named own
     """
     _check(methods, fits, flows, scales)
-    if not 1 <= sources <= FRESH or not 1 <= samples <= FRESH:
-        raise UserError(f"{sources=} and {samples=} must be from 1 to {FRESH}")
+    if (data is None) == (not cases):
+        raise UserError("a study needs either data, one data set, or cases, several by name")
+    if not 1 <= samples <= FRESH:
+        raise UserError(f"{samples=} must be from 1 to {FRESH}")
+    if flows and (flow is None or not 1 <= sources <= FRESH):
+        raise UserError(f"flows needs flow, and {sources=} from 1 to {FRESH}")
+    kept = generation.get("trajectories", 0)
+    if not 0 <= kept <= samples:
+        raise UserError(f"generation.trajectories={kept} must be from 0 to {samples=}")
+    if trace is not None:
+        _check_trace(trace, kept, methods, fits)
+    for name in cases:
+        if not name.replace("_", "").isalnum():
+            raise UserError(f"cases.{name}: letters, digits and _ only, it names folders and files")
+    asked = {
+        "title": title, "data": data, "cases": cases, "fits": fits, "methods": methods,
+        "scales": scales, "flows": flows, "flow": flow, "generation": generation,
+        "sources": sources, "samples": samples, "pairs": pairs, "refinement": refinement,
+        "evaluation": evaluation, "trace": trace, "seed": seed,
+    }  # fmt: skip
     root = Path(run_dir)
     stages = Stages(root, seed)
-    asked = {
-        "title": title, "data": data, "fits": fits, "methods": methods, "scales": scales,
-        "flows": flows, "flow": flow, "generation": generation, "sources": sources,
-        "samples": samples, "pairs": pairs, "refinement": refinement,
-        "evaluation": evaluation, "seed": seed,
-    }  # fmt: skip
     stages.claim(asked)
-    shared = flows.get("all", [])
-    dedicated = flows.get("dedicated", [])
-    per_scale = 2 + bool(shared)  # generate, evaluate, refine
-    per_method = len({*shared, *dedicated}) + 2 * bool(shared) + 3 * len(dedicated)
-    per_method += per_scale * len(scales)
-    stages.expected = len(fits) + len(methods) * per_method + 1
+    data_sets = cases or {"": data}
+    _check_exact(data_sets, methods, trace)
+    stages.expected = len(data_sets) * _stages_per_case(fits, methods, scales, flows, trace)
+    found = [_case(stages, name, {**asked, "data": part}) for name, part in data_sets.items()]
+    stages.close()
+    write_report(root, title=title or root.name, config=asked, cases=found, stages=stages.done)
+    print(summary([c for case in found for c in (*check_claims(case.rows), *trends(case))]))
+    print(root / "report.html")
+    return root
+
+
+def _case(stages: "Stages", case: str, asked: dict) -> Case:
+    """Everything that the study does on one data set."""
+    data, flows, seed = asked["data"], asked["flows"], asked["seed"]
+    sources, scales = asked["sources"], asked["scales"]
+    shared, dedicated = flows.get("all", []), flows.get("dedicated", [])
+    found = Case(case, build("lightning_cfg.data", data))
+
+    def stage(name: str, verb: Callable, settings: dict) -> Path:
+        return stages.run(f"{case} {name}".strip(), verb, settings)
 
     trained = {
-        name: stages.run(f"fit {name}", fit, {**section, "data": data})
-        for name, section in fits.items()
+        name: stage(f"fit {name}", fit, {**section, "data": data})
+        for name, section in asked["fits"].items()
     }
 
     def named(section: dict) -> dict:
@@ -109,77 +151,87 @@ def study(
             for key, value in section.items()
         }
 
-    sets: dict[tuple, Path] = {}
-    rows: list[dict] = []
     spent: dict[tuple, float] = {}
-    for name, section in methods.items():
-        models = {role: str(trained.get(path, path)) for role, path in section["models"].items()}
+    for name, section in asked["methods"].items():
+        models = named(section["models"])
 
-        def generated(scale: float, n: int, first: int, what: str) -> Path:
+        def generated(scale: float, n: int, first: int, what: str, **others: int) -> Path:
             guidance = {**section["guidance"], "scale": scale}  # noqa: B023
             settings = {"models": models, "guidance": guidance, "n": n, "data": data}  # noqa: B023
-            return stages.run(
+            settings |= {**others, "seed": first + 2 * FRESH * seed}
+            return stage(
                 f"generate {name} {scale:g} {what}",  # noqa: B023
                 generate,
-                {**generation, **settings, "seed": first + 2 * FRESH * seed},
+                {**asked["generation"], **settings},
             )
 
         def flow_for(what: str, own: list[float]) -> Path:
             files = [str(source[scale]) for scale in own]  # noqa: B023
-            made = {**named(pairs), "sources": files, "n": sources, "data": data}
-            paired = stages.run(f"pair {name} {what}", pair, made)  # noqa: B023
-            on = {**flow, "data": {"name": "Pairs", "path": str(paired)}}
-            return stages.run(f"fit flow {name} {what}", fit, on)  # noqa: B023
+            made = {**named(asked["pairs"]), "sources": files, "n": sources, "data": data}
+            paired = stage(f"pair {name} {what}", pair, made)  # noqa: B023
+            on = {**asked["flow"], "data": {"name": "Pairs", "path": str(paired)}}
+            return stage(f"fit flow {name} {what}", fit, on)  # noqa: B023
 
         source = {}
         for scale in sorted(set(shared) | set(dedicated)):
             n = sources if scale in dedicated else -(-sources // len(shared))
-            source[scale] = generated(scale, n, 0, "sources")
+            source[scale] = generated(scale, n, 0, "sources", trajectories=0)
         one_for_all = flow_for("all", shared) if shared else None
         own_flow = {scale: flow_for(f"{scale:g}", [scale]) for scale in dedicated}
 
         for scale in scales:
-            before = generated(scale, samples, FRESH, "fresh")
+            before = generated(scale, asked["samples"], FRESH, "fresh")
             scored = {("before", ""): before}
             for kind, trained_flow in (("all", one_for_all), ("dedicated", own_flow.get(scale))):
                 if trained_flow is not None:
-                    scored["after", kind] = stages.run(
+                    scored["after", kind] = stage(
                         f"refine {name} {scale:g} {kind}",
                         refine,
-                        {**refinement, "flow": str(trained_flow), "samples": str(before)},
+                        {
+                            **asked["refinement"],
+                            "flow": str(trained_flow),
+                            "samples": str(before),
+                        },
                     )
             spent |= _evaluations(name, scale, scored)
-            labels = {f"{stage} {kind}".strip(): str(p) for (stage, kind), p in scored.items()}
-            table = stages.run(
+            labels = {f"{when} {kind}".strip(): str(p) for (when, kind), p in scored.items()}
+            table = stage(
                 f"evaluate {name} {scale:g}",
                 evaluate,
-                {**named(evaluation), "samples": labels, "data": data},
+                {**named(asked["evaluation"]), "samples": labels, "data": data},
             )
-            for stage, kind in scored:
-                key = (name, scale, stage, kind)
-                sets[key] = scored[stage, kind] / SAMPLES
-                rows += _rows(table, f"{stage} {kind}".strip(), key, spent[key])
-    fresh = samples // build("lightning_cfg.data", data).num_classes
-    floor = stages.run(
+            for when, kind in scored:
+                key = (name, scale, when, kind)
+                found.sets[key] = scored[when, kind] / SAMPLES
+                found.rows.extend(_rows(table, f"{when} {kind}".strip(), key, spent[key]))
+            if asked["trace"] is not None:
+                against = named(asked["trace"]["classifiers"])
+                if "classifier" in models:
+                    against = {"own": models["classifier"], **against}
+                settings = {"classifiers": against, "samples": {"before": str(before)}}
+                seen = stage(
+                    f"trace {name} {scale:g}",
+                    trace_trajectories,
+                    {**asked["trace"], **settings, "data": data},
+                )
+                found.traced[name, scale] = Traced.read(before / TRAJECTORIES, seen)
+    fresh = max(1, asked["samples"] // found.data_set.num_classes)
+    floor = stage(
         "evaluate real",
         evaluate,
-        {**named(evaluation), "samples": {}, "data": data, "fresh": fresh},
+        {**named(asked["evaluation"]), "samples": {}, "data": data, "fresh": fresh},
     )
-    rows += _rows(floor, "real", ("real", None, "real", ""), None)
+    found.rows.extend(_rows(floor, "real", ("real", None, "real", ""), None))
+    return found
 
-    stages.close()
-    write_report(
-        root,
-        title=title or root.name,
-        config=asked,
-        data_set=build("lightning_cfg.data", data),
-        rows=rows,
-        sets=sets,
-        stages=stages.done,
-    )
-    print(summary(check_claims(rows)))
-    print(root / "report.html")
-    return root
+
+def _stages_per_case(
+    fits: dict, methods: dict, scales: list[float], flows: dict, trace: dict | None
+) -> int:
+    shared, dedicated = flows.get("all", []), flows.get("dedicated", [])
+    per_scale = 2 + bool(shared) + (trace is not None)  # generate, evaluate, refine, trace
+    per_method = len({*shared, *dedicated}) + 2 * bool(shared) + 3 * len(dedicated)
+    return len(fits) + len(methods) * (per_method + per_scale * len(scales)) + 1
 
 
 class Stages:
@@ -208,7 +260,9 @@ class Stages:
         """Call the verb in its directory, which tells by itself whether it is done."""
         settings = {"seed": self.seed, **settings}
         kept = {k: v for k, v in settings.items() if k not in FREE}
-        text = json.dumps([verb.__name__, self._content(kept)], sort_keys=True, default=list)
+        # trajectories are there for `trace` only: more of them leave the other stages as they are
+        content = self._content(kept, () if verb is trace_trajectories else (TRAJECTORIES,))
+        text = json.dumps([verb.__name__, content], sort_keys=True, default=list)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         directory = self.root / "stages" / f"{name.replace(' ', '-')}-{digest}"
         print(f"[{len(self.done) + 1}/{self.expected}] {name}", flush=True)
@@ -232,15 +286,15 @@ class Stages:
         """Record which stage directories the report is made of."""
         write_text(self.root / "study.json", json.dumps({"stages": self.done}, indent=1))
 
-    def _content(self, value: Any) -> Any:
-        """Paths of stages become the content hashes of what they hold."""
+    def _content(self, value: Any, without: tuple[str, ...]) -> Any:
+        """Paths of stages become the files that they hold, with their content hashes."""
         if isinstance(value, dict):
-            return {k: self._content(v) for k, v in value.items()}
+            return {k: self._content(v, without) for k, v in value.items()}
         if isinstance(value, list | tuple):
-            return [self._content(v) for v in value]
+            return [self._content(v, without) for v in value]
         if isinstance(value, str) and (Path(value) / "manifest.json").is_file():
-            verb = json.loads((Path(value) / "manifest.json").read_text())["verb"]
-            return sha256(output_of(value, OUTPUTS[verb]))
+            files = json.loads((Path(value) / "manifest.json").read_text())["outputs"]
+            return {name: digest for name, digest in files.items() if name not in without}
         return value
 
 
@@ -261,6 +315,36 @@ def _check(methods: dict, fits: dict, flows: dict, scales: list[float]) -> None:
     for scale in flows.get("dedicated", []):
         if scale not in scales:
             raise UserError(f"flows.dedicated has scale {scale:g}, which scales has not")
+
+
+def _check_exact(data_sets: dict, methods: dict, trace: dict | None) -> None:
+    named = [
+        (f"methods.{name}.models.{role}", path)
+        for name, section in methods.items()
+        for role, path in section["models"].items()
+    ]
+    if trace is not None:
+        named += [(f"trace.classifiers.{k}", path) for k, path in trace["classifiers"].items()]
+    for section in data_sets.values():
+        for role, path in named:
+            if path == "exact" and build("lightning_cfg.data", section).truth is None:
+                raise UserError(f"{role}: exact needs data with a known density, such as Fractal")
+
+
+def _check_trace(trace: dict, kept: int, methods: dict, fits: dict) -> None:
+    if not kept:
+        raise UserError("trace needs generation.trajectories, the number of them to keep")
+    if "own" in trace["classifiers"]:
+        raise UserError("trace.classifiers.own is the name of a method's own: choose another")
+    for name, path in trace["classifiers"].items():
+        if path not in fits and path != "exact" and not Path(path).exists():
+            raise UserError(
+                f"trace.classifiers.{name}={path} is neither one of fits ({', '.join(fits)}), "
+                "nor exact, nor a path that exists"
+            )
+    for name, section in methods.items():
+        if not trace["classifiers"] and "classifier" not in section["models"]:
+            raise UserError(f"trace.classifiers is empty, and methods.{name} has none of its own")
 
 
 def _evaluations(name: str, scale: float, scored: dict[tuple, Path]) -> dict[tuple, float]:

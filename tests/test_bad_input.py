@@ -17,9 +17,10 @@ from lightning_cfg.config import load
 from lightning_cfg.evaluate import evaluate
 from lightning_cfg.files import save_tensors
 from lightning_cfg.fit import fit
-from lightning_cfg.generate import SAMPLES, generate
+from lightning_cfg.generate import SAMPLES, TRAJECTORIES, generate
 from lightning_cfg.pair import PAIRS, pair
 from lightning_cfg.refine import refine
+from lightning_cfg.trace import trace
 
 MISSING = object()
 HEUN = {"name": "heun", "steps": 2}
@@ -58,9 +59,18 @@ def made(tmp_path_factory, training) -> SimpleNamespace:
         "model": {"name": "NoisyClassifier"},
         "learner": {"name": "Classification"},
     }
+    moves = {
+        "path": torch.randn(6, 3, 2),
+        "sigma": torch.tensor([9.0, 1.0, 0.0], dtype=torch.float64),
+        "c": torch.arange(6) % 2,
+        "seed": torch.arange(6),
+    }
+    clean = {**classifier, "model": {"name": "NoisyClassifier", "clean": True}}
     runs = SimpleNamespace(
         root=root,
         samples=samples,
+        moves=moves,
+        trajectories=str(save_tensors(root / "moves.safetensors", **moves)),
         good=str(good),
         pairs=str(pairs),
         base=trained("base"),
@@ -68,6 +78,7 @@ def made(tmp_path_factory, training) -> SimpleNamespace:
         ddpm=trained("ddpm", model={"name": "DDPM"}),
         noise_flow=trained("noise_flow", model={"name": "Flow"}),
         classifier=trained("classifier", **classifier),
+        clean=trained("clean", **clean),
         other_shape=trained("other_shape", data=in_three, **classifier),
         flow=trained(
             "flow",
@@ -274,6 +285,7 @@ def test_average_that_the_run_did_not_keep(refused, made):
         ({**HEUN, "steps": 1}, ["sampler.steps"]),
         ({"name": "ddpm", "steps": 2000}, ["sampler.steps", "1000"]),
         ({"name": "dopri5", "max_evaluations": 3}, ["max_evaluations=3"]),
+        ({"name": "dopri5", "points": 0}, ["sampler.points", "at least 1"]),
     ],
 )
 def test_sampler(refused, made, sampler, words):
@@ -305,6 +317,8 @@ def test_exact_without_a_truth(refused, made):
         ({"device": "abacus"}, "device=abacus"),
         ({"models": {}}, "models.model"),
         ({"models": {"model": "absent"}}, "absent"),
+        ({"trajectories": 5}, "trajectories=5 must be from 0 to n=4"),
+        ({"trajectories": -1}, "trajectories=-1"),
     ],
 )
 def test_generate_settings(refused, made, changed, word):
@@ -423,6 +437,7 @@ def test_refine_with_what_is_no_flow_on_pairs(refused, made):
     [
         ("frechet_features", "features"),
         ("class_accuracy", "classifier"),
+        ("wasserstein", "metric wasserstein needs quantile"),  # the data have two dimensions
         ("no_such_metric", "no_such_metric"),
     ],
 )
@@ -436,6 +451,90 @@ def test_metric_of_a_truth_on_data_without(refused, made):
     config = {"samples": {"a": made.good}, "data": {"name": "Pairs", "path": made.pairs}}
     line = refused(evaluate, config | {"metrics": ["negative_log_density"]})
     assert "needs truth" in line
+
+
+# Tracing
+
+
+def traced(made, **changed: object) -> dict:
+    classifiers = {"linear": made.classifier}
+    return {"samples": {"a": made.trajectories}, "classifiers": classifiers} | changed
+
+
+def test_trace_of_a_run_without_trajectories(refused, made, tmp_path):
+    save_tensors(tmp_path / "plain" / SAMPLES, **made.samples)
+    line = refused(trace, traced(made, samples={"a": "plain"}))
+    assert f"plain holds no {TRAJECTORIES}" in line
+    line = refused(trace, traced(made, samples={"a": made.good}))  # samples themselves
+    assert "good.safetensors has no 'path'; it holds c, seed, x" in line
+
+
+@pytest.mark.parametrize(
+    "role, words",
+    [
+        ("base", ["classifiers.it is no classifier", "EDM"]),
+        ("clean", ["classifiers.it", "clean", "finished samples only"]),
+        ("other_shape", ["moves.safetensors", "shape (2,)", "classifiers.it reads (3,)"]),
+        ("flow", ["classifiers.it", "refines"]),
+        ("pairs", ["pairs.safetensors"]),
+        ("root", ["holds no checkpoints/last.ckpt"]),
+    ],
+)
+def test_trace_by_what_is_no_noisy_classifier_of_these_data(refused, made, role, words):
+    line = refused(trace, traced(made, classifiers={"it": str(getattr(made, role))}))
+    assert all(word in line for word in words), line
+
+
+def test_trace_by_an_exact_posterior_that_is_not_known(refused, made, mixture):
+    config = traced(made, classifiers={"posterior": "exact"})
+    assert "classifiers.posterior: exact needs `data`" in refused(trace, config)
+    data = {"name": "Pairs", "path": made.pairs}
+    assert "exact needs `data`" in refused(trace, config | {"data": data})
+    one_class = {**mixture, "labels": [0, 0, 0, 0]}
+    assert "classifiers.posterior knows one class only" in refused(
+        trace, config | {"data": one_class}
+    )
+
+
+def test_trace_of_nothing(refused, made):
+    for empty in ("samples", "classifiers"):
+        assert "at least one" in refused(trace, traced(made, **{empty: {}}))
+
+
+MOVES = {
+    "another class": (lambda m: {"c": m["c"] + 1}, ["classes 1 ... 2", "knows 0 ... 1"]),
+    "no class": (lambda m: {"c": m["c"] - 1}, ["classes -1 ... 0"]),
+    "fewer labels": (lambda m: {"c": m["c"][:4]}, ["c (4,)"]),
+    "fewer levels": (lambda m: {"sigma": m["sigma"][1:]}, ["sigma (2,)"]),
+    "none": (lambda m: {k: m[k][:0] for k in ("path", "c")}, ["0 trajectories"]),
+    "one level": (lambda m: {"path": m["path"][:, 2:], "sigma": m["sigma"][2:]}, ["1 noise level"]),
+    "rising": (lambda m: {"sigma": m["sigma"].flip(0)}, ["sigma does not fall to 0"]),
+    "cut short": (lambda m: {"sigma": m["sigma"] + 1}, ["sigma does not fall to 0"]),
+    "nan": (lambda m: {"path": nan(m["path"])}, ["path holds NaN", "first in row 4"]),
+    "without sigma": (lambda m: {"sigma": MISSING}, ["has no 'sigma'"]),
+}
+
+
+@pytest.mark.parametrize("broken", MOVES)
+def test_broken_trajectory_file(refused, made, tmp_path, broken):
+    change, words = MOVES[broken]
+    tensors = {k: t for k, t in {**made.moves, **change(made.moves)}.items() if t is not MISSING}
+    file = save_tensors(tmp_path / "broken.safetensors", **tensors)
+    line = refused(trace, traced(made, samples={"a": str(file)}))
+    assert "broken.safetensors" in line
+    assert all(word in line for word in words), line
+
+
+def test_truncated_trajectory_file(refused, made, tmp_path):
+    file = Path(shutil.copy(made.trajectories, tmp_path / "copy.safetensors"))
+    file.write_bytes(file.read_bytes()[:-8])
+    line = refused(trace, traced(made, samples={"a": str(file)}))
+    assert "copy.safetensors is truncated" in line
+
+
+def test_trace_in_a_directory_of_another_run(refused, made):
+    line = refused(trace, traced(made), f"run_dir={made.base}")
+    assert "verb: 'fit' there, 'trace' here" in line
 
 
 # Directories
@@ -489,6 +588,65 @@ def test_study(call, mixture, tmp_path):
     assert "mine exists and is no study" in outcome.err
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
     assert not (tmp_path / "runs").exists()
+
+
+LINE = {"name": "Mixture", "means": [[-1.0], [1.0]], "stds": [0.2, 0.2], "labels": [0, 1]}
+GAUSSIANS = {
+    "cases": {"far": LINE},
+    "fits": {},
+    "methods": {"cfg": {"models": {"model": "exact"}, "guidance": {"name": "classifier_free"}}},
+    "scales": [1.0, 2.0],
+    "samples": 20,
+    "generation": {"sampler": HEUN, "trajectories": 10},
+    "trace": {"classifiers": {"posterior": "exact"}},
+    "evaluation": {"metrics": ["wasserstein"]},
+}
+FLOW = {
+    "net": {"name": "MLP"},
+    "model": {"name": "Flow"},
+    "learner": {"name": "Refinement"},
+    "batch_size": 8,
+    "trainer": {"max_steps": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"data": LINE}, ["either data", "or cases"]),
+        ({"cases": {}}, ["either data", "or cases"]),
+        ({"cases": {"far/off": LINE}}, ["cases.far/off"]),
+        ({"cases": {"..": LINE}}, ["cases..."]),
+        ({"cases": {"": LINE}}, ["cases."]),
+        ({"cases": {"far": {**LINE, "stdz": [1.0]}}}, ["cases.far.stdz", "cases.far.stds"]),
+        ({"flows": {"all": [1.0]}, "sources": 10}, ["flows needs flow"]),
+        ({"flows": {"all": [1.0]}, "flow": FLOW}, ["sources=0"]),
+        ({"generation": {"sampler": HEUN}}, ["trace needs generation.trajectories"]),
+        ({"trace": {}}, ["trace.classifiers is missing"]),
+        ({"samples": 0}, ["samples=0"]),
+    ],
+)
+def test_study_of_cases(refused, changed, words):
+    from lightning_cfg.study import study
+
+    line = refused(study, GAUSSIANS | changed)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"trace": {"classifiers": {"typo": "absent"}}}, ["trace.classifiers.typo", "absent"]),
+        ({"trace": {"classifiers": {}}}, ["trace"]),
+        ({"samples": 9}, ["generation.trajectories=10", "samples=9"]),
+    ],
+)
+def test_study_that_would_stop_half_way(refused, changed, words):
+    """What a late stage refuses is refused before the first, which may take hours."""
+    from lightning_cfg.study import study
+
+    line = refused(study, GAUSSIANS | changed)
+    assert all(word in line for word in words), line
 
 
 def test_pairs_path_names_the_run(made):

@@ -34,15 +34,17 @@ def read(file: Path) -> dict:
 
 
 def trainings(file: Path) -> dict[str, dict]:
-    """The `fit` sections of a file: itself, or the fits and the flow of a study."""
+    """The `fit` sections of a file: itself, or a study's fits and flow, on its first case."""
     config = read(file)
     if verb_of(file) == "fit":
         return {"fit": config}
     if verb_of(file) != "study":
         return {}
-    fits = {name: {**section, "data": config["data"]} for name, section in config["fits"].items()}
-    pairs = {"name": "Pairs", "path": "pairs", "of": config["data"]}
-    return {**fits, "flow": {**config["flow"], "data": pairs}}
+    data = config["data"] or next(iter(config["cases"].values()))
+    fits = {name: {**section, "data": data} for name, section in config["fits"].items()}
+    pairs = {"name": "Pairs", "path": "pairs", "of": data}
+    flows = {"flow": {**config["flow"], "data": pairs}} if config["flow"] else {}
+    return fits | flows
 
 
 def small_data(section: dict, tmp_path: Path) -> dict:
@@ -67,7 +69,8 @@ def small_data(section: dict, tmp_path: Path) -> dict:
 
 
 def test_there_are_configs():
-    assert {"fractal.yaml", "fractal_quick.yaml", "fractal_cpu.yaml"} <= {f.name for f in FILES}
+    studies = {f"{what}{kind}.yaml" for what in ("fractal", "gaussians") for kind in ("", "_quick")}
+    assert studies <= {file.name for file in FILES}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))

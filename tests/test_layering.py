@@ -13,7 +13,8 @@ PACKAGE = Path(lightning_cfg.__file__).parent
 SCIENCE = [
     *(f"{name}.py" for name in ("interfaces", "guidance", "samplers", "models", "draws", "ema")),
     *(f"{name}.py" for name in ("metrics", "frechet", "neighbours", "features", "errors", "files")),
-    *(f"{name}.py" for name in ("checkpoints", "claims", "figures")),
+    *(f"{name}.py" for name in ("checkpoints", "claims", "figures", "trajectories")),
+    *(f"{name}.py" for name in ("trajectory_figures", "trajectory_report")),
     *(f"data/{name}.py" for name in ("__init__", "mixture", "images", "pairs")),
     *sorted(f"nets/{path.name}" for path in (PACKAGE / "nets").glob("*.py")),
 ]

@@ -1,9 +1,11 @@
 import math
 
 import pytest
+import scipy.stats
 import torch
 
 from lightning_cfg import metrics
+from lightning_cfg.data import Mixture
 from lightning_cfg.errors import UserError
 
 
@@ -33,7 +35,7 @@ class TwoGaussians:
 
 
 def test_each_metric_asks_by_name_for_what_evaluate_has():
-    known = {"x", "y", "bank", "c", "truth", "features", "classifier"}
+    known = {"x", "y", "bank", "c", "truth", "quantile", "features", "classifier"}
     for name in (*metrics.MIXTURE, *metrics.IMAGES):
         assert "x" in metrics.needs(getattr(metrics, name)) <= known
     assert metrics.needs(metrics.recall) == {"x", "y"}  # k has a default
@@ -45,6 +47,7 @@ def test_all_default_metrics_give_finite_columns_of_distinct_names():
     truth, g = TwoGaussians(), torch.Generator().manual_seed(0)
     have = {name: truth.sample(200, 1, g).float() for name in ("x", "y", "bank")}
     have |= {"c": 1, "truth": truth, "features": lambda x: x}
+    have["quantile"] = lambda u, c: torch.special.ndtri(u)
     have["classifier"] = lambda x, sigma: -(x[:, None] - truth.means.float()).square().sum(-1)
     for names in (metrics.MIXTURE, metrics.IMAGES):
         rows = []
@@ -204,3 +207,52 @@ def test_class_accuracy_asks_the_classifier_without_noise():
     x[700:, 0, 1, 0] = 2  # and these as class 2
     assert metrics.class_accuracy(x, 1, classifier)["class_accuracy"] == pytest.approx(0.7)
     assert metrics.class_accuracy(x, 2, classifier)["class_accuracy"] == pytest.approx(0.3)
+
+
+LINE = {"means": [[-1.0], [2.0], [0.3]], "stds": [0.2, 0.5, 0.4], "labels": [0, 0, 1]}
+
+
+@pytest.fixture(scope="module")
+def line():
+    """A class of two Gaussians, of weights 1/4 and 3/4, and a class of one, in one dimension."""
+    return Mixture(**LINE, weights=[0.25, 0.75, 1.0]).truth
+
+
+@pytest.mark.parametrize("c", [0, 1])
+def test_wasserstein_is_scipys_to_a_fine_grid_of_quantiles(line, c):
+    grid = line.quantile((torch.arange(400_000, dtype=torch.float64) + 0.5) / 400_000, c)
+    for x in (
+        line.sample(2000, 1 - c, torch.Generator().manual_seed(0)),  # the other class's
+        line.sample(2000, c, torch.Generator().manual_seed(0)) * 1.1 - 0.1,
+        normal(2000, 1) * 3,
+    ):
+        expected = scipy.stats.wasserstein_distance(x.flatten().numpy(), grid.numpy())
+        found = metrics.wasserstein(x, c, line.quantile)["wasserstein"]
+        assert found == pytest.approx(expected, abs=1e-3)
+        assert expected > 0.05
+
+
+@pytest.mark.parametrize("c", [0, 1])
+@pytest.mark.parametrize("shift", [-0.7, 0.0, 1e-3])
+def test_wasserstein_of_a_shift_is_the_shift(line, c, shift):
+    n = 301
+    x = line.quantile((torch.arange(n, dtype=torch.float64) + 0.5) / n, c) + shift
+    x = x[torch.randperm(n, generator=torch.Generator().manual_seed(0)), None]
+    found = metrics.wasserstein(x, c, line.quantile)["wasserstein"]
+    assert found == pytest.approx(abs(shift), abs=1e-12)
+
+
+def test_wasserstein_of_fresh_draws_is_the_sampling_error(line):
+    """E W1 = sqrt(2 / pi) s / sqrt(n) times the integral of sqrt(Phi (1 - Phi)): 1.288 s / sqrt(n).
+
+    The limit of large n (del Barrio, Giné & Matrán 1999).
+    """
+    g, n = torch.Generator().manual_seed(0), 500
+    found = torch.tensor(
+        [
+            metrics.wasserstein(line.sample(n, 1, g), 1, line.quantile)["wasserstein"]
+            for _ in range(300)
+        ]
+    )
+    error = 4 * found.std() / 300**0.5  # 8 % of the mean
+    assert found.mean().item() == pytest.approx(1.288 * 0.4 / n**0.5, abs=error.item())

@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
@@ -323,3 +324,43 @@ def test_the_boundary_runs_from_top_left_to_bottom_right(tree):
         x = tree.sample(2000, c, keyed("side", c))
         assert (side * x.sum(1) > 0).double().mean() > 0.9
         assert (tree.logits(x, 0.0).argmax(1) == c).double().mean() > 0.98
+
+
+# One dimension: distribution function and quantiles
+
+
+def on_a_line():
+    """Three Gaussians of class 0, of very different widths and weights, one of 1 and two of 2."""
+    return Mixture(
+        means=[[-4.0], [0.5], [0.6], [1.0], [2.0], [3.0]],
+        stds=[0.3, 0.01, 2.0, 0.2236, 0.5, 0.5],
+        labels=[0, 0, 0, 1, 2, 2],
+        weights=[0.2, 0.1, 0.3, 0.4, 0.1, 0.4],
+    ).truth
+
+
+def test_cdf_is_the_weighted_sum_of_scipys():
+    truth, x = on_a_line(), torch.linspace(-9, 9, 401, dtype=F64)
+    parts = ((0.2, -4, 0.3), (0.1, 0.5, 0.01), (0.3, 0.6, 2.0))
+    expected = sum(w * scipy.stats.norm.cdf(x.numpy(), m, s) for w, m, s in parts) / 0.6
+    np.testing.assert_allclose(truth.cdf(x, 0), expected, rtol=0, atol=1e-12)
+    expected = scipy.stats.norm.cdf(x.numpy(), 1.0, 0.2236)
+    np.testing.assert_allclose(truth.cdf(x, 1), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("c", [0, 1, 2])
+def test_quantile_inverts_the_cdf(c):
+    truth = on_a_line()
+    u = torch.cat([torch.logspace(-9, -1, 30, dtype=F64), torch.linspace(0.1, 0.99999, 300)])
+    torch.testing.assert_close(truth.cdf(truth.quantile(u, c), c), u, rtol=0, atol=1e-10)
+    assert (truth.quantile(u, c).diff() > 0).all()
+    expected = scipy.stats.norm.ppf(u.numpy(), 1.0, 0.2236)
+    np.testing.assert_allclose(truth.quantile(u, 1), expected, rtol=0, atol=1e-10)
+
+
+def test_formula_names_the_components_class_by_class():
+    pair = Mixture(means=[[-1.0], [1.0]], stds=[0.2236, 0.2236], labels=[0, 1])
+    assert pair.formula == "class 0: N(-1, 0.05); class 1: N(1, 0.05)"
+    two = Mixture(means=[[0.5], [2.0], [-0.1]], stds=[0.1, 1.0, 0.5], labels=[1, 1, 0])
+    assert two.formula == "class 0: N(-0.1, 0.25); class 1: N(0.5, 0.01) + N(2, 1)"
+    assert Fractal().formula == ""

@@ -4,15 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_cfg.data import Pairs
+from lightning_cfg.data import Mixture, Pairs
 from lightning_cfg.data.mixture import GaussianMixture, fractal
 from lightning_cfg.draws import Draws
+from lightning_cfg.errors import UserError
 from lightning_cfg.files import save_tensors
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.models import (
     DDPM,
     EDM,
     Flow,
+    MisledClassifier,
     NoisyClassifier,
     ddpm_time,
     denoiser_of,
@@ -22,6 +24,7 @@ from lightning_cfg.models import (
 )
 from lightning_cfg.nets import MLP, Linear
 from lightning_cfg.samplers import integrate
+from lightning_cfg.trajectories import boundary
 
 F64 = torch.float64
 SD = 0.5  # EDM's sigma_data
@@ -261,10 +264,11 @@ def test_training_and_sampling_ask_the_network_the_same(make):
     torch.testing.assert_close(net.asked[1], noise, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("model", [DDPM, EDM, Flow, NoisyClassifier])
+@pytest.mark.parametrize("model", [DDPM, EDM, Flow, NoisyClassifier, MisledClassifier])
 def test_a_loss_is_a_function_of_its_draws(model):
     torch.manual_seed(0)
-    classifier = {"outputs": 3, "embed_class": False} if model is NoisyClassifier else {}
+    classifies = issubclass(model, NoisyClassifier)
+    classifier = {"outputs": 3, "embed_class": False} if classifies else {}
     net = MLP((2,), 3, width=16, **classifier)
     nn.init.normal_(net.leave.weight)
     y, c = torch.randn(12, 2), torch.arange(12) % 3
@@ -424,3 +428,86 @@ def test_the_flow_from_noise_to_one_gaussian_is_its_exact_transport():
     c = torch.zeros(9, dtype=torch.long)
     x1 = integrate(flow.velocity, x0, c, 1e-6, 1 - 1e-6, 1e-9, 1e-9, 2000)
     torch.testing.assert_close(x1, 0.3 + 0.4 * x0, rtol=0, atol=1e-5)
+
+
+# --- the misled classifier ---
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.2, 0.49])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_misled_loss_is_the_expectation_over_flipped_labels(flip, classes):
+    model = MisledClassifier(nn.Identity(), flip=flip)
+    g = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(20, classes, generator=g, dtype=F64)
+    c = torch.randint(classes, (20,), generator=g)
+    expected = torch.zeros(20, dtype=F64)
+    for label in range(classes):  # every label that c may be flipped to
+        chance = torch.where(c == label, 1 - flip, flip / (classes - 1))
+        log_p = logits[:, label] - logits.logsumexp(1)
+        expected -= chance * log_p
+    torch.testing.assert_close(model.cross_entropy(logits, c), expected)
+
+
+@pytest.mark.parametrize("shift", [0.5, -0.125])
+def test_a_misled_boundary_is_shifted_by_as_much_at_every_noise_level(shift):
+    torch.manual_seed(3)
+    net = MLP((1,), 2, width=16, blocks=1, embed_class=False, outputs=2).double()
+    nn.init.normal_(net.leave.weight)
+    sigma = torch.tensor([3.0, 1.0, 0.2, 0.01], dtype=F64)
+    size = (1 + sigma**2).sqrt()
+    honest, misled = (
+        boundary(model.requires_grad_(False), sigma, 0, 6.0)
+        for model in (NoisyClassifier(net), MisledClassifier(net, shift=shift))
+    )
+    assert all(len(zeros) for zeros in honest)
+    for before, after, scale in zip(honest, misled, size, strict=True):
+        torch.testing.assert_close(scale * after, scale * before + shift, rtol=0, atol=1e-9)
+
+
+def small_classifier():
+    torch.manual_seed(1)
+    net = MLP((2,), 3, width=16, embed_class=False, outputs=3)
+    nn.init.normal_(net.leave.weight)
+    return net
+
+
+def test_a_misled_classifier_that_is_not_misled_is_a_noisy_one():
+    """Bit for bit, and a shift alone leaves the loss: the network sees data where they are."""
+    net, (y, c) = small_classifier(), (torch.randn(32, 2), torch.arange(32) % 3)
+    draws = {"seed": 4, "step": 1, "batch_size": 32}
+    honest = NoisyClassifier(net).loss(y, c, Draws(**draws))
+    same = MisledClassifier(net, flip=0.0, shift=0.0)
+    assert torch.equal(same.loss(y, c, Draws(**draws)), honest)
+    x, sigma = torch.randn(32, 2), torch.linspace(0.01, 100, 32)
+    assert torch.equal(same(x, sigma), NoisyClassifier(net)(x, sigma))
+    shifted = MisledClassifier(net, flip=0.0, shift=0.7).loss(y, c, Draws(**draws))
+    torch.testing.assert_close(shifted, honest, rtol=0, atol=1e-4)
+    flipped = MisledClassifier(net, flip=0.2, shift=0.0).loss(y, c, Draws(**draws))
+    assert (flipped - honest).abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("flip", [-0.1, 0.5, 1.0, math.nan])
+def test_a_flip_that_is_no_small_share_is_refused(flip):
+    with pytest.raises(UserError, match=r"model\.flip=.* from 0 to below 0\.5"):
+        MisledClassifier(nn.Identity(), flip=flip)
+
+
+def test_a_trained_misled_classifier_is_certain_to_one_minus_flip_and_shifted():
+    data = Mixture(means=[[-1.0], [1.0]], stds=[0.2236, 0.2236], labels=[0, 1])
+    torch.manual_seed(0)
+    net = MLP((1,), 2, width=32, blocks=1, embed_class=False, outputs=2)
+    model = MisledClassifier(net, flip=0.2, shift=0.5)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for step in range(400):
+        draws = Draws(seed=0, step=step, batch_size=256)
+        batch = data.batch(draws)
+        optimiser.zero_grad()
+        model.loss(batch["y"], batch["c"], draws).mean().backward()
+        optimiser.step()
+    x = torch.tensor([[-0.7], [-0.4], [1.4], [1.7]])  # the classes are at -0.5 and 1.5 to it
+    with torch.no_grad():
+        p = model(x, torch.full((4,), 0.05)).softmax(1)
+    torch.testing.assert_close(p[[0, 1], 0], torch.full((2,), 0.8), rtol=0, atol=0.05)
+    torch.testing.assert_close(p[[2, 3], 1], torch.full((2,), 0.8), rtol=0, atol=0.05)
+    (zeros,) = boundary(model, torch.tensor([0.05]), 0, 1.5)
+    assert zeros.tolist() == [pytest.approx(0.5, abs=0.1)]

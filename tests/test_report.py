@@ -13,7 +13,7 @@ import torch
 from lightning_cfg import figures
 from lightning_cfg.data.mixture import Mixture
 from lightning_cfg.files import save_tensors
-from lightning_cfg.report import as_html, check_claims, summary, write_report
+from lightning_cfg.report import Case, as_html, check_claims, summary, write_report
 
 N = 1000
 REAL = {"outliers": 0.001, "nll_mean": -1.0, "nearest_real": 0.002, "wrong_class": 0.1}
@@ -129,6 +129,7 @@ def test_summary_counts_and_names_what_fails():
 
 CONFIG = {
     "data": {"name": "Mixture"},
+    "cases": {},
     "seed": 0,
     "methods": {
         m: {"models": {"model": "base"}, "guidance": {"name": m}} for m in ("cfg", "gradient")
@@ -175,15 +176,8 @@ def written(tmp_path_factory):
     (directory / "stages/a").mkdir(parents=True)
     (directory / "stages/a/manifest.json").write_text('{"packages": {"torch": "9.8.7"}}')
     settings = dict(matplotlib.rcParams)
-    write_report(
-        directory,
-        title="A <small> study",
-        config=CONFIG,
-        data_set=data_set,
-        rows=rows,
-        sets=sets,
-        stages=STAGES,
-    )
+    case = Case("", data_set, rows, sets)
+    write_report(directory, title="A <small> study", config=CONFIG, cases=[case], stages=STAGES)
     assert dict(matplotlib.rcParams) == settings  # nobody else's figures change
     return directory, rows
 
@@ -233,6 +227,33 @@ def test_html_holds_every_figure_and_every_row(written):
     assert len({len(line) for line in cells}) == 1
 
 
+def test_cases_have_their_own_rows_and_figures_and_nothing_is_refined(tmp_path):
+    """Two cases: each line of the table says of which, each section names it."""
+    config = {**CONFIG, "data": None, "flows": {}, "flow": None}
+    config["cases"] = {name: {"name": "Mixture"} for name in ("far", "close")}
+    cases = []
+    for name, mean in (("far", 1.0), ("close", 0.1)):
+        data_set = Mixture(means=[[-mean], [mean]], stds=[0.5, 0.5], labels=[0, 1])
+        rows, sets = study_of(data_set, tmp_path / name, BEFORE, AFTER, REAL, kinds=())
+        for row in rows:
+            row["outliers"] = mean / 10
+        cases.append(Case(name, data_set, rows, sets))
+    write_report(tmp_path, title="t", config=config, cases=cases, stages=[])
+    with open(tmp_path / "table.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    front = ["method", "scale", "class", "stage", "flow", "nfe", "n"]
+    assert list(table[0]) == ["data", *front, *REAL]
+    assert [line["data"] for line in table] == ["far"] * 10 + ["close"] * 10
+    assert [float(line["outliers"]) for line in table] == [0.1] * 10 + [0.01] * 10
+    text = (tmp_path / "report.html").read_text()
+    for name in ("far", "close"):
+        figures_of = list((tmp_path / "figures" / name).glob("*.png"))
+        assert figures_of
+        for figure in figures_of:
+            assert base64.b64encode(figure.read_bytes()).decode() in text
+        assert f"<h3>{name}</h3>" in text
+
+
 def test_html_of_each_kind_of_block(tmp_path):
     markdown = "# T\n\n- **a** & `b`\n- c\n\n| x | y |\n| :-- | --: |\n| 1 |  |\n\n[t](u.csv)\n"
     text = as_html(markdown, tmp_path)
@@ -249,9 +270,8 @@ def test_images_have_contact_sheets(tmp_path):
     )
     scores = {"fd_classifier": 2.0, "class_accuracy": 0.9}
     rows, sets = study_of(data_set, tmp_path, scores, scores, scores, kinds=("all",))
-    write_report(
-        tmp_path, title="t", config=CONFIG, data_set=data_set, rows=rows, sets=sets, stages=[]
-    )
+    case = Case("", data_set, rows, sets)
+    write_report(tmp_path, title="t", config=CONFIG, cases=[case], stages=[])
     sheets = {f"images_{m}_{s}" for m in CONFIG["methods"] for s in (1, 2)}
     assert {p.stem for p in (tmp_path / "figures").iterdir()} == sheets | {"against_scale"}
 

@@ -54,7 +54,8 @@ def gauss():
 
 
 def last(path):
-    *_, x = path
+    *_, (sigma, x) = path
+    assert sigma == 0
     return x
 
 
@@ -126,11 +127,14 @@ def test_too_few_or_too_many_ddpm_levels_are_refused(gauss, steps):
 
 
 @pytest.mark.parametrize("sampler, evaluations", [(euler, 12), (heun, 23), (ddim, 12), (ddpm, 12)])
-def test_a_sampler_yields_x_after_each_of_its_steps(gauss, sampler, evaluations):
+def test_a_sampler_yields_the_start_and_every_step(gauss, sampler, evaluations):
     noise, c, draw = seeded(range(3), (1,), 1)
     denoise = Counted(gauss)
     path = list(sampler(denoise, noise, c, *[draw] * (sampler is ddpm), steps=12))
-    assert len(path) == 12
+    levels = karras_levels if sampler in (euler, heun) else linear_beta_levels
+    sigmas, path = zip(*path, strict=True)
+    assert list(sigmas) == levels(12, None, None).tolist()
+    torch.testing.assert_close(path[0], noise * sigmas[0], rtol=0, atol=0)
     assert denoise.evaluations == 3 * evaluations
     assert all(x.shape == noise.shape and x.dtype == F64 for x in path)
     assert all(not torch.equal(a, b) for a, b in pairwise(path))
@@ -186,8 +190,8 @@ def solution(noise, sigma_max, sigma):
 def test_samplers_follow_the_flow_of_one_gaussian(gauss, sampler, options, tolerance):
     noise = torch.linspace(-2.5, 2.5, 11, dtype=F64)[:, None]
     c = torch.zeros(11, dtype=torch.long)
-    *_, before, end = sampler(gauss, noise, c, **options)
-    low = options.get("sigma_min", 0.002)
+    *_, (low, before), (_, end) = sampler(gauss, noise, c, **options)
+    assert low == pytest.approx(options.get("sigma_min", 0.002), rel=1e-4)
     torch.testing.assert_close(before, solution(noise, 80.0, low), rtol=0, atol=tolerance)
     # the last step, to 0, is first-order: x (1 - 1/2 (low / std)^2) becomes x (1 - (low / std)^2)
     last_step = (low / GAUSS_STD) ** 2
@@ -207,10 +211,10 @@ def test_samplers_converge_at_their_order(request, which, sampler, order):
     if which == "gauss":
         exact = solution(noise, 10.0, 0.01)
     else:
-        exact = list(heun(truth, noise, c, steps=4096, sigma_min=0.01, sigma_max=10))[-2]
+        exact = list(heun(truth, noise, c, steps=4096, sigma_min=0.01, sigma_max=10))[-2][1]
     errors = []
     for steps in STEPS:  # up to sigma_min: the Euler step to 0 is the same for all of them
-        *_, x, _ = sampler(truth, noise, c, steps=steps, sigma_min=0.01, sigma_max=10)
+        *_, (_, x), _ = sampler(truth, noise, c, steps=steps, sigma_min=0.01, sigma_max=10)
         errors.append((x - exact).square().mean().sqrt().item())
     slope = -np.polyfit(np.log(STEPS), np.log(errors), 1)[0]
     assert slope == pytest.approx(order, abs=0.15), errors
@@ -228,11 +232,11 @@ def test_dopri5_is_a_fine_heun(tiny):
 def test_ddim_is_euler_along_the_same_levels(tiny):
     noise, c, _ = seeded(range(6), (2,), 2)
     levels = linear_beta_levels(30, 0.02, 80).tolist()
-    x, path = noise * levels[0], []
+    path = [x := noise * levels[0]]
     for s, t in pairwise(levels):
         D = tiny(x, torch.full((6,), s, dtype=F64), c)
         path.append(x := x + (t - s) * (x - D) / s)
-    ours = list(ddim(tiny, noise, c, steps=30, sigma_min=0.02, sigma_max=80))
+    ours = [x for _, x in ddim(tiny, noise, c, steps=30, sigma_min=0.02, sigma_max=80)]
     torch.testing.assert_close(ours, path, rtol=0, atol=1e-12)
 
 
@@ -267,8 +271,9 @@ def test_ddpm_is_the_papers_step_in_its_own_coordinates(gauss):
 def _two_steps(path):
     """x at the DDPM's level 500, at level 499, and the two levels."""
     path, sigmas = list(path), linear_beta_sigmas()
-    # x after step i stands at the level 998 - i
-    return path[998 - 500], path[998 - 499], sigmas[500].item(), sigmas[499].item()
+    (s, x), (t, following) = path[999 - 500], path[999 - 499]
+    assert [s, t] == pytest.approx(sigmas[[500, 499]].tolist())
+    return x, following, s, t
 
 
 # --- moments ---
@@ -439,11 +444,27 @@ def test_tighter_tolerances_cost_evaluations_and_buy_accuracy(gauss):
     errors, costs = [], []
     for tolerance in (1e-3, 1e-6, 1e-9):
         denoise = Counted(gauss)
-        x, _ = dopri5(denoise, noise, c, rtol=tolerance, atol=tolerance)
+        *_, (_, x), _ = dopri5(denoise, noise, c, rtol=tolerance, atol=tolerance)
         errors.append((x - solution(noise, 80.0, 0.002)).abs().max().item())
         costs.append(denoise.evaluations)
     assert errors[0] > 10 * errors[1] > 100 * errors[2]
     assert costs[0] < costs[1] < costs[2]
+
+
+def test_dopri5_gives_its_trajectory_without_further_evaluations(gauss):
+    noise, c, _ = seeded(range(5), (1,), 1)
+    options = {"sigma_max": 80.0, "rtol": 1e-8, "atol": 1e-8}
+    short, long = Counted(gauss), Counted(gauss)
+    ends = list(dopri5(short, noise, c, **options))
+    path = list(dopri5(long, noise, c, points=16, **options))
+    assert (len(ends), len(path)) == (3, 18)
+    assert short.evaluations == long.evaluations
+    assert torch.equal(ends[-1][1], path[-1][1])
+    assert [sigma for sigma, _ in ends] == [80.0, 0.002, 0.0]
+    for sigma, x in path[:-1]:
+        torch.testing.assert_close(x, solution(noise, 80.0, sigma), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="points must be at least 1, not 0"):
+        next(dopri5(gauss, noise, c, points=0))
 
 
 def test_too_many_evaluations_stop_with_a_clear_error(gauss):

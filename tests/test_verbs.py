@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.evaluate import evaluate
 from lightning_cfg.files import load_tensors, save_tensors, sha256
 from lightning_cfg.fit import fit
-from lightning_cfg.generate import SAMPLES, generate
+from lightning_cfg.generate import SAMPLES, TRAJECTORIES, generate, seeded
 from lightning_cfg.pair import PAIRS, pair
 from lightning_cfg.refine import refine
 
@@ -319,6 +320,93 @@ def test_exact_models_stand_for_checkpoints(mixture, tmp_path):
     assert manifest(one)["settings"]["models"] == {"model": "exact", "classifier": "exact"}
 
 
+# Trajectories
+
+
+def trajectories(run: Path) -> dict[str, Tensor]:
+    return load_tensors(run / TRAJECTORIES, "path", "sigma", "c", "seed")
+
+
+@pytest.mark.parametrize(
+    "sampler, levels, rounding",
+    [
+        (HEUN, 9, 1e-5),
+        ({"name": "euler", "steps": 5}, 6, 1e-5),
+        ({"name": "ddim", "steps": 5}, 6, 1e-5),
+        ({"name": "ddpm", "steps": 20}, 21, 1e-5),
+        ({"name": "dopri5", "points": 6}, 8, 0.03),  # its steps are shared by the batch
+        ({"name": "dopri5"}, 3, 0.01),
+    ],
+)
+def test_trajectories_are_those_of_the_first_seeds(chain, tmp_path, sampler, levels, rounding):
+    """In any batches: from the seeds' noise, at falling levels, to the samples themselves."""
+    made = {**chain.made, "sampler": sampler, "n": 8, "seed": 1000}
+    few, many = (
+        generate(run_dir=str(tmp_path / str(size)), **made, batch_size=size, trajectories=5)
+        for size in (3, 7)
+    )
+    held, other = trajectories(few), trajectories(many)
+    assert held["path"].shape == (5, levels, 2)
+    assert held["path"].dtype == torch.float32
+    assert held["seed"].tolist() == list(range(1000, 1005))
+    for name in ("sigma", "c", "seed"):
+        assert torch.equal(held[name], other[name])
+    torch.testing.assert_close(held["path"], other["path"], rtol=rounding, atol=rounding)
+    for run in (few, many):
+        samples, path = load_all(run), trajectories(run)
+        assert torch.equal(path["path"][:, -1], samples["x"][:5])
+        assert torch.equal(path["c"], samples["c"][:5])
+    assert held["sigma"].dtype == torch.float64
+    assert (held["sigma"].diff() < 0).all()
+    # the limits of EDM, and those of the DDPM's levels inside them
+    assert held["sigma"][0].item() == pytest.approx(80, rel=1e-9)
+    assert held["sigma"][-1] == 0
+    noise, c, _ = seeded(held["seed"].tolist(), (2,), 2)
+    torch.testing.assert_close(held["path"][:, 0], (held["sigma"][0] * noise).float())
+    assert torch.equal(held["c"], c)
+    plain = generate(run_dir=str(tmp_path / "plain"), **made, batch_size=3)
+    assert torch.equal(load_all(plain)["x"], load_all(few)["x"])  # recording changes nothing
+    assert not (plain / TRAJECTORIES).exists()
+
+
+def test_trajectories_fit_their_noise_levels(chain, mixture, tmp_path):
+    """Each point is one of a finer run: the levels are those at which the points were."""
+    sampler = {"name": "dopri5", "sigma_min": 0.01, "sigma_max": 50.0, "rtol": 1e-8, "atol": 1e-8}
+    made = {"models": {"model": "exact"}, "guidance": CFG, "data": mixture, "n": 6}
+    one, two = (
+        trajectories(
+            generate(
+                run_dir=str(tmp_path / str(points)),
+                **made,
+                sampler=sampler | {"points": points},
+                trajectories=6,
+            )
+        )
+        for points in (3, 12)
+    )
+    assert torch.isclose(one["sigma"][:, None], two["sigma"], rtol=1e-9).sum() == 5
+    torch.testing.assert_close(one["sigma"][:4], two["sigma"][[0, 4, 8, 12]])
+    torch.testing.assert_close(one["path"][:, :4], two["path"][:, [0, 4, 8, 12]])
+
+
+def test_trajectories_are_an_output_of_the_run(chain, tmp_path, capsys):
+    made = {**chain.made, "n": 6, "trajectories": 6}
+    run = generate(run_dir=str(tmp_path / "run"), **made)
+    told = manifest(run)
+    assert told["outputs"] == {name: sha256(run / name) for name in (SAMPLES, TRAJECTORIES)}
+    assert told["settings"]["trajectories"] == 6
+    assert told["evaluations"] == {"model": 2 * (2 * HEUN["steps"] - 1)}
+    times = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    generate(run_dir=str(run), **made)
+    assert "finished already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == times
+    (run / TRAJECTORIES).unlink()
+    generate(run_dir=str(run), **made)
+    assert manifest(run)["outputs"] == told["outputs"]
+    with pytest.raises(UserError, match="trajectories: 6 there, 5 here"):
+        generate(run_dir=str(run), **{**made, "trajectories": 5})
+
+
 # The study
 
 study = pytest.importorskip("lightning_cfg.study", reason="the study cannot be imported").study
@@ -393,9 +481,16 @@ def test_study_table(small_study):
         assert (small_study.root / name).stat().st_size > 1000
 
 
-def test_second_call_reuses_every_stage(small_study, mixture):
+def all_counted(out: str, stages: dict) -> bool:
+    """Whether the stages were announced as [1/n] ... [n/n]."""
+    n = len(stages)
+    return re.findall(r"^(\[\d+/\d+\]) ", out, re.M) == [f"[{k}/{n}]" for k in range(1, n + 1)]
+
+
+def test_second_call_reuses_every_stage(small_study, mixture, capsys):
     assert not any(stage["reused"] for stage in small_study.stages.values())
     again = run_study(small_study.root, mixture)
+    assert all_counted(capsys.readouterr().out, again)
     assert all(stage["reused"] for stage in again.values())
     assert {n: s["hash"] for n, s in again.items()} == {
         n: s["hash"] for n, s in small_study.stages.items()
@@ -422,6 +517,187 @@ def test_new_scale_retrains_nothing(small_study, mixture, tmp_path):
     redone = {name for name, stage in stages.items() if not stage["reused"]}
     assert redone
     assert all(" 1.5" in name for name in redone)
+
+
+LINES = {
+    "far": {"name": "Mixture", "means": [[-1.0], [1.0]], "stds": [0.2, 0.2], "labels": [0, 1]},
+    "close": {"name": "Mixture", "means": [[-0.1], [0.1]], "stds": [0.2, 0.2], "labels": [0, 1]},
+}
+
+
+@pytest.fixture(scope="module")
+def gaussians(training) -> Callable[..., dict]:
+    """The config of a study of two cases, without refinement."""
+
+    def config(root: Path, **changed: object) -> dict:
+        base = training(model={"name": "DDPM", "label_dropout": 0.5})
+        net, model = {"name": "Linear"}, {"name": "NoisyClassifier"}
+        linear = training(net=net, model=model, learner={"name": "Classification"})
+        fits = {"base": base, "linear": linear}
+        for section in fits.values():
+            section.pop("data")
+        models = {"model": "base", "classifier": "linear"}
+        return {
+            "cases": LINES,
+            "fits": fits,
+            "methods": {
+                "exact_cfg": {"models": {"model": "exact"}, "guidance": CFG},
+                "cg": {"models": models, "guidance": {"name": "classifier_gradient"}},
+            },
+            "scales": [1.0, 2.0],
+            "samples": 60,
+            "generation": {
+                "sampler": {"name": "heun", "steps": 6, "sigma_min": 0.02, "sigma_max": 80.0},
+                "trajectories": 20,
+            },
+            "trace": {"classifiers": {"posterior": "exact"}},
+            "evaluation": {"metrics": ["wasserstein", "wrong_class"], "real": 50, "bank": 50},
+            "run_dir": str(root),
+            **changed,
+        }
+
+    return config
+
+
+def run_cases(config: dict, folder: Path) -> dict[str, dict]:
+    """The study as from its file; its stages by name."""
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
+    root = study(**load(study, file))
+    return {s["name"]: s for s in json.loads((root / "study.json").read_text())["stages"]}
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory, gaussians) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("cases")
+    stages = run_cases(gaussians(folder / "study"), folder)
+    return SimpleNamespace(root=folder / "study", stages=stages)
+
+
+@pytest.fixture
+def copied(cases, tmp_path) -> Path:
+    return Path(shutil.copytree(cases.root, tmp_path / "study"))
+
+
+def test_a_study_does_everything_on_each_case(cases):
+    per_scale = {
+        f"{verb} {method} {scale}{what}"
+        for method in ("exact_cfg", "cg")
+        for scale in (1, 2)
+        for verb, what in (("generate", " fresh"), ("evaluate", ""), ("trace", ""))
+    }
+    expected = {"fit base", "fit linear", "evaluate real"} | per_scale
+    assert cases.stages.keys() == {f"{case} {name}" for case in LINES for name in expected}
+    for name, stage in cases.stages.items():
+        asked = manifest(cases.root / stage["directory"])
+        case = LINES[name.split()[0]]
+        data = {**asked["settings"], **asked["free"]}.get("data")
+        assert data == {**case, "weights": None, "seed": 0}
+
+
+def test_a_cases_trajectories_are_traced_against_its_own_classifier_too(cases):
+    for case in LINES:
+        for method, own in (("exact_cfg", []), ("cg", ["own"])):
+            stage = cases.root / cases.stages[f"{case} trace {method} 2"]["directory"]
+            rows = json.loads((stage / "metrics/trajectories.json").read_text())
+            keys = [(r["samples"], r["classifier"], r["class"]) for r in rows]
+            assert keys == [("before", n, c) for n in (*own, "posterior") for c in (0, 1)]
+            assert [r["n"] for r in rows[:2]] == [r["n"] for r in rows[-2:]]
+            assert sum(r["n"] for r in rows[:2]) == 20
+        linear = cases.root / cases.stages[f"{case} fit linear"]["directory"]
+        assert manifest(stage)["inputs"]["classifiers.own"] == sha256(linear / LAST)
+
+
+def test_table_of_cases(cases):
+    with (cases.root / "table.csv").open() as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert reader.fieldnames == ["data", *LEADING, "wasserstein", "wrong_class"]
+    of_method = [
+        (case, method, str(scale), c, "before")
+        for case in LINES
+        for method in ("exact_cfg", "cg")
+        for scale in (1, 2)
+        for c in ("0", "1")
+    ]
+    keys = [(r["data"], r["method"], r["scale"], r["class"], r["stage"]) for r in rows]
+    for case in LINES:  # each case by itself, real last
+        own = [key for key in of_method if key[0] == case]
+        own += [(case, "real", "", c, "real") for c in ("0", "1")]
+        assert [key for key in keys if key[0] == case] == own
+    assert len(keys) == 2 * (8 + 2)
+    assert [key[0] for key in keys] == sorted((key[0] for key in keys), key=list(LINES).index)
+    real = {r["data"]: float(r["wrong_class"]) for r in rows if r["stage"] == "real"}
+    assert real["far"] < 0.05 < 0.2 < real["close"]
+    for name in ("report.md", "report.html"):
+        assert (cases.root / name).stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "name, inside",
+    [("trajectories", "metrics/trajectories.csv"), ("curves", "metrics/curves.csv")],
+)
+def test_tables_of_trajectories_hold_those_of_every_trace(cases, name, inside):
+    expected = []
+    for stage in cases.stages.values():
+        if stage["verb"] == "trace":
+            case, _, method, scale = stage["name"].split()
+            with (cases.root / stage["directory"] / inside).open() as file:
+                for row in csv.DictReader(file):
+                    assert row.pop("samples") == "before"
+                    expected.append({"data": case, "method": method, "scale": scale, **row})
+    with (cases.root / f"{name}.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert table == expected
+    assert list(table[0])[:5] == ["data", "method", "scale", "class", "classifier"]
+
+
+def test_a_second_call_of_cases_runs_nothing_again(cases, gaussians, copied, tmp_path, capsys):
+    times = {path: path.stat().st_mtime_ns for path in (copied / "stages").rglob("*")}
+    capsys.readouterr()
+    again = run_cases(gaussians(copied), tmp_path)
+    assert all_counted(capsys.readouterr().out, again)
+    assert all(stage["reused"] for stage in again.values())
+    assert {path: path.stat().st_mtime_ns for path in (copied / "stages").rglob("*")} == times
+    hashes = {name: stage["hash"] for name, stage in cases.stages.items()}
+    assert {name: stage["hash"] for name, stage in again.items()} == hashes
+
+
+def test_config_of_a_study_of_cases_reproduces_it(cases, copied):
+    root = study(**load(study, cases.root / "config.yaml", [f"run_dir={copied}"]))
+    stages = json.loads((root / "study.json").read_text())["stages"]
+    assert [stage["name"] for stage in stages if not stage["reused"]] == []
+    assert len(stages) == len(cases.stages)
+
+
+def redone(stages: dict[str, dict]) -> set[str]:
+    return {name for name, stage in stages.items() if not stage["reused"]}
+
+
+def test_a_new_scale_of_cases_runs_its_own_stages(gaussians, copied, tmp_path, capsys):
+    stages = run_cases(gaussians(copied, scales=[1.0, 1.5, 2.0]), tmp_path)
+    assert all_counted(capsys.readouterr().out, stages)
+    expected = {name for name in stages if " 1.5" in name}
+    assert len(expected) == 2 * 2 * 3
+    assert redone(stages) == expected
+
+
+def test_another_number_of_trajectories_retrains_nothing(gaussians, copied, tmp_path):
+    config = gaussians(copied)
+    config["generation"]["trajectories"] = 30
+    stages = run_cases(config, tmp_path)
+    expected = {name for name in stages if " generate " in name or " trace " in name}
+    # tables are made anew, of the same samples
+    assert redone(stages) - {name for name in stages if " evaluate " in name} == expected
+    held = load_tensors(copied / stages["far generate cg 1 fresh"]["directory"] / TRAJECTORIES, "c")
+    assert len(held["c"]) == 30
+
+
+def test_without_trace_nothing_is_traced(gaussians, copied, tmp_path, capsys):
+    stages = run_cases(gaussians(copied, trace=None), tmp_path)
+    assert all_counted(capsys.readouterr().out, stages)
+    assert not any(" trace " in name for name in stages)
+    assert redone(stages) == set()
 
 
 def test_the_readmes_guidance_method_works(chain, mixture, call, monkeypatch):

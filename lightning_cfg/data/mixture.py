@@ -111,6 +111,23 @@ class GaussianMixture(nn.Module):
         centred = mu - mean
         return mean, torch.einsum("k,kij->ij", w, within) + (w[:, None] * centred).mT @ centred
 
+    def cdf(self, x: Tensor, c: int) -> Tensor:
+        """P(y <= x | c) in one dimension, (n,) -> (n,) float64."""
+        own = self.labels == c
+        z = (x.double()[:, None] - self.means[own, 0]) / self.variances[own, 0].sqrt()
+        return torch.special.ndtr(z) @ (self.weights[own] / self.weights[own].sum())
+
+    def quantile(self, u: Tensor, c: int) -> Tensor:
+        """x with P(y <= x | c) = u in one dimension, (n,) -> (n,) float64, 0 < u < 1."""
+        own = self.labels == c
+        z = torch.special.ndtri(u.double())[:, None] * self.variances[own, 0].sqrt()
+        low, high = (self.means[own, 0] + z).amin(1), (self.means[own, 0] + z).amax(1)
+        for _ in range(60):  # the quantile lies between those of the components
+            middle = (low + high) / 2
+            below = self.cdf(middle, c) < u
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
     def _classes(self, x: Tensor, c: Tensor | None) -> Tensor:
         return torch.full((len(x),), NULL, device=x.device) if c is None else c.to(x.device)
 
@@ -175,6 +192,21 @@ class Mixture:
         weights = [1.0] * len(means) if weights is None else weights
         weights, means = (torch.tensor(v, dtype=torch.float64) for v in (weights, means))
         self._hold(GaussianMixture(weights, means, covariances, torch.tensor(labels)), seed)
+
+    @property
+    def formula(self) -> str:
+        """Its components as N(mean, variance), class by class; nothing where they are many."""
+        truth, parts = self.truth, []
+        if len(truth.means) > 8:
+            return ""
+        for c in range(truth.num_classes):
+            own = (truth.labels == c).nonzero().flatten().tolist()
+            means = (", ".join(f"{m:g}" for m in truth.means[k].tolist()) for k in own)
+            variances = (truth.variances[k].mean().item() for k in own)
+            parts.append(
+                " + ".join(f"N({m}, {v:.3g})" for m, v in zip(means, variances, strict=True))
+            )
+        return "; ".join(f"class {c}: {part}" for c, part in enumerate(parts))
 
     def _hold(self, truth: GaussianMixture, seed: int) -> None:
         self.truth, self.seed = truth, seed
