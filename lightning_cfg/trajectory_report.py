@@ -230,10 +230,10 @@ def _side_by_side(case: Any, methods: dict[str, dict]) -> list[str]:
             for kind, classifier in beside
             if kind == LEARNED
         )
-        apart = f"more than {largest:.1e}" if largest else "a bit of the float32 it is kept in"
+        apart = f"by more than {largest:.1e}" if largest else "in any bit of its float32"
         parts.append(
             "With the exact denoiser and the exact posterior classifier guidance is CFG, and at "
-            f"scale 1 it is the conditional model: no sample differs by {apart}. The identity "
+            f"scale 1 it is the conditional model: no sample differs {apart}. The identity "
             "behind guidance holds; what differs at scale 1 comes from learned parts and from "
             "classifiers that cannot be right"
             + (f" (mean difference to CFG on the learned denoiser: {gaps})." if gaps else ".")

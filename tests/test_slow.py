@@ -51,3 +51,28 @@ def test_the_quick_study_shows_that_refinement_repairs(tmp_path):
         assert gap[1] < 0.6 * gap[0]
         checked += 1
     assert checked == 2 * 2 * 3  # methods, classes; scale 2 with both flows, scale 3 with one
+
+
+def test_the_quick_study_of_trajectories_shows_what_the_classifier_does(tmp_path):
+    """Every trend holds; the exact pair is the conditional model, a linear classifier is not."""
+    config = load(study, CONF / "studies/gaussians_quick.yaml", [f"run_dir={tmp_path / 'study'}"])
+    root = study(**config)
+    rows = list(csv.DictReader((root / "table.csv").open()))
+    far = {(r["method"], float(r["scale"] or 0), r["class"]): r for r in rows if r["data"] == "far"}
+    for label in ("0", "1"):
+        exact, cfg, linear = (
+            float(far[method, 1.0, label]["wasserstein"])
+            for method in ("exact_cg_posterior", "exact_cfg", "exact_cg_linear")
+        )
+        assert exact == cfg
+        assert linear > 10 * float(far["real", 0.0, label]["wasserstein"])
+    seen = list(csv.DictReader((root / "trajectories.csv").open()))
+    paths = {(r["data"], r["method"], r["class"], r["classifier"], r["scale"]): r for r in seen}
+    checked = 0
+    for (*what, scale), first in paths.items():
+        if scale == "1":
+            last = paths[*what, "5"]
+            assert float(last["distance"]) > float(first["distance"])
+            assert float(last["straightness"]) > float(first["straightness"])
+            checked += 1
+    assert checked == 2 * 2 * (8 * 2 + 2)  # cases, classes; 8 methods with two classifiers
