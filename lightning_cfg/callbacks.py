@@ -1,17 +1,28 @@
-"""What a training does beside learning: saving whole files, showing how far it is."""
+"""What a training does beside learning: saving whole files, showing how far it is, drawing."""
 
 import os
+import shutil
 import sys
+from inspect import signature
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from PIL import Image
 from tqdm import tqdm
 
+from lightning_cfg import figures
 from lightning_cfg.checkpoints import LAST
+from lightning_cfg.config import Choice, Sampler
+from lightning_cfg.errors import UserError
 from lightning_cfg.files import write
+from lightning_cfg.generate import drawable, sample, seeded, within_limits
+from lightning_cfg.guidance import classifier_free
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -34,40 +45,175 @@ def _save(checkpoint: dict, path: Path) -> None:
 
 
 class SaveLast(L.Callback):
-    """Writes checkpoints/last.ckpt every `every` optimiser steps and after the last one."""
+    """Writes checkpoints/last.ckpt every `every` optimiser steps and after the last one.
 
-    def __init__(self, directory: Path, *, every: int):
-        self.path, self.every = directory / LAST, every
+    keep  so many of these are kept besides as checkpoints/best_<step>.ckpt: those with the lowest
+          loss, as it was logged last
+    """
+
+    def __init__(self, directory: Path, *, every: int, keep: int = 0):
+        self.path, self.every, self.keep = directory / LAST, every, keep
+        self.best: dict[int, float] = {}  # loss by step
         self._saved = -1
+
+    def state_dict(self) -> dict:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best = state["best"]
 
     def on_train_start(self, trainer: L.Trainer, *args: object) -> None:
         # A step that was resumed from is saved already; doing so again after the first of several
         # accumulated micro-batches would save the middle of the next step.
         self._saved = trainer.global_step
+        if self.keep and trainer.is_global_zero:
+            # a run that was killed may have saved this step and not yet copied it; one that goes
+            # on from elsewhere has none of the files
+            self.best = {
+                step: loss
+                for step, loss in self.best.items()
+                if self.place(step).is_file() or (step == self._saved and self.path.is_file())
+            }
+            self._copy()
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: object) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, learner: L.LightningModule, *args: object
+    ) -> None:
         step = trainer.global_step
         due = step % self.every == 0 or step == trainer.max_steps
-        if due and step != self._saved and step > 0:
-            trainer.save_checkpoint(self.path)
-            self._saved = step
+        if not due or step == self._saved or step == 0:
+            return
+        loss = learner.logged.get("loss", float("nan"))
+        if self.keep and isfinite(loss):
+            # before saving, so that the checkpoint knows of itself
+            among = sorted({**self.best, step: loss}.items(), key=lambda item: item[1])
+            self.best = dict(among[: self.keep])
+        trainer.save_checkpoint(self.path)
+        self._saved = step
+        if self.keep and trainer.is_global_zero:
+            self._copy()
+
+    def place(self, step: int) -> Path:
+        return self.path.with_name(f"best_{step:06d}.ckpt")
+
+    def _copy(self) -> None:
+        """The files become what `best` says; one that is no longer among them goes last."""
+        new = self.place(self._saved)
+        if self._saved in self.best and not new.is_file():
+            write(new, lambda temporary: shutil.copyfile(self.path, temporary))
+        wanted = {self.place(step) for step in self.best}
+        for file in self.path.parent.glob("best_*.ckpt"):
+            if file not in wanted:
+                file.unlink()
 
 
 class Progress(L.Callback):
-    """A bar of optimiser steps with speed, remaining time and loss; nothing off a terminal."""
+    """A bar of images with their speed, the remaining time and the loss; nothing off a terminal."""
 
     def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        self.images = trainer.datamodule.batch_size  # a step
         self.bar = tqdm(
-            total=trainer.max_steps,
-            initial=trainer.global_step,
-            unit="step",
+            total=trainer.max_steps * self.images,
+            initial=trainer.global_step * self.images,
+            unit=" images",
+            unit_scale=True,
             disable=not (trainer.is_global_zero and sys.stderr.isatty()),
         )
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: object) -> None:
-        self.bar.update(trainer.global_step - self.bar.n)
-        if "loss" in trainer.logged_metrics and trainer.global_step % 50 == 0:
-            self.bar.set_postfix(loss=f"{float(trainer.logged_metrics['loss']):.4g}")
+    def on_train_batch_end(
+        self, trainer: L.Trainer, learner: L.LightningModule, *args: object
+    ) -> None:
+        if self.bar.disable:
+            return
+        step = trainer.global_step
+        if "loss" in learner.logged:
+            shown = {"loss": f"{learner.logged['loss']:.4g}", "step": step}
+            self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(step * self.images - self.bar.n)
 
     def on_train_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         self.bar.close()
+
+
+class Grids(L.Callback):
+    """Writes samples of the averaged weights every `every` steps: figures/grid_<step>.png.
+
+    The logger gets it too where it takes images. A row per class (the first 10), and the same
+    noise, of the seeds 0, 1, ..., in every row and every grid. Training is not touched: the
+    samples are drawn from a copy of the model, without the global generators.
+
+    scales   of classifier-free guidance, side by side; 1 is unguided
+    columns  samples per class and scale
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        /,
+        *,
+        every: int = 1000,
+        scales: list[float] = (1.0, 2.0),
+        columns: int = 8,
+        sampler: Sampler = {"name": "heun", "steps": 18},  # noqa: B006
+    ):
+        if every < 1 or columns < 1 or not scales:
+            raise UserError(
+                f"grids.every={every} and grids.columns={columns} must be at least 1, "
+                "and grids.scales name one scale"
+            )
+        self.directory, self.every, self.columns = directory / "figures", every, columns
+        self.scales = list(scales)
+        # with the keys that were left out, or the limits of the model would not be put in
+        self.sampler = Choice("lightning_cfg.samplers").check(sampler, "grids.sampler")
+        self._drawn = -1
+
+    def check(self, learner: L.LightningModule, data: Any) -> None:
+        """UserError if these samples cannot be drawn, before anything is trained."""
+        model, shape = learner.model, tuple(data.shape)
+        if not drawable(shape):
+            raise UserError(f"grids needs grey or RGB images, (1 or 3, H, W), not {shape}")
+        if getattr(data, "has_sources", False) or len(signature(model.forward).parameters) < 3:
+            raise UserError(
+                f"grids needs a model that makes images of noise, not {type(model).__name__} "
+                f"with learner {type(learner).__name__}"
+            )
+        for scale in self.scales:
+            classifier_free(model, scale=scale)
+        limited, noise = within_limits(self.sampler, model), torch.zeros(1, *shape)
+        for _ in sample(limited, lambda x, sigma, c: x, noise, torch.zeros(1), lambda: noise):
+            pass  # the sampler checks its own numbers
+
+    def on_train_start(self, trainer: L.Trainer, *args: object) -> None:
+        self._drawn = trainer.global_step  # before it was resumed from
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, learner: L.LightningModule, *args: object
+    ) -> None:
+        step = trainer.global_step
+        if step % self.every or step == self._drawn or not trainer.is_global_zero:
+            return
+        self._drawn = step
+        path = self.directory / f"grid_{step:06d}.png"
+        figure = self.draw(learner, trainer.datamodule.data)
+        write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=figures.DPI))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("samples", [str(path)], step=step)
+            elif isinstance(logger, TensorBoardLogger):
+                pixels = np.asarray(Image.open(path).convert("RGB"))
+                logger.experiment.add_image("samples", pixels, step, dataformats="HWC")
+
+    @torch.no_grad()
+    def draw(self, learner: L.LightningModule, data: Any) -> Any:
+        """The contact sheet, a matplotlib Figure."""
+        model, shape = learner.averaged(), tuple(data.shape)
+        classes = max(1, min(data.num_classes, 10))
+        c = torch.arange(classes).repeat_interleave(self.columns)
+        limited, groups = within_limits(self.sampler, model), {}
+        for scale in self.scales:
+            seeds = [*range(self.columns)] * classes
+            noise, _, draw = seeded(seeds, shape, classes, device=learner.device)
+            denoise = classifier_free(model, scale=scale)
+            *_, (_, x) = sample(limited, denoise, noise, c.to(learner.device), draw)
+            groups[f"scale {scale:g}"] = x.float().cpu(), c
+        return figures.contact_sheet(groups, data.num_classes, columns=self.columns)

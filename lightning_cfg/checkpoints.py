@@ -1,6 +1,7 @@
 """Checkpoints: a network restored from the config inside."""
 
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from torch import nn
@@ -57,6 +58,7 @@ def restore(path: str | Path, *, weights: str | int = "ema") -> nn.Module:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[min(1, str(error).count("\n"))].strip()  # the first
+        reason = shorten(reason, 200, placeholder=" ...")  # another network's names fill pages
         raise UserError(f"{path} does not fit the network of its config: {reason}") from error
     model.shape, model.num_classes = shape, checkpoint["num_classes"]
     model.refines = checkpoint["config"]["learner"]["name"] == "Refinement"

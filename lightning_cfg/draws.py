@@ -35,6 +35,8 @@ class Draws:
         self.seed, self.step, self.batch_size = seed, step, batch_size
         self.rows = slice(0, batch_size) if rows is None else rows
         self._generator = keyed("step", seed, step)
+        # (name, (b,)) of the noise levels that a loss has drawn: the loss is logged by them
+        self.level: tuple[str, Tensor] | None = None
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normals, (b, *shape)."""

@@ -18,12 +18,17 @@ class EMA:
         self._weights = [p.detach() for p in module.parameters()]
         self.averages = {h: [p.clone() for p in self._weights] for h in half_lives}
 
-    def update(self, step: int, batch_size: int) -> None:
-        """One optimiser step, number `step` counted from 1, of batch_size images."""
+    def update(self, step: int, batch_size: int, good: Tensor | float = 1.0) -> None:
+        """One optimiser step, number `step` counted from 1, of batch_size images.
+
+        good  () of 1, or 0 to leave all as it is, which a look at the device need not decide
+        """
         for half_life, averages in self.averages.items():
             ramped = step * batch_size * self.ramp if self.ramp else half_life
             weight = 1 - 0.5 ** (batch_size / min(half_life, ramped))
-            torch._foreach_lerp_(averages, self._weights, weight)
+            difference = torch._foreach_sub(self._weights, averages)
+            torch._foreach_mul_(difference, good * weight)
+            torch._foreach_add_(averages, difference)
 
     def state_dict(self) -> dict[int, dict[str, Tensor]]:
         """{half-life: {parameter name: average}}."""

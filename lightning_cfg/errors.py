@@ -6,4 +6,4 @@ class UserError(Exception):
 
 
 class Diverged(Exception):
-    """A loss that is not finite: the run stops, its last good checkpoint stays (exit 1)."""
+    """Too many steps not finite: the run stops, its last good checkpoint stays (exit 1)."""

@@ -19,7 +19,7 @@ from lightning_cfg import metrics as known  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.files import load_samples, output_of, write_text  # noqa: E402
 from lightning_cfg.generate import SAMPLES  # noqa: E402
-from lightning_cfg.runs import Run  # noqa: E402
+from lightning_cfg.runs import Run, content_of  # noqa: E402
 
 
 def evaluate(
@@ -50,6 +50,9 @@ def evaluate(
                   metrics depend on the number. Left out: no floor
     """
     files = {label: output_of(path, SAMPLES) for label, path in samples.items()}
+    for taken in ("data", "held_out", "features", "classifier", "real"):
+        if taken in samples:
+            raise UserError(f"samples.{taken} is the name of something else here: choose another")
     inputs = dict(files)
     feature_path = None if features is None else features.get("path")
     if feature_path is not None:
@@ -63,7 +66,9 @@ def evaluate(
         "by_class": by_class,
         "fresh": fresh,
     }
-    settings |= {"data": {key: v for key, v in data.items() if key != "root"}, "seed": seed}
+    section, read = content_of(data, build("lightning_cfg.data", data))
+    inputs |= read
+    settings |= {"data": section, "seed": seed}
     settings |= {"features": features and {k: v for k, v in features.items() if k != "path"}}
     free = {"samples": samples, "features": features, "classifier": classifier, "data": data}
     run = Run(run_dir, "evaluate", settings, inputs, free)
@@ -71,7 +76,8 @@ def evaluate(
         print(f"{run_dir}: finished already")
         return run.directory
 
-    data_set, held_out, banks = _reference(json.dumps(data), real, bank, by_class)
+    content = tuple(run.inputs[name] for name in read)
+    data_set, held_out, banks = _reference(json.dumps(data), content, real, bank, by_class)
     sets = {
         label: load_samples(file, data_set.shape, data_set.num_classes)
         for label, file in files.items()
@@ -80,6 +86,12 @@ def evaluate(
         raise UserError("by_class=false is for data without a known density: it is the classes'")
     space = None if features is None else build("lightning_cfg.features", features)
     reader = None if classifier is None else checkpoints.restore(classifier)
+    for what in ("shape", "num_classes") if reader is not None else ():
+        own, other = getattr(data_set, what), getattr(reader, what)
+        if own != other:
+            raise UserError(f"classifier {classifier} has {what} {other}, but the data have {own}")
+    if reader is not None and data_set.num_classes == 0:
+        raise UserError(f"classifier {classifier}: the data have no classes that it could confirm")
     truth = data_set.truth
     quantile = truth.quantile if truth is not None and truth.shape == (1,) else None
     given = {"truth": truth, "quantile": quantile, "features": space, "classifier": reader}
@@ -143,15 +155,19 @@ def _missing(metric: object, have: set[str]) -> list[str]:
 
 
 @lru_cache(maxsize=2)
-def _reference(data: str, real: int | None, bank: int | None, by_class: bool) -> tuple:
+def _reference(
+    data: str, content: tuple[str, ...], real: int | None, bank: int | None, by_class: bool
+) -> tuple:
     """The data set with its held-out and its training points: a list of tensors each, by class.
 
     Kept from call to call, since the metrics keep what they work out of a tensor of real points.
+    content  hashes of the data's files: with others in the same place, they are read again
     """
     data_set = build("lightning_cfg.data", json.loads(data))
     splits = []
     for y, c in (data_set.real("held_out", real), data_set.real("bank", bank)):
-        splits.append([y[c == k] for k in range(data_set.num_classes)] if by_class else [y])
+        classes = range(max(1, data_set.num_classes))
+        splits.append([y[c == k] for k in classes] if by_class else [y])
     return data_set, *splits
 
 
@@ -161,7 +177,7 @@ def _fresh(data_set: object, real: int | None, per_class: int, by_class: bool) -
         x, c = data_set.real("fresh", per_class)
         return {"x": x, "c": c}
     y, y_c = data_set.real("held_out", real)
-    of_class = [(y_c == k).nonzero().flatten() for k in range(data_set.num_classes)]
+    of_class = [(y_c == k).nonzero().flatten() for k in range(max(1, data_set.num_classes))]
     if min(map(len, of_class)) <= per_class:
         raise UserError(f"fresh={per_class} leaves no held-out point of some class to compare with")
     chosen = torch.cat([own[:per_class] for own in of_class])

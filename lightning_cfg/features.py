@@ -19,13 +19,15 @@ def classifier(*, path: str) -> Features:
     """The penultimate layer of a trained classifier of clean samples.
 
     path  its run directory or checkpoint
-    Raises UserError if its network has no such layer (`features`).
+    Raises UserError if its network has no such layer (`features`), or for x of another shape.
     """
     model = checkpoints.restore(path)
     if not hasattr(getattr(model, "net", None), "features"):
         raise UserError(f"{path}: its network has no `features`, as net ConvNet has")
 
     def extract(x: Tensor) -> Tensor:
+        if tuple(x.shape[1:]) != model.shape:
+            raise UserError(f"{path} reads shape {model.shape}, not {tuple(x.shape[1:])}")
         with torch.no_grad():
             return torch.cat([model.features(some).float() for some in x.split(512)])
 

@@ -258,17 +258,24 @@ def compared(averages: dict[tuple, dict], sections: dict[str, dict]) -> Any:
 def contact_sheet(
     groups: dict[str, tuple[Tensor, Tensor]], num_classes: int, *, columns: int = 6
 ) -> Any:
-    """Images in [-1, 1] side by side, {title: (x (N, C, H, W), c (N,))}; a row per class."""
+    """Images in [-1, 1] side by side, {title: (x (N, C, H, W), c (N,))}; a row per class.
+
+    The first 10 classes; of fewer than 2 classes, rows that are filled in order, 10 at most.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
-    classes = range(min(num_classes, 10))
+    of_classes = num_classes > 1
+    if not of_classes:
+        groups = {title: (x, torch.arange(len(x)) // columns) for title, (x, _) in groups.items()}
+        num_classes = -(-max(len(x) for x, _ in groups.values()) // columns)
+    rows = range(min(num_classes, 10))
     sheets = {}
     for title, (x, c) in groups.items():
         _, depth, h, w = x.shape
-        sheet = torch.ones(depth, len(classes) * (h + 1), columns * (w + 1))
-        for i in classes:
-            for j, image in enumerate(x[c == i][:columns]):
+        sheet = torch.ones(depth, len(rows) * (h + 1), columns * (w + 1))
+        for i in rows:
+            for j, image in enumerate(x[(c == i).nonzero()[:columns, 0]]):
                 top, left = i * (h + 1), j * (w + 1)
                 sheet[:, top : top + h, left : left + w] = image.clamp(-1, 1)
         sheets[title] = ((sheet + 1) / 2).permute(1, 2, 0).numpy()
@@ -286,8 +293,8 @@ def contact_sheet(
             panel.imshow(sheet.squeeze(), interpolation="none", aspect="auto", **colours)
             panel.set_title(title, pad=3)
             panel.set_axis_off()
-        for i in classes:
-            y = 1 - (top + zoom * (i + 0.5) * height / len(classes)) / size[1]
+        for i in rows if of_classes else ():
+            y = 1 - (top + zoom * (i + 0.5) * height / len(rows)) / size[1]
             figure.text(0.5 * left / size[0], y, str(i), ha="center", va="center")
     return figure
 

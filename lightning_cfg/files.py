@@ -1,7 +1,9 @@
 """Files that are whole or not there: written to a temporary name, then renamed."""
 
 import hashlib
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +32,24 @@ def write(path: str | Path, save: Callable[[Path], object]) -> Path:
         raise UserError(f"{path} could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_folder(path: str | Path, save: Callable[[Path], object]) -> Path:
+    """`write` for a folder, which replaces the one that was there."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same number
+    try:
+        temporary.mkdir(parents=True)
+        save(temporary)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 
@@ -73,7 +93,8 @@ def load_tensors(path: str | Path, *names: str) -> dict[str, Tensor]:
 def load_samples(path: str | Path, shape: tuple[int, ...], num_classes: int) -> dict[str, Tensor]:
     """A sample file: x (N, *shape), c (N,) and seed (N,).
 
-    Raises UserError as `load_tensors` does, and if it is empty or its shapes or classes are others.
+    num_classes 0 is data without classes, whose c are 0. Raises UserError as `load_tensors` does,
+    and if it is empty or its shapes or classes are others.
     """
     samples = load_tensors(path, "x", "c", "seed")
     x, c = samples["x"], samples["c"]
@@ -87,10 +108,11 @@ def load_samples(path: str | Path, shape: tuple[int, ...], num_classes: int) -> 
             raise UserError(f"{path}: {name} has shape {had}, not ({len(x)},), one per sample")
     if len(x) == 0:
         raise UserError(f"{path} holds no sample")
-    if not 0 <= int(c.min()) <= int(c.max()) < num_classes:
+    last = max(1, num_classes) - 1
+    if not 0 <= int(c.min()) <= int(c.max()) <= last:
         raise UserError(
             f"{path} holds classes {int(c.min())} ... {int(c.max())}, "
-            f"only 0 ... {num_classes - 1} are known here"
+            f"only 0 ... {last} are known here"
         )
     return samples
 
@@ -109,9 +131,24 @@ def output_of(path: str | Path, inside: str) -> Path:
 
 
 def sha256(path: str | Path) -> str:
-    """The content hash of a file."""
+    """The content hash of a file; of a folder, that of its files' names and contents."""
+    if Path(path).is_dir():
+        files = {name: sha256(Path(path, name)) for name in listing(path)}
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def listing(folder: str | Path) -> list[str]:
+    """Every file under a folder but hidden ones, as sorted names relative to it with slashes."""
+    found = [
+        Path(place, name).relative_to(folder)
+        for place, _, names in os.walk(folder, followlinks=True)
+        for name in names
+    ]
+    return sorted(
+        file.as_posix() for file in found if not any(part.startswith(".") for part in file.parts)
+    )
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:

@@ -2,6 +2,7 @@
 
 from lightning_cfg.config import (
     Data,
+    Keywords,
     Learner,
     Model,
     Net,
@@ -17,20 +18,25 @@ check_arguments(__name__)  # a missing file answers before torch is imported
 import logging  # noqa: E402
 import os  # noqa: E402
 import warnings  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from contextlib import contextmanager  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Literal  # noqa: E402
+from typing import Annotated, Literal  # noqa: E402
 
 import lightning as L  # noqa: E402
 import torch  # noqa: E402
 from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
+from torch import nn  # noqa: E402
 
-from lightning_cfg.callbacks import AtomicCheckpointIO, Progress, SaveLast  # noqa: E402
+from lightning_cfg.callbacks import AtomicCheckpointIO, Grids, Progress, SaveLast  # noqa: E402
 from lightning_cfg.checkpoints import LAST, build_model, load  # noqa: E402
 from lightning_cfg.data.module import KeyedBatches  # noqa: E402
 from lightning_cfg.draws import key  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.files import output_of  # noqa: E402
-from lightning_cfg.runs import Run  # noqa: E402
+from lightning_cfg.runs import PLACES, Run  # noqa: E402
+
+GridKeys = Annotated[dict, Keywords("lightning_cfg.callbacks.Grids")]
 
 
 def fit(
@@ -45,7 +51,12 @@ def fit(
     seed: int = 0,
     resume: str = "auto",
     checkpoint_every: int = 1000,
+    keep: int = 0,
     log_every: int = 50,
+    grids: GridKeys | None = None,
+    compile: bool | Literal["auto"] = "auto",
+    channels_last: bool | Literal["auto"] = "auto",
+    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto",
     logger: Literal["csv", "tensorboard", "wandb"] = "csv",
 ) -> Path:
     """Train a model; its run directory then holds checkpoints/last.ckpt.
@@ -54,6 +65,15 @@ def fit(
     trainer           what lightning.Trainer takes; trainer.max_steps is needed
     resume            auto: go on where the run stopped; never: refuse to; PATH: from a checkpoint
     checkpoint_every  steps between checkpoints
+    keep              of which so many with the lowest loss are kept beside the last one
+    grids             {every, scales, columns, sampler}: samples in figures/, see callbacks.Grids
+    compile           the network, by torch.compile
+    channels_last     memory layout of a network of images
+    matmul_precision  of float32 products: highest is float32, high and medium may be TF32 or less
+
+    The last three and trainer.precision are by default what is fastest: for images on CUDA
+    compiled, channels-last, high and bf16-mixed; otherwise none of it and float32. What was chosen
+    is in the manifest.
     """
     if trainer.get("max_steps", -1) < 1:
         raise UserError("trainer.max_steps is needed: the number of optimiser steps, 1 or more")
@@ -61,8 +81,11 @@ def fit(
         raise UserError(f"{checkpoint_every=} and {log_every=} must be at least 1")
     recipe = {"data": data, "net": net, "model": model, "learner": learner}
     recipe |= {"seed": seed, "batch_size": batch_size}
+    if keep < 0:
+        raise UserError(f"{keep=} must be 0 or more")
     free = {"trainer": trainer, "checkpoint_every": checkpoint_every, "log_every": log_every}
-    free |= {"logger": logger, "resume": resume}
+    free |= {"logger": logger, "resume": resume, "keep": keep, "grids": grids, "compile": compile}
+    free |= {"channels_last": channels_last, "matmul_precision": matmul_precision}
 
     data_set = build("lightning_cfg.data", data)
     read = {"data": data_set.path} if hasattr(data_set, "path") else {}
@@ -78,6 +101,10 @@ def fit(
 
     torch.manual_seed(key("init", seed))
     network = build_model(recipe, data_set.shape, data_set.num_classes)
+    network.shape, network.num_classes = tuple(data_set.shape), data_set.num_classes
+    asked = {"compile": compile, "channels_last": channels_last}
+    speed = speed_of(trainer, data_set.shape, **asked, matmul_precision=matmul_precision)
+    prepare(network, speed)
     module = build("lightning_cfg.learners", learner, network)
     module.check(data_set)
     module.described = {
@@ -85,23 +112,78 @@ def fit(
         "shape": list(data_set.shape),
         "num_classes": data_set.num_classes,
     }
+    callbacks = [Progress(), SaveLast(run.directory, every=checkpoint_every, keep=keep)]
+    if grids is not None:
+        callbacks.append(Grids(run.directory, **grids))
+        callbacks[-1].check(module, data_set)
     engine = trainer_for(
-        trainer,
+        {**trainer, "precision": speed["precision"]},
         run.directory,
         logger=_logger(logger, run),
         log_every=log_every,
-        callbacks=[Progress(), SaveLast(run.directory, every=checkpoint_every)],
+        callbacks=callbacks,
     )
     batches = KeyedBatches(data_set, seed=seed, batch_size=batch_size)
     batches.rows_per_batch(engine)  # a size that does not divide stops before anything is written
     run.begin()
-    engine.fit(module, batches, ckpt_path=start, weights_only=True)
+    try:
+        with matmul(speed["matmul_precision"]):
+            engine.fit(module, batches, ckpt_path=start, weights_only=True)
+    finally:
+        if logger == "wandb" and engine.logger is not None:
+            engine.logger.experiment.finish()  # or the next fit of this process writes to it too
     if not last.is_file() or engine.global_step > load(last)["global_step"]:
         engine.save_checkpoint(last)  # stopped by something other than max_steps
-    facts = {"step": engine.global_step, "precision": str(engine.precision)}
+    facts = {"step": engine.global_step, **speed, "device": str(engine.strategy.root_device)}
     run.finish(last, **facts, seconds=round(load(last)["seconds"], 1))
     print(f"{run_dir}: {engine.global_step} steps")
     return run.directory
+
+
+def speed_of(
+    trainer: dict,
+    shape: tuple[int, ...],
+    *,
+    compile: bool | str = "auto",
+    channels_last: bool | str = "auto",
+    matmul_precision: str = "auto",
+) -> dict:
+    """{precision, compile, channels_last, matmul_precision}: as asked, and what auto means here."""
+    cuda = torch.cuda.is_available() and trainer.get("accelerator") in (None, "auto", "gpu", "cuda")
+    fast = cuda and len(shape) == 3  # points need all their digits, and their networks are small
+    half = fast and torch.cuda.is_bf16_supported()
+    auto = {
+        "precision": "bf16-mixed" if half else "32-true",
+        "compile": fast,
+        "channels_last": fast,
+        "matmul_precision": "high" if fast else "highest",
+    }
+    asked = {"precision": trainer.get("precision") or "auto", "compile": compile}
+    asked |= {"channels_last": channels_last, "matmul_precision": matmul_precision}
+    return {name: auto[name] if value == "auto" else value for name, value in asked.items()}
+
+
+def prepare(model: nn.Module, speed: dict) -> None:
+    """Lay out and compile a new model's network, in place: its names in a checkpoint stay."""
+    if speed["channels_last"]:
+        if all(p.ndim != 4 for p in model.parameters()):
+            raise UserError("channels_last=true needs a network of images")
+        model.to(memory_format=torch.channels_last)
+    if speed["compile"]:
+        getattr(model, "net", model).compile()
+
+
+@contextmanager
+def matmul(precision: str) -> Iterator[None]:
+    """Multiply float32 matrices, and convolve on CUDA, at this precision in the meantime."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = precision != "highest"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def trainer_for(
@@ -119,6 +201,11 @@ def trainer_for(
     for name, ours in instead.items():
         if name in trainer:
             raise UserError(f"trainer.{name} cannot be set: here it is {ours}")
+    if str(trainer.get("precision")) in ("16", "16-mixed"):
+        raise UserError(
+            "trainer.precision=16-mixed cannot be set: its loss scaling makes gradients that are "
+            "not finite, which here count as bad; use bf16-mixed"
+        )
     try:
         return L.Trainer(
             **{
@@ -167,7 +254,7 @@ def _start(resume: str, last: Path, recipe: dict, max_steps: int) -> Path | None
 
 def _placeless(recipe: dict) -> dict:
     """The recipe without the places of its files."""
-    data = {k: v for k, v in recipe["data"].items() if k not in ("path", "root")}
+    data = {k: v for k, v in recipe["data"].items() if k not in PLACES}
     return {**recipe, "data": data}
 
 

@@ -5,20 +5,33 @@ from lightning_cfg.config import Data, Guidance, Sampler, build, check_arguments
 check_arguments(__name__)  # a missing file answers before torch is imported
 
 import inspect  # noqa: E402
+import io  # noqa: E402
+import json  # noqa: E402
 import sys  # noqa: E402
+import zipfile  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Literal  # noqa: E402
 
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from lightning_cfg import checkpoints  # noqa: E402
+from lightning_cfg import checkpoints, figures  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
-from lightning_cfg.files import output_of, save_tensors  # noqa: E402
-from lightning_cfg.runs import Run  # noqa: E402
+from lightning_cfg.files import (  # noqa: E402
+    load_tensors,
+    output_of,
+    save_tensors,
+    write,
+    write_folder,
+)
+from lightning_cfg.runs import Run, content_of  # noqa: E402
 
 SAMPLES = "samples/samples.safetensors"
 TRAJECTORIES = "samples/trajectories.safetensors"
+IMAGES = {"folder": "samples/images", "zip": "samples/images.zip"}
+SHEET = ("figures/samples.png", "figures/samples.pdf")
 
 
 def generate(
@@ -34,9 +47,12 @@ def generate(
     weights: str | int = "ema",
     batch_size: int = 1000,
     trajectories: int = 0,
+    images: Literal["folder", "zip"] | None = None,
     device: str = "auto",
 ) -> Path:
     """Generate n samples, of the seeds seed, seed + 1, ...; the run holds samples/.
+
+    Of images, figures/samples.png shows the first ones.
 
     models       {model, weak, classifier}: run directories or checkpoints, as the guidance needs
                  them; exact: the closed form of `data`
@@ -44,19 +60,31 @@ def generate(
     weights      ema, raw, or the half-life in images of the average wanted
     trajectories of the first so many samples are kept: samples/trajectories.safetensors with
                  path (trajectories, steps + 1, *shape), sigma (steps + 1,) falling to 0, c, seed
+    images       also as 8-bit PNGs (`save_images`), in samples/images/ or samples/images.zip; a
+                 finished run makes them of its samples
     """
     inputs = {
         f"models.{role}": output_of(path, checkpoints.LAST)
         for role, path in models.items()
         if path != "exact"
     }
-    settings = {"guidance": guidance, "sampler": sampler, "n": n, "seed": seed, "data": data}
+    exact = {role: path for role, path in models.items() if path == "exact"}
+    section = data
+    if data is not None:
+        section, files = content_of(data, build("lightning_cfg.data", data))
+        inputs |= files if exact else {}
+    settings = {"guidance": guidance, "sampler": sampler, "n": n, "seed": seed, "data": section}
     settings |= {"class_label": class_label, "weights": weights, "batch_size": batch_size}
-    settings |= {"trajectories": trajectories}
-    settings |= {"models": {role: path for role, path in models.items() if path == "exact"}}
+    settings |= {"trajectories": trajectories, "models": exact}
     check_roles(guidance, models)
-    run = Run(run_dir, "generate", settings, inputs, {"models": models, "device": device})
+    free = {"models": models, "data": data, "images": images, "device": device}
+    run = Run(run_dir, "generate", settings, inputs, free)
     if run.finished():
+        if images is not None and IMAGES[images] not in run.manifest["outputs"]:
+            held = load_tensors(run.directory / SAMPLES, "x", "c", "seed")
+            check_images(images, tuple(held["x"].shape[1:]))
+            labelled = run.manifest.get("num_classes") != 0
+            run.add(save_images(run.directory / IMAGES[images], **held, labelled=labelled))
         print(f"{run_dir}: finished already, {n} samples")
         return run.directory
 
@@ -70,8 +98,9 @@ def generate(
         for role, path in models.items()
     }
     shape, classes = _agree(networks)
-    if class_label is not None and not 0 <= class_label < classes:
-        raise UserError(f"class_label={class_label} is outside 0 ... {classes - 1}")
+    check_images(images, shape)
+    if class_label is not None and not 0 <= class_label < max(1, classes):
+        raise UserError(f"class_label={class_label} is outside 0 ... {max(1, classes) - 1}")
     denoise = guide(guidance, networks)
     limited = within_limits(sampler, networks["model"].net)
     if n < 1 or batch_size < 1:
@@ -107,14 +136,23 @@ def generate(
                 sigmas = levels
             bar.update(len(some))
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
-    c = torch.cat(cs)
-    out = [save_tensors(run.directory / SAMPLES, x=torch.cat(xs), c=c, seed=seeds)]
+    x, c = torch.cat(xs), torch.cat(cs)
+    out = [save_tensors(run.directory / SAMPLES, x=x, c=c, seed=seeds)]
     if trajectories:
         kept = {"path": torch.cat(paths), "sigma": torch.tensor(sigmas, dtype=torch.float64)}
         kept |= {"c": c[:trajectories], "seed": seeds[:trajectories]}
         out.append(save_tensors(run.directory / TRAJECTORIES, **kept))
+    if images is not None:
+        place = run.directory / IMAGES[images]
+        out.append(save_images(place, x=x, c=c, seed=seeds, labelled=classes > 0))
+    if drawable(shape):
+        rows = classes if class_label is None else 0
+        sheet = figures.contact_sheet({"samples": (x, c)}, rows, columns=10)
+        figures.save(sheet, run.directory / "figures/samples", colours=32 if shape[0] == 1 else 0)
+        out += [run.directory / name for name in SHEET]
     evaluations = {role: net.evaluations / n for role, net in networks.items()}
-    run.finish(*out, evaluations=evaluations, weights=weights, solver_dtype="float64")
+    facts = {"evaluations": evaluations, "weights": weights, "num_classes": classes}
+    run.finish(*out, **facts, solver_dtype="float64")
     print(f"{run_dir}: {n} samples, {sum(evaluations.values()):.0f} evaluations each")
     return run.directory
 
@@ -143,11 +181,11 @@ def seeded(
     """Noise (B, *shape) float64, labels (B,) and later noise, each from its seed alone.
 
     EDM's convention: a CPU generator per seed draws the noise in float32, then the label, which
-    is drawn even if it is overridden.
+    is drawn even if it is overridden, and is 0 where there are no classes.
     """
     generators = [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
     noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
-    labels = torch.stack([torch.randint(classes, (), generator=g) for g in generators])
+    labels = torch.stack([torch.randint(max(1, classes), (), generator=g) for g in generators])
     if class_label is not None:
         labels.fill_(class_label)
     return noise.double().to(device), labels.to(device), Draw(generators, shape, device)
@@ -168,6 +206,54 @@ class Draw:
             rows = torch.stack([torch.randn(block, generator=g) for g in self._generators], 1)
             self._left = list(rows)
         return self._left.pop(0).double().to(self._device)
+
+
+def drawable(shape: tuple[int, ...]) -> bool:
+    """Whether these are grey or RGB images, (1 or 3, H, W)."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def check_images(images: str | None, shape: tuple[int, ...]) -> None:
+    """UserError where images are asked for of samples that are none."""
+    if images is not None and not drawable(shape):
+        raise UserError(
+            f"images={images} needs samples that are grey or RGB images, of shape (1 or 3, H, W), "
+            f"not {shape}"
+        )
+
+
+def save_images(path: Path, *, x: Tensor, c: Tensor, seed: Tensor, labelled: bool) -> Path:
+    """Images as 8-bit PNGs, in the layout that EDM's dataset_tool.py and our ImageZip read.
+
+    000000/000000.png and so on by seed, and dataset.json: {"labels": [[file, class], ...]}, or null
+    if they are not `labelled`. x (N, 1 or 3, H, W) in [-1, 1] becomes x * 127.5 + 128, clipped to
+    0 ... 255 and cut to integers. A zip if `path` ends in .zip, otherwise a folder.
+    """
+    from PIL import Image
+
+    y = (x * 127.5 + 128).clip(0, 255).to(torch.uint8)
+    y = y.permute(0, 2, 3, 1).numpy() if x.shape[1] == 3 else y[:, 0].numpy()
+    names = [f"{s - s % 1000:06d}/{s:06d}.png" for s in seed.tolist()]
+    labels = list(zip(names, c.tolist(), strict=True)) if labelled else None
+
+    def contents() -> Iterator[tuple[str, bytes]]:
+        for name, pixels in zip(names, y, strict=True):
+            png = io.BytesIO()
+            Image.fromarray(pixels).save(png, "PNG")
+            yield name, png.getvalue()
+        yield "dataset.json", json.dumps({"labels": labels}).encode()
+
+    def packed(temporary: Path) -> None:
+        with zipfile.ZipFile(temporary, "w") as file:  # stored: a PNG is compressed
+            for name, content in contents():
+                file.writestr(zipfile.ZipInfo(name), content)  # no date: the same zip every time
+
+    def loose(temporary: Path) -> None:
+        for name, content in contents():
+            (temporary / name).parent.mkdir(exist_ok=True)
+            (temporary / name).write_bytes(content)
+
+    return write(path, packed) if path.suffix == ".zip" else write_folder(path, loose)
 
 
 def sample(sampler: dict, denoise: object, noise: Tensor, c: Tensor, draw: Draw) -> "object":
@@ -211,11 +297,12 @@ def within_limits(sampler: dict, model: nn.Module) -> dict:
     Raises UserError for limits that the model was not trained for.
     """
     out = dict(sampler)
+    takes = inspect.signature(resolve("lightning_cfg.samplers", sampler["name"])).parameters
     for name, default in (("sigma_min", 0.002), ("sigma_max", 80.0)):
-        if name not in sampler:
+        if name not in takes:
             continue
         own = getattr(model, name)
-        if sampler[name] is None:
+        if sampler.get(name) is None:
             out[name] = own if 0 < own < float("inf") else default
         elif not model.sigma_min <= sampler[name] <= model.sigma_max:
             raise UserError(

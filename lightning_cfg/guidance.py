@@ -30,7 +30,7 @@ def classifier_free(model: Denoiser, *, scale: float = 1.0) -> Denoiser:
     """D_w = D_u + w (D_c - D_u): classifier-free guidance (Ho & Salimans 2021).
 
     scale  w: 0 is the unconditional model, 1 the conditional one
-    Raises UserError for a model that was trained without label dropout.
+    Raises UserError for a model without classes, or trained without label dropout.
     """
     if scale != 1:
         require_null(model, "classifier_free")
@@ -59,8 +59,10 @@ def classifier_gradient(
     scale  w. On the unconditional base 0 is unguided and 1 is the conditional model only if
            denoiser and classifier are exact (Zhao & Schwing 2025, eq. 9).
     base   "conditional": D_c + (w - 1) sigma^2 grad log p(c|x; sigma), so that 1 is unguided
-    Raises UserError for an unconditional base that was trained without label dropout.
+    Raises UserError for a model without classes, or an unconditional base that was trained without
+    label dropout.
     """
+    require_classes(model, "classifier_gradient")
     if base == "unconditional":
         require_null(model, "classifier_gradient with base=unconditional")
     weight = scale if base == "unconditional" else scale - 1
@@ -95,8 +97,17 @@ def autoguidance(model: Denoiser, weak: Denoiser, *, scale: float = 2.0) -> Deno
     return guided
 
 
+def require_classes(model: Denoiser, method: str) -> None:
+    """UserError if the model says that its data have no classes."""
+    if getattr(model, "num_classes", None) == 0:
+        raise UserError(
+            f"{method} needs a model that knows classes; this one was trained on data without any"
+        )
+
+
 def require_null(model: Denoiser, method: str) -> None:
-    """UserError if the model says that it never learned the class "no class"."""
+    """UserError if the model never learned the class "no class", or its data have no classes."""
+    require_classes(model, method)
     if getattr(model, "label_dropout", 1.0) == 0:
         raise UserError(
             f"{method} needs a model trained with label dropout; this one has "

@@ -32,25 +32,30 @@ class EDM(nn.Module):
         sigma_max: float = 80.0,
     ):
         super().__init__()
+        check_null(net, label_dropout)
         self.net, self.label_dropout, self.sigma_data = net, label_dropout, sigma_data
         self.P_mean, self.P_std = P_mean, P_std
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
-    def forward(self, x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
-        """D(x, sigma, c): x (B, *shape), sigma (B,), c (B,) -> (B, *shape)."""
+    def forward(self, x: Tensor, sigma: Tensor, c: Tensor, augment: Tensor | None = None) -> Tensor:
+        """D(x, sigma, c): x (B, *shape), sigma (B,), c (B,) -> (B, *shape).
+
+        augment  (B, 9) labels of `data.augment.AugmentPipe` for networks that take them
+        """
         s, sd = over(sigma, x), self.sigma_data
         c_skip = sd**2 / (s**2 + sd**2)
         c_out = s * sd / (s**2 + sd**2).sqrt()
         c_in = 1 / (s**2 + sd**2).sqrt()
         c_noise = sigma.log() / 4
-        return c_skip * x + c_out * _run(self.net, c_in * x, c_noise, c)
+        return c_skip * x + c_out * _run(self.net, c_in * x, c_noise, c, augment)
 
-    def loss(self, y: Tensor, c: Tensor, draws: Draws) -> Tensor:
+    def loss(self, y: Tensor, c: Tensor, draws: Draws, augment: Tensor | None = None) -> Tensor:
         """Weighted squared error per sample, summed over dimensions, (B,)."""
         sigma = (self.P_mean + self.P_std * draws.normal()).exp().to(y)
+        draws.level = "sigma", sigma
         weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
         x = y + over(sigma, y) * draws.normal(*y.shape[1:]).to(y)
-        D = self(x, sigma, drop_labels(c, self.label_dropout, draws))
+        D = self(x, sigma, drop_labels(c, self.label_dropout, draws), augment)
         return weight * (D - y).square().flatten(1).sum(1)
 
 
@@ -65,6 +70,7 @@ class DDPM(nn.Module):
 
     def __init__(self, net: nn.Module, *, label_dropout: float = 0.1):
         super().__init__()
+        check_null(net, label_dropout)
         self.net, self.label_dropout = net, label_dropout
         self.register_buffer("sigmas", linear_beta_sigmas(self.T), persistent=False)
         self.sigma_min, self.sigma_max = self.sigmas[0].item(), self.sigmas[-1].item()
@@ -78,6 +84,7 @@ class DDPM(nn.Module):
     def loss(self, y: Tensor, c: Tensor, draws: Draws) -> Tensor:
         """|eps - n|^2 per sample, summed over dimensions, (B,)."""
         t = draws.integers(self.T).to(y.device)
+        draws.level = "sigma", self.sigmas[t]
         s = over(self.sigmas[t], y)
         n = draws.normal(*y.shape[1:]).to(y)
         c = drop_labels(c, self.label_dropout, draws)
@@ -111,6 +118,7 @@ class Flow(nn.Module):
 
     def __init__(self, net: nn.Module, *, label_dropout: float = 0.0):
         super().__init__()
+        check_null(net, label_dropout)
         self.net, self.label_dropout = net, label_dropout
 
     def velocity(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
@@ -124,6 +132,7 @@ class Flow(nn.Module):
     def loss(self, y: Tensor, c: Tensor, draws: Draws, x0: Tensor | None = None) -> Tensor:
         """|v(x_t, t, c) - (y - x0)|^2 per sample, (B,), t uniform; x0 None: Gaussian noise."""
         t = draws.uniform().to(y)
+        draws.level = "t", t
         x0 = draws.normal(*y.shape[1:]).to(y) if x0 is None else x0
         x_t = (1 - over(t, y)) * x0 + over(t, y) * y
         v = self.velocity(x_t, t, drop_labels(c, self.label_dropout, draws))
@@ -159,6 +168,7 @@ class NoisyClassifier(nn.Module):
         if self.clean:
             return self.cross_entropy(self(y, y.new_zeros(len(y))), c)
         sigma = self.sigmas[draws.integers(len(self.sigmas)).to(y.device)].to(y)
+        draws.level = "sigma", sigma
         x = y + over(sigma, y) * draws.normal(*y.shape[1:]).to(y)
         return self.cross_entropy(self(x, sigma), c)
 
@@ -218,12 +228,24 @@ def velocity_of(denoise: Denoiser) -> Velocity:
     return velocity
 
 
+def check_null(net: nn.Module, label_dropout: float) -> None:
+    """UserError if labels are to be dropped for a network that says it has no class "no class"."""
+    if label_dropout > 0 and not getattr(net, "null_class", True):
+        raise UserError(
+            f"model.label_dropout={label_dropout} needs a network with a null class: "
+            "net.null_class=true, or model.label_dropout=0"
+        )
+
+
 def drop_labels(c: Tensor, rate: float, draws: Draws) -> Tensor:
     """Each sample's class becomes NULL with probability `rate` (Ho & Salimans 2021)."""
     return c if rate == 0 else torch.where(draws.uniform().to(c.device) < rate, NULL, c)
 
 
-def _run(net: nn.Module, x: Tensor, noise: Tensor, c: Tensor | None) -> Tensor:
+def _run(
+    net: nn.Module, x: Tensor, noise: Tensor, c: Tensor | None, augment: Tensor | None = None
+) -> Tensor:
     """The network in its own dtype, its answer in x's."""
     dtype = next(net.parameters()).dtype
-    return net(x.to(dtype), noise.to(dtype), c).to(x.dtype)
+    extra = () if augment is None else (augment.to(dtype),)
+    return net(x.to(dtype), noise.to(dtype), c, *extra).to(x.dtype)

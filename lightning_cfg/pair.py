@@ -14,7 +14,7 @@ from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.files import load_samples, output_of, save_tensors  # noqa: E402
 from lightning_cfg.generate import SAMPLES  # noqa: E402
 from lightning_cfg.neighbours import nearest, nearest_in_class  # noqa: E402
-from lightning_cfg.runs import Run  # noqa: E402
+from lightning_cfg.runs import Run, content_of  # noqa: E402
 
 PAIRS = "pairs/pairs.safetensors"
 
@@ -48,13 +48,16 @@ def pair(
     files = [output_of(source, SAMPLES) for source in sources]
     inputs = {f"sources.{i}": file for i, file in enumerate(files)}
     settings = {"n": n, "k": k, "bank": bank, "features": features, "same_class": same_class}
-    settings |= {"data": {key: v for key, v in data.items() if key != "root"}, "seed": seed}
+    real = build("lightning_cfg.data", data)
+    section, read = content_of(data, real)
+    read.pop("held_out", None)  # only the bank is read
+    inputs |= read
+    settings |= {"data": section, "seed": seed}
     run = Run(run_dir, "pair", settings, inputs, {"sources": sources, "data": data})
     if run.finished():
         print(f"{run_dir}: finished already")
         return run.directory
 
-    real = build("lightning_cfg.data", data)
     xs, cs = [], []
     for i, file in enumerate(files):
         samples = load_samples(file, real.shape, real.num_classes)

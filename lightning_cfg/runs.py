@@ -11,6 +11,7 @@ from lightning_cfg.config import dump, identity_difference
 from lightning_cfg.errors import UserError
 from lightning_cfg.files import sha256, write_text
 
+PLACES = ("root", "path", "held_out", "memory")  # of a data section: where it lies, not what it is
 PACKAGES = ("torch", "lightning", "torchvision", "faiss-gpu", "faiss-cpu", "torchdiffeq", "numpy")
 
 
@@ -51,7 +52,7 @@ class Run:
         """Whether all its files are there, as they were written."""
         manifest = self.manifest
         return manifest is not None and all(
-            (self.directory / name).is_file() and sha256(self.directory / name) == digest
+            (self.directory / name).exists() and sha256(self.directory / name) == digest
             for name, digest in manifest["outputs"].items()
         )
 
@@ -75,6 +76,12 @@ class Run:
         write_text(self.directory / "manifest.json", json.dumps(manifest, indent=1, default=str))
         return manifest
 
+    def add(self, *outputs: Path) -> None:
+        """Name outputs in the manifest that were made of the others, after the run had finished."""
+        manifest = {**self.manifest, "free": self.free}
+        manifest["outputs"] |= {str(o.relative_to(self.directory)): sha256(o) for o in outputs}
+        write_text(self.directory / "manifest.json", json.dumps(manifest, indent=1, default=str))
+
     def _refuse_another(self) -> None:
         known = self.directory / "identity.json"
         if known.is_file():
@@ -88,6 +95,19 @@ class Run:
             not self.directory.is_dir() or any(self.directory.iterdir())
         ):
             raise UserError(f"{self.directory} exists and is no run of ours: give another run_dir")
+
+
+def content_of(data: dict, data_set: object) -> tuple[dict, dict[str, Path]]:
+    """A data section without the places of its files, and these files, which count by content.
+
+    A data set names its file or folder by `.path`; where it has none, only `root` is left out.
+    """
+    if not hasattr(data_set, "path"):
+        return {k: v for k, v in data.items() if k != "root"}, {}
+    files = {"data": Path(data_set.path)}
+    if data.get("held_out") is not None:
+        files["held_out"] = Path(data["held_out"])
+    return {k: v for k, v in data.items() if k not in PLACES}, files
 
 
 def _packages() -> dict[str, str]:

@@ -13,9 +13,16 @@ from typing import Annotated, Any  # noqa: E402
 from lightning_cfg.config import build, dump  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.evaluate import evaluate  # noqa: E402
-from lightning_cfg.files import write_text  # noqa: E402
+from lightning_cfg.files import sha256, write_text  # noqa: E402
 from lightning_cfg.fit import fit  # noqa: E402
-from lightning_cfg.generate import SAMPLES, TRAJECTORIES, check_roles, generate  # noqa: E402
+from lightning_cfg.generate import (  # noqa: E402
+    IMAGES,
+    SAMPLES,
+    SHEET,
+    TRAJECTORIES,
+    check_roles,
+    generate,
+)
 from lightning_cfg.pair import pair  # noqa: E402
 from lightning_cfg.refine import refine  # noqa: E402
 from lightning_cfg.report import (  # noqa: E402
@@ -30,7 +37,10 @@ from lightning_cfg.trace import trace as trace_trajectories  # noqa: E402
 
 FRESH = 1_000_000  # samples that are evaluated have seeds from here on, sources below
 # What may change without the stage being another one: a longer training goes on where it stopped.
-FREE = {"trainer", "checkpoint_every", "log_every", "logger", "resume", "device", "run_dir"}
+FREE = {
+    "run_dir", "device", "resume", "trainer", "checkpoint_every", "keep", "log_every", "logger",
+    "grids", "compile", "channels_last", "matmul_precision", "images",
+}  # fmt: skip
 
 Training = Annotated[dict, Verb("lightning_cfg.fit", without=("data", "seed", "run_dir"))]
 Flow = Annotated[dict, Verb("lightning_cfg.fit", without=("data", "seed", "run_dir"))]
@@ -215,7 +225,7 @@ def _case(stages: "Stages", case: str, asked: dict) -> Case:
                     {**asked["trace"], **settings, "data": data},
                 )
                 found.traced[name, scale] = Traced.read(before / TRAJECTORIES, seen)
-    fresh = max(1, asked["samples"] // found.data_set.num_classes)
+    fresh = max(1, asked["samples"] // max(1, found.data_set.num_classes))
     floor = stage(
         "evaluate real",
         evaluate,
@@ -245,6 +255,7 @@ class Stages:
         self.root, self.seed = root, seed
         self.done: list[dict] = []
         self.expected = 0
+        self._hashes: dict[str, str] = {}  # of the files of the data, which a study reads often
 
     def claim(self, asked: dict) -> None:
         """Write the study's config.yaml; UserError if the directory is something else's."""
@@ -260,8 +271,13 @@ class Stages:
         """Call the verb in its directory, which tells by itself whether it is done."""
         settings = {"seed": self.seed, **settings}
         kept = {k: v for k, v in settings.items() if k not in FREE}
-        # trajectories are there for `trace` only: more of them leave the other stages as they are
-        content = self._content(kept, () if verb is trace_trajectories else (TRAJECTORIES,))
+        if kept.get("data") is not None:
+            kept["data"] = self._data(kept["data"])
+        # trajectories are there for `trace` only: more of them leave the other stages as they are,
+        # and pictures are there to be looked at
+        without = (*SHEET, *IMAGES.values())
+        without += () if verb is trace_trajectories else (TRAJECTORIES,)
+        content = self._content(kept, without)
         text = json.dumps([verb.__name__, content], sort_keys=True, default=list)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         directory = self.root / "stages" / f"{name.replace(' ', '-')}-{digest}"
@@ -286,16 +302,31 @@ class Stages:
         """Record which stage directories the report is made of."""
         write_text(self.root / "study.json", json.dumps({"stages": self.done}, indent=1))
 
+    def _data(self, section: dict) -> dict:
+        """A data section with the hashes of its files, wherever they lie."""
+        kept = {k: v for k, v in section.items() if k not in ("root", "memory")}
+        for key in ("path", "held_out"):
+            place = kept.get(key)
+            if isinstance(place, str) and Path(place).exists() and not _is_stage(place):
+                if place not in self._hashes:
+                    self._hashes[place] = sha256(place)
+                kept[key] = self._hashes[place]
+        return kept
+
     def _content(self, value: Any, without: tuple[str, ...]) -> Any:
         """Paths of stages become the files that they hold, with their content hashes."""
         if isinstance(value, dict):
             return {k: self._content(v, without) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return [self._content(v, without) for v in value]
-        if isinstance(value, str) and (Path(value) / "manifest.json").is_file():
+        if isinstance(value, str) and _is_stage(value):
             files = json.loads((Path(value) / "manifest.json").read_text())["outputs"]
             return {name: digest for name, digest in files.items() if name not in without}
         return value
+
+
+def _is_stage(path: str) -> bool:
+    return (Path(path) / "manifest.json").is_file()
 
 
 def _check(methods: dict, fits: dict, flows: dict, scales: list[float]) -> None:

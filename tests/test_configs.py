@@ -1,11 +1,14 @@
 """Every file in conf/ loads with its verb, and everything that trains in it takes two steps."""
 
+import io
 import json
-import os
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lightning_cfg.checkpoints import load as load_checkpoint
 from lightning_cfg.config import load, resolve
@@ -15,7 +18,6 @@ from lightning_cfg.fit import fit
 
 CONF = Path(__file__).parent.parent / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
-DATA = Path(os.environ.get("LIGHTNING_CFG_DATA", CONF.parent / "data")).absolute()
 
 
 def verb_of(file: Path) -> str:
@@ -48,7 +50,7 @@ def trainings(file: Path) -> dict[str, dict]:
 
 
 def small_data(section: dict, tmp_path: Path) -> dict:
-    """Data that are there: random pairs, images from DATA, and closed forms as they are."""
+    """Data that are there: random pairs, random images, and closed forms as they are."""
     if section["name"] == "Pairs":
         image = section.get("of", {}).get("name") == "MNIST"
         shape, classes = ((1, 28, 28), 10) if image else ((2,), 2)
@@ -63,14 +65,31 @@ def small_data(section: dict, tmp_path: Path) -> dict:
         return {"name": "Pairs", "path": str(path)}
     if "root" not in section:
         return section
-    if not (DATA / section["name"] / "raw").is_dir():
-        pytest.skip(f"{section['name']} is not in {DATA} (LIGHTNING_CFG_DATA names another place)")
-    return {**section, "root": str(DATA)}
+    sizes = {"MNIST": ("L", 28), "CIFAR10": ("RGB", 32)}
+    images = random_images(tmp_path / "images.zip", *sizes[section["name"]])
+    others = {key: section[key] for key in section if key not in ("name", "root")}
+    return {**others, "name": "ImageZip", "path": str(images)}
+
+
+def random_images(path: Path, mode: str, size: int) -> Path:
+    """A zip of an image for each of ten classes."""
+    depth = (3,) if mode == "RGB" else ()
+    labels = [[f"{k}.png", k] for k in range(10)]
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("dataset.json", json.dumps({"labels": labels}))
+        for name, k in labels:
+            pixels = np.random.default_rng(k).integers(0, 256, (size, size, *depth), np.uint8)
+            data = io.BytesIO()
+            Image.fromarray(pixels, mode).save(data, "PNG")
+            file.writestr(name, data.getvalue())
+    return path
 
 
 def test_there_are_configs():
-    studies = {f"{what}{kind}.yaml" for what in ("fractal", "gaussians") for kind in ("", "_quick")}
-    assert studies <= {file.name for file in FILES}
+    names = {file.name for file in FILES}
+    assert {f"{w}{k}.yaml" for w in ("fractal", "gaussians") for k in ("", "_quick")} <= names
+    assert {f"cifar_{w}.yaml" for w in ("edm", "edm_small", "flow", "weak", "classifier")} <= names
+    assert {f"mnist{w}.yaml" for w in ("", "_small", "_classifier", "_judge")} <= names
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))

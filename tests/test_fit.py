@@ -16,6 +16,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+import lightning_cfg
 from lightning_cfg import checkpoints
 from lightning_cfg.callbacks import AtomicCheckpointIO, SaveLast
 from lightning_cfg.checkpoints import LAST, load, restore
@@ -37,7 +38,7 @@ class Dropping(nn.Module):
 
 
 class TurnsNaN(Dropping):
-    """A net whose answer to the call numbered `at`, counted from 0, is NaN."""
+    """A net whose answers are NaN from the call numbered `at`, counted from 0."""
 
     def __init__(self, shape: tuple[int, ...], num_classes: int, *, at: int):
         super().__init__(shape, num_classes, dropout=0.0)
@@ -46,7 +47,7 @@ class TurnsNaN(Dropping):
     def forward(self, x: Tensor, noise: Tensor, c: Tensor) -> Tensor:
         self.calls += 1
         out = super().forward(x, noise, c)
-        return out * float("nan") if self.calls == self.at + 1 else out
+        return out * float("nan") if self.calls > self.at else out
 
 
 class Killed(RuntimeError):
@@ -129,7 +130,8 @@ def test_sigkill_at_a_random_moment(call, training, accumulate):
     )
     Path("killed.yaml").write_text(yaml.safe_dump(config))
     here = str(Path(__file__).parent)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
+    path = os.pathsep.join([here, str(Path(lightning_cfg.__file__).parents[1])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     command = [sys.executable, "-m", "lightning_cfg.fit", "--config", "killed.yaml"]
     process = subprocess.Popen([*command, "run_dir=killed"], env=environment)
     deadline = time.monotonic() + 120
@@ -162,16 +164,31 @@ def test_accumulated_equals_whole_batches(call, training):
 
 
 def test_nan_stops_and_keeps_the_last_good_checkpoint(call, training):
+    """Weights are those of the last good step, and so is whatever is saved after it."""
     config = training(net={"name": "test_fit.TurnsNaN", "at": 7})
-    stopped = call(fit, config, "run_dir=run")
+    stopped = call(fit, config, "run_dir=run", "learner.max_bad_steps=4")
     assert stopped.status == 1
-    assert "not finite at step 7" in stopped.err
+    assert "not finite at step 7 and the 3 after it" in stopped.err
     assert "Traceback" not in stopped.err
     assert len(stopped.err.strip().splitlines()) == 1
-    kept = load("run")
-    assert kept["global_step"] == 5
-    assert all(weight.isfinite().all() for weight in kept["state_dict"].values())
+    assert load("run")["global_step"] == 10
+    assert not Path("run/manifest.json").exists()
+    assert call(fit, config, "run_dir=good", "trainer.max_steps=7").status == 0
+    for part in ("state_dict", "ema"):
+        kept, good = flat(load("run")[part]), flat(load("good")[part])
+        assert all(torch.equal(kept[name], good[name]) for name in good)
+        assert all(weight.isfinite().all() for weight in good.values())
     restore("run")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20])
+def test_nan_from_the_start(call, training, steps):
+    """However short the run, one that has learned nothing has not finished."""
+    config = training(net={"name": "test_fit.TurnsNaN", "at": 0})
+    stopped = call(fit, config, "run_dir=run", f"trainer.max_steps={steps}")
+    assert stopped.status == 1
+    assert "not finite at step 0" in stopped.err
+    assert len(stopped.err.strip().splitlines()) == 1
     assert not Path("run/manifest.json").exists()
 
 

@@ -15,7 +15,7 @@ SCIENCE = [
     *(f"{name}.py" for name in ("metrics", "frechet", "neighbours", "features", "errors", "files")),
     *(f"{name}.py" for name in ("checkpoints", "claims", "figures", "trajectories")),
     *(f"{name}.py" for name in ("trajectory_figures", "trajectory_report")),
-    *(f"data/{name}.py" for name in ("__init__", "mixture", "images", "pairs")),
+    *sorted(f"data/{p.name}" for p in (PACKAGE / "data").glob("*.py") if p.stem != "module"),
     *sorted(f"nets/{path.name}" for path in (PACKAGE / "nets").glob("*.py")),
 ]
 

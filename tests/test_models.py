@@ -511,3 +511,38 @@ def test_a_trained_misled_classifier_is_certain_to_one_minus_flip_and_shifted():
     torch.testing.assert_close(p[[2, 3], 1], torch.full((2,), 0.8), rtol=0, atol=0.05)
     (zeros,) = boundary(model, torch.tensor([0.05]), 0, 1.5)
     assert zeros.tolist() == [pytest.approx(0.5, abs=0.1)]
+
+
+# --- augmentation and null classes ---
+
+
+class Told(torch.nn.Module):
+    """A network whose answer is its augmentation labels' sum, or zero without any."""
+
+    def __init__(self, null_class=True):
+        super().__init__()
+        self.null_class, self.zero = null_class, torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, noise, c, augment=None):
+        said = x.new_zeros(len(x)) if augment is None else augment.sum(1)
+        return self.zero + said[:, None, None, None].expand(x.shape)
+
+
+def test_edm_hands_augmentation_labels_to_its_network():
+    model, x = EDM(Told()), torch.randn(3, 1, 4, 4, dtype=F64)
+    sigma, c = torch.tensor([0.1, 1.0, 10.0], dtype=F64), torch.zeros(3, dtype=torch.long)
+    labels = torch.arange(27.0).reshape(3, 9)
+    apart = model(x, sigma, c, labels) - model(x, sigma, c)
+    c_out = sigma * 0.5 / (sigma**2 + 0.25).sqrt()
+    torch.testing.assert_close(apart[:, 0, 0, 0], c_out * labels.double().sum(1))
+    y, draws = torch.randn(3, 1, 4, 4), lambda: Draws(seed=0, step=0, batch_size=3)
+    plain, told = model.loss(y, c, draws()), model.loss(y, c, draws(), labels)
+    assert not torch.allclose(plain, told)
+    torch.testing.assert_close(model.loss(y, c, draws(), 0 * labels), plain)
+
+
+@pytest.mark.parametrize("model", [EDM, DDPM, Flow])
+def test_dropping_labels_needs_a_null_class(model):
+    with pytest.raises(UserError, match="null_class"):
+        model(Told(null_class=False), label_dropout=0.1)
+    model(Told(null_class=False), label_dropout=0.0)

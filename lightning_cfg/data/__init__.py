@@ -1,7 +1,9 @@
 """Data sets: `shape`, `num_classes`, `truth`, `batch(draws)` for training, `real(split)` points."""
 
+from lightning_cfg.data.cifar import CIFAR10
+from lightning_cfg.data.image_files import ImageFolder, ImageZip
 from lightning_cfg.data.images import MNIST
 from lightning_cfg.data.mixture import Fractal, Mixture
 from lightning_cfg.data.pairs import Pairs
 
-__all__ = ["MNIST", "Fractal", "Mixture", "Pairs"]
+__all__ = ["CIFAR10", "MNIST", "Fractal", "ImageFolder", "ImageZip", "Mixture", "Pairs"]

@@ -1,4 +1,4 @@
-"""Image data sets that fit in memory: bytes, turned into [-1, 1] where they are used."""
+"""What image data sets share, bytes that are turned into [-1, 1] where they are used; MNIST."""
 
 import contextlib
 import io
@@ -9,11 +9,81 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_cfg.data.augment import AugmentPipe
+from lightning_cfg.draws import Draws
 from lightning_cfg.errors import UserError
 
 
-class MNIST:
-    """Handwritten digits (LeCun et al. 1998), x = y / 127.5 - 1 in [-1, 1] for bytes y.
+class Images:
+    """What image data sets share: x = y / 127.5 - 1 in [-1, 1] for bytes y, and two splits.
+
+    A subclass has shape (C, H, W), num_classes, and `_bank` and `_held_out`: bytes y (N, *shape)
+    uint8, indexed by a tensor of rows, and labels c (N,) long. Without classes num_classes is 0
+    and every c is 0.
+    """
+
+    truth = None
+    flip = False
+    pipe: AugmentPipe | None = None
+
+    @property
+    def augment_dim(self) -> int:
+        """How many numbers say how a training image was augmented; 0 where none is."""
+        return 0 if self.pipe is None else self.pipe.labels
+
+    def augmented(self, p: float) -> None:
+        """Augment training images with probability p a kind from now on (EDM's is 0.12)."""
+        self.pipe = AugmentPipe(p=p) if p else None
+
+    def to(self, device: torch.device | str) -> None:
+        """Keep the training bytes on this device, if they are all in memory."""
+        y, c = self._bank
+        if isinstance(y, Tensor):
+            self._bank = y.to(device), c.to(device)
+
+    def batch(self, draws: Draws) -> dict[str, Tensor]:
+        """This process' rows of a training batch: y (b, *shape) float32, c (b,) long.
+
+        Where `flip` is set, each image is mirrored left to right with probability 1/2; where there
+        is a `pipe`, images are augmented, and "augment" (b, 9) says how.
+        """
+        y, c = self._bank
+        rows = draws.permuted(len(c))
+        y = y[rows]
+        if self.flip:
+            mirrored = (draws.uniform() < 0.5).to(y.device)
+            y = torch.where(mirrored[:, None, None, None], y.flip(3), y)
+        batch = {"y": signed(y), "c": c[rows]}
+        if self.pipe is not None:
+            batch["y"], batch["augment"] = self.pipe(batch["y"], draws)
+        return batch
+
+    def real(self, split: str, per_class: int | None = None) -> tuple[Tensor, Tensor]:
+        """Real images y (N, *shape) float32 and labels c (N,) long, one class after another.
+
+        split "bank" or "held_out"; the first per_class images of each class in the files' order,
+        None for all. UserError for another split, or for more images than there are.
+        """
+        name = type(self).__name__
+        splits = {"bank": "_bank", "held_out": "_held_out"}
+        if split not in splits:
+            raise UserError(f"{name} has the splits bank and held_out, got {split!r}")
+        y, c = getattr(self, splits[split])
+        rows = [(c == k).nonzero()[:, 0] for k in range(max(1, self.num_classes))]
+        if per_class is not None:
+            fewest = min(range(len(rows)), key=lambda k: len(rows[k]))
+            if not 1 <= per_class <= len(rows[fewest]):
+                raise UserError(
+                    f"{name}: per_class must be between 1 and {len(rows[fewest])}, the images of "
+                    f"class {fewest} in split {split}, got {per_class}"
+                )
+            rows = [r[:per_class] for r in rows]
+        rows = torch.cat(rows)
+        return signed(y[rows]), c[rows]
+
+
+class MNIST(Images):
+    """Handwritten digits (LeCun et al. 1998).
 
     60,000 images to train on, the "bank", and 10,000 that are never trained on, "held_out";
     shape (1, 28, 28), classes 0 ... 9. Nothing is read, or downloaded to `root` where it is
@@ -23,38 +93,9 @@ class MNIST:
 
     shape = (1, 28, 28)
     num_classes = 10
-    truth = None
 
     def __init__(self, *, root: str = "data"):
         self.root = root
-
-    def batch(self, draws) -> dict[str, Tensor]:
-        """This process' rows of a training batch: y (b, 1, 28, 28) float32, c (b,) long."""
-        y, c = self._bank
-        rows = draws.permuted(len(y))
-        return {"y": signed(y[rows]), "c": c[rows]}
-
-    def real(self, split: str, per_class: int | None = None) -> tuple[Tensor, Tensor]:
-        """Real images y (N, 1, 28, 28) float32 and labels c (N,) long, one class after another.
-
-        split "bank" or "held_out"; the first per_class images of each class in the files' order,
-        None for all. UserError for another split, or for more images than there are.
-        """
-        splits = {"bank": "_bank", "held_out": "_held_out"}
-        if split not in splits:
-            raise UserError(f"MNIST has the splits bank and held_out, got {split!r}")
-        y, c = getattr(self, splits[split])
-        rows = [(c == k).nonzero()[:, 0] for k in range(self.num_classes)]
-        if per_class is not None:
-            fewest = min(range(self.num_classes), key=lambda k: len(rows[k]))
-            if not 1 <= per_class <= len(rows[fewest]):
-                raise UserError(
-                    f"MNIST: per_class must be between 1 and {len(rows[fewest])}, the images of "
-                    f"class {fewest} in split {split}, got {per_class}"
-                )
-            rows = [r[:per_class] for r in rows]
-        rows = torch.cat(rows)
-        return signed(y[rows]), c[rows]
 
     @cached_property
     def _bank(self) -> tuple[Tensor, Tensor]:

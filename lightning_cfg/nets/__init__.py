@@ -1,8 +1,10 @@
 """Networks: net(x (B, *shape), noise (B,), c (B,)) -> (B, *shape), or logits (B, classes)."""
 
+from lightning_cfg.nets.adm_unet import ADMEncoder, ADMUNet
 from lightning_cfg.nets.convnet import ConvNet
 from lightning_cfg.nets.linear import Linear
 from lightning_cfg.nets.mlp import MLP
+from lightning_cfg.nets.song_unet import SongUNet
 from lightning_cfg.nets.unshuffle_unet import UnshuffleUNet
 
-__all__ = ["MLP", "ConvNet", "Linear", "UnshuffleUNet"]
+__all__ = ["MLP", "ADMEncoder", "ADMUNet", "ConvNet", "Linear", "SongUNet", "UnshuffleUNet"]

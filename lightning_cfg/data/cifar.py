@@ -1,0 +1,88 @@
+"""CIFAR-10 as published, read from where torchvision puts it."""
+
+import contextlib
+import io
+import tempfile
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_cfg.data.images import Images
+from lightning_cfg.errors import UserError
+
+
+class CIFAR10(Images):
+    """Small photographs (Krizhevsky 2009).
+
+    50,000 images to train on, the "bank", and 10,000 that are never trained on, "held_out";
+    shape (3, 32, 32), classes 0 ... 9 from airplane to truck.
+    root     holds cifar-10-batches-py; where it is absent, the 163 MB are downloaded
+    flip     mirror each training image with probability 1/2
+    augment  probability of EDM's non-leaking augmentation, 0.12 as they have it; 0: none
+    Nothing is read, or downloaded, before the first batch is asked for. UserError where the files
+    are absent and cannot be had, or are not the published ones.
+    """
+
+    shape = (3, 32, 32)
+    num_classes = 10
+
+    def __init__(self, *, root: str = "data", flip: bool = False, augment: float = 0.0):
+        self.root, self.flip = root, flip
+        self.augmented(augment)
+
+    @cached_property
+    def _bank(self) -> tuple[Tensor, Tensor]:
+        return self._load(train=True)
+
+    @cached_property
+    def _held_out(self) -> tuple[Tensor, Tensor]:
+        return self._load(train=False)
+
+    def _load(self, *, train: bool) -> tuple[Tensor, Tensor]:
+        """Bytes (N, 3, 32, 32) uint8 and labels (N,) long of one split."""
+        from torchvision import datasets
+        from torchvision.datasets.utils import check_integrity
+
+        folder, md5 = Path(self.root, FOLDER), _md5()
+        if any(not (folder / name).is_file() for name in md5):
+            self._download(folder)
+        for name, published in md5.items():  # the files are pickles: only the published ones
+            if not check_integrity(folder / name, published):
+                raise UserError(
+                    f"CIFAR10: {folder / name} is damaged or not the published file; "
+                    "delete it to download it again"
+                )
+        split = datasets.CIFAR10(self.root, train=train)
+        y = torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous()
+        return y, torch.tensor(split.targets)
+
+    def _download(self, folder: Path) -> None:
+        """Download beside `folder`'s files and move in whole ones: a kill leaves no half."""
+        from torchvision import datasets
+
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as fresh:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    datasets.CIFAR10(fresh, download=True)
+                for name in _md5():
+                    Path(fresh, FOLDER, name).replace(folder / name)
+        except (OSError, RuntimeError) as error:  # no network, no space, no permission
+            cause = " ".join(str(error).split())
+            raise UserError(
+                f"CIFAR10: {folder} lacks some of {', '.join(_md5())}, "
+                f"and downloading failed: {cause}"
+            ) from error
+
+
+FOLDER = "cifar-10-batches-py"
+
+
+def _md5() -> dict[str, str]:
+    """The published files and their md5, as torchvision knows them."""
+    from torchvision.datasets import CIFAR10 as published
+
+    names = dict([*published.train_list, *published.test_list])
+    return {**names, published.meta["filename"]: published.meta["md5"]}

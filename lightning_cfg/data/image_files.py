@@ -1,0 +1,327 @@
+"""Images in a zip or a folder, as EDM's dataset_tool.py lays them out (Karras et al. 2022).
+
+PNG or JPEG files anywhere inside, in the order of their names, and at the top
+    dataset.json   {"labels": [[file, class], ...]}, or {"labels": null} for images without classes
+Where there is no dataset.json, the folders at the top are the classes, in alphabetical order, and
+images outside any folder have none.
+"""
+
+import io
+import json
+import math
+import os
+import struct
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from lightning_cfg.data.images import Images
+from lightning_cfg.errors import UserError
+from lightning_cfg.files import listing
+
+THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 8)
+CHUNK = 16  # images per task: a task of its own costs as much as decoding a small image
+UNREADABLE = (  # what zipfile and PIL answer to damaged files
+    OSError,
+    EOFError,
+    IndexError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
+
+
+class Files(ABC):
+    """The images and classes of one zip or folder; nothing is read before it is asked for.
+
+    files[rows] decodes the images of rows (b,) in threads: (b, *shape) uint8.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @abstractmethod
+    def listing(self) -> list[str]:
+        """Every file's name relative to the top, with slashes, sorted."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """A file's content."""
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The images' names."""
+        found = [name for name in self.listing() if name.lower().endswith(ENDINGS)]
+        if not found:
+            raise UserError(f"{self.path} holds no image ({', '.join(ENDINGS)})")
+        return found
+
+    @cached_property
+    def form(self) -> tuple[str, int, int]:
+        """Mode, width and height of the first image, which all others must have."""
+        form = self._open(self.names[0])[0]
+        if form[0] not in CHANNELS:
+            raise UserError(
+                f"{self.path}: {self.names[0]} is {_said(form)}; only 8-bit grey and RGB images "
+                "without transparency or palette can be read"
+            )
+        return form
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        mode, width, height = self.form
+        return CHANNELS[mode], height, width
+
+    @property
+    def num_classes(self) -> int:
+        return self._classes[1]
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The folders that are the classes, None where numbers are."""
+        return self._classes[2]
+
+    @property
+    def c(self) -> Tensor:
+        """The images' classes, (N,) long; all 0 where there are none."""
+        return self._classes[0]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        y = np.empty((len(rows), *self.shape), np.uint8)
+
+        def fill(start: int) -> None:
+            for i, row in enumerate(rows[start : start + CHUNK].tolist(), start):
+                y[i] = self._pixels(self.names[row])
+
+        # threads of this call alone: none are idle or left over, and starting them costs little
+        with ThreadPoolExecutor(THREADS) as pool:
+            for _ in pool.map(fill, range(0, len(rows), CHUNK)):
+                pass  # an error in a thread is raised here
+        return torch.from_numpy(y)
+
+    def _pixels(self, name: str) -> np.ndarray:
+        """An image's bytes, (C, H, W) or, for C = 1, (H, W)."""
+        form, image = self._open(name)
+        if form != self.form:
+            raise UserError(
+                f"{self.path}: {name} is {_said(form)}, but {self.names[0]} is {_said(self.form)}; "
+                "all images must be alike"
+            )
+        try:
+            pixels = np.asarray(image)
+        except UNREADABLE as error:
+            raise self._unreadable(name, error) from error
+        return pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+    def _open(self, name: str) -> tuple[tuple[str, int, int], Image.Image]:
+        """Mode, width and height, and the image, whose pixels are not decoded yet."""
+        try:
+            data = self.read(name)
+            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+            # PIL cuts colours of 16 bits to 8 without a word; byte 24 of a PNG is its bit depth
+            deep = image.format == "PNG" and data[24] == 16
+        except UNREADABLE as error:
+            raise self._unreadable(name, error) from error
+        return ("16-bit " * deep + image.mode, *image.size), image
+
+    def _unreadable(self, name: str, error: Exception) -> UserError:
+        cause = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            cause = "it is neither PNG nor JPEG"  # PIL's own words name an object in memory
+        return UserError(f"{self.path}: {name} is damaged or cannot be read: {cause}")
+
+    @cached_property
+    def _classes(self) -> tuple[Tensor, int, list[str] | None]:
+        """Classes (N,), how many there are, and their names where they are folders."""
+        json_names = [n for n in self.listing() if PurePosixPath(n).name == "dataset.json"]
+        if "dataset.json" in json_names:
+            classes, class_names = self._of_dataset_json(), None
+        elif json_names:
+            raise UserError(f"{self.path}: {json_names[0]} must lie at the top to be read")
+        else:
+            classes, class_names = self._of_folders()
+        if classes is None:
+            return torch.zeros(len(self), dtype=torch.long), 0, None
+        present = sorted(set(classes))
+        absent = next((k for k, c in enumerate(present) if k != c), None)
+        if absent is not None:
+            raise UserError(
+                f"{self.path}: class {absent} of the classes 0 ... {present[-1]} has no image"
+            )
+        return torch.tensor(classes), len(present), class_names
+
+    def _of_folders(self) -> tuple[list[int] | None, list[str] | None]:
+        tops = [name.split("/")[0] if "/" in name else None for name in self.names]
+        if set(tops) == {None}:
+            return None, None
+        if None in tops:
+            raise UserError(
+                f"{self.path}: {self.names[tops.index(None)]} has no class: there is no "
+                "dataset.json, and it lies in none of the folders"
+            )
+        number = {folder: k for k, folder in enumerate(sorted(set(tops)))}
+        return [number[top] for top in tops], list(number)
+
+    def _of_dataset_json(self) -> list[int] | None:
+        where = f"{self.path}: dataset.json"
+        try:
+            entries = json.loads(self.read("dataset.json"))["labels"]
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f'{where} is not {{"labels": [[file, class], ...]}} or {{"labels": null}}'
+            ) from error
+        except UNREADABLE as error:  # ValueError: not json
+            raise UserError(f"{where} is damaged or not json: {error}") from error
+        if entries is None:
+            return None
+        classes: dict[str, int] = {}
+        try:
+            for name, k in entries:
+                if type(k) is not int or k < 0:
+                    raise UserError(f"{where}: {name} has class {k!r}, not an integer of 0 or more")
+                if classes.setdefault(name, k) != k:
+                    raise UserError(f"{where}: {name} has the classes {classes[name]} and {k}")
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: labels is not a list of [file, class]") from error
+        known = set(self.names)
+        gone = next((name for name in classes if name not in known), None)
+        if gone is not None:
+            raise UserError(f"{where} has a class for {gone}, which is not among the images")
+        bare = next((name for name in self.names if name not in classes), None)
+        if bare is not None:
+            raise UserError(f"{where} has no class for {bare}")
+        return [classes[name] for name in self.names]
+
+
+ENDINGS = (".png", ".jpg", ".jpeg")
+CHANNELS = {"L": 1, "RGB": 3}  # of PIL's modes
+
+
+def _said(form: tuple[str, int, int]) -> str:
+    mode, width, height = form
+    return f"{width} x {height} {mode}"
+
+
+class Zip(Files):
+    """A zip; UserError where there is none, or it is cut off."""
+
+    def __init__(self, path: str | Path):
+        super().__init__(path)
+        if self.path.is_dir():
+            raise UserError(f"{path} is a folder: data.name=ImageFolder reads it")
+        if not self.path.is_file():
+            raise UserError(f"{path}: no such file")
+
+    @cached_property
+    def _zip(self) -> zipfile.ZipFile:
+        # one for all threads: its table of contents takes 0.6 kB of memory for each image, and a
+        # ZipFile locks around reading, not around decompressing
+        try:
+            return zipfile.ZipFile(self.path)
+        except UNREADABLE as error:
+            raise UserError(f"{self.path} is truncated or not a zip: {error}") from error
+
+    def listing(self) -> list[str]:
+        names = set(self._zip.namelist())
+        return sorted(n for n in names if not any(p.startswith(".") for p in n.split("/")))
+
+    def read(self, name: str) -> bytes:
+        return self._zip.read(name)
+
+
+class Folder(Files):
+    """A folder; UserError where there is none."""
+
+    def __init__(self, path: str | Path):
+        super().__init__(path)
+        if self.path.is_file():
+            raise UserError(f"{path} is a file: data.name=ImageZip reads it if it is a zip")
+        if not self.path.is_dir():
+            raise UserError(f"{path}: no such folder")
+
+    def listing(self) -> list[str]:
+        return listing(self.path)
+
+    def read(self, name: str) -> bytes:
+        return Path(self.path, name).read_bytes()
+
+
+class ImageZip(Images):
+    """Images and their classes in a zip, in the layout described at the top of this file.
+
+    path      the zip with the images to train on, the "bank"
+    held_out  a zip with images that are never trained on, of the same shape and classes
+    flip      mirror each training image with probability 1/2
+    augment   probability of EDM's non-leaking augmentation, 0.12 as they have it; 0: none
+    memory    GiB that a split may take as bytes to be decoded once and kept in each process;
+              a larger one is decoded batch by batch, in threads and without reading ahead
+    UserError where a file is absent, damaged, not as described, or unlike the others.
+    """
+
+    _files = Zip
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        held_out: str | None = None,
+        flip: bool = False,
+        augment: float = 0.0,
+        memory: float = 2.0,
+    ):
+        if not memory >= 0:
+            raise UserError(f"data.memory={memory} must be 0 GiB or more")
+        self._training = self._files(path)
+        self._other = None if held_out is None else self._files(held_out)
+        self.path, self.flip, self.memory = self._training.path, flip, memory
+        self.augmented(augment)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self._training.shape
+
+    @property
+    def num_classes(self) -> int:
+        return self._training.num_classes
+
+    @cached_property
+    def _bank(self) -> tuple[Tensor | Files, Tensor]:
+        return self._load(self._training)
+
+    @cached_property
+    def _held_out(self) -> tuple[Tensor | Files, Tensor]:
+        ours, other = self._training, self._other
+        if other is None:
+            raise UserError(f"{type(self).__name__}: data.held_out is needed for held-out images")
+        for what in ("shape", "num_classes", "class_names"):
+            if getattr(other, what) != getattr(ours, what):
+                raise UserError(
+                    f"{other.path} has {what.replace('_', ' ')} {getattr(other, what)}, "
+                    f"{ours.path} has {getattr(ours, what)}"
+                )
+        return self._load(other)
+
+    def _load(self, files: Files) -> tuple[Tensor | Files, Tensor]:
+        fits = len(files) * math.prod(files.shape) <= self.memory * 2**30
+        return (files[torch.arange(len(files))] if fits else files), files.c
+
+
+class ImageFolder(ImageZip):
+    """`ImageZip` for a folder: path and held_out are folders."""
+
+    _files = Folder

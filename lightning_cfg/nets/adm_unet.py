@@ -1,0 +1,356 @@
+"""The UNet of Dhariwal & Nichol (2021), and its encoder half as a classifier of noisy images.
+
+Parameters carry the names of their published code (`guided_diffusion.unet`, there `UNetModel` and
+`EncoderUNetModel`), so a state dict of theirs loads as it is, if it was made without
+`use_scale_shift_norm`, `resblock_updown` and `use_new_attention_order`: `time_embed`, `label_emb`,
+`input_blocks`, `middle_block`, `output_blocks`, `out`. With a null class `label_emb` has one more
+row, the last one.
+
+Their embedding of time takes timesteps from 0 to 1000: it is given 1000 * noise.
+"""
+
+import math
+from collections import OrderedDict
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_cfg.errors import UserError
+from lightning_cfg.interfaces import NULL
+
+GROUPS = 32  # of every normalisation
+
+
+class ResBlock(nn.Module):
+    """skip(x) + conv(SiLU(norm(conv(SiLU(norm(x))) + linear(SiLU(embedding))))).
+
+    x (B, channels_in, H, W), embedding (B, d) -> (B, channels_out, H, W)
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, embedding: int, dropout: float):
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, channels_in),
+            nn.SiLU(),
+            nn.Conv2d(channels_in, channels_out, 3, padding=1),
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, channels_out))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, channels_out),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            zeroed(nn.Conv2d(channels_out, channels_out, 3, padding=1)),
+        )
+        same = channels_in == channels_out
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.in_layers(x) + self.emb_layers(embedding)[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention among the positions of x (B, C, H, W), and x added."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x).flatten(2).mT  # (B, HW, C)
+        # 1 x 1 convolutions are linear layers: so each position's numbers lie together, as the
+        # fast kernels of attention want them
+        qkv = F.linear(h, self.qkv.weight[..., 0], self.qkv.bias)  # (B, HW, 3 C)
+        # the output channels are q, k, v of the first head, then of the second, ...
+        q, k, v = qkv.unflatten(2, (self.heads, 3, -1)).transpose(1, 2).unbind(3)
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, HW, C / heads)
+        h = h.transpose(1, 2).flatten(2)  # (B, HW, C)
+        h = F.linear(h, self.proj_out.weight[..., 0], self.proj_out.bias)
+        return x + h.mT.unflatten(2, x.shape[2:])
+
+
+class AttentionPool(nn.Module):
+    """Attention of the positions' mean to all positions, as in CLIP (Radford et al. 2021)."""
+
+    def __init__(self, channels: int, positions: int, heads: int, outputs: int):
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(
+            torch.randn(channels, positions + 1) / channels**0.5
+        )
+        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
+        self.c_proj = nn.Conv1d(channels, outputs, 1)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, C)."""
+        x = x.flatten(2)
+        x = torch.cat([x.mean(2, keepdim=True), x], 2) + self.positional_embedding  # (B, C, HW + 1)
+        # unlike in AttentionBlock: q of all heads, then k of all, then v
+        q, k, v = self.qkv_proj(x).unflatten(1, (3, self.heads, -1)).mT.unbind(1)
+        return F.scaled_dot_product_attention(q[:, :, :1], k, v).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, outputs)."""
+        return self.c_proj(self.pool(x)[..., None])[..., 0]
+
+
+class Layers(nn.Sequential):
+    """One layer after the other; residual blocks are told the embedding."""
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        for layer in self:
+            h = layer(h, embedding) if isinstance(layer, ResBlock) else layer(h)
+        return h
+
+
+class DownPath(nn.Module):
+    """What the UNet and the encoder share: the embedding of time, the way down, the middle.
+
+    widths  channels per level; heads  of attention per level, 0: none; the last entry: the middle's
+    """
+
+    def __init__(
+        self,
+        pixels: int,
+        channels: int,
+        widths: list[int],
+        heads: list[int],
+        blocks: int,
+        dropout: float,
+    ):
+        super().__init__()
+        self.channels, embedding = channels, 4 * channels
+        self.time_embed = nn.Sequential(
+            nn.Linear(channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        before = widths[0]
+        self.input_blocks = nn.ModuleList([Layers(nn.Conv2d(pixels, before, 3, padding=1))])
+        self.skips = [before]  # channels of what each of them gives
+        for i, width in enumerate(widths):
+            if i:
+                halve = nn.Conv2d(before, before, 3, stride=2, padding=1)
+                self.input_blocks.append(Layers(nn.Sequential(OrderedDict(op=halve))))
+                self.skips.append(before)
+            for _ in range(blocks):
+                layers = res_attention(before, width, embedding, heads[i], dropout)
+                self.input_blocks.append(Layers(*layers))
+                self.skips.append(width)
+                before = width
+        self.middle_block = Layers(
+            *res_attention(before, before, embedding, heads[-1], dropout),
+            ResBlock(before, before, embedding, dropout),
+        )
+
+    def embed(self, noise: Tensor, x: Tensor) -> Tensor:
+        """noise (B,), dimensionless -> (B, 4 channels) in the dtype of x."""
+        half = self.channels // 2
+        steps = torch.arange(half, dtype=torch.float32, device=noise.device)
+        frequencies = torch.exp(-math.log(10_000) / half * steps)
+        phase = 1000 * noise.float()[:, None] * frequencies
+        return self.time_embed(torch.cat([phase.cos(), phase.sin()], 1).to(x.dtype))
+
+    def descend(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """x (B, C, H, W) -> the middle's answer (B, C', H', W'), and what each input block gave."""
+        h, outputs = x, []
+        for block in self.input_blocks:
+            h = block(h, embedding)
+            outputs.append(h)
+        return self.middle_block(h, embedding), outputs
+
+
+class ADMUNet(DownPath):
+    """The UNet of Dhariwal & Nichol (2021) without scale-shift norm and residual resampling.
+
+    Level i works at 1 / 2^i of the resolution with channels * channel_mult[i] channels; halving is
+    a strided convolution, doubling repeats pixels and convolves. The middle always has attention.
+    The last layer of every block and the output start at zero. As Zhao & Schwing (2025) count
+    parameters (10 classes, no null class): MNIST blocks = 2, channel_mult = (1, 2), no
+    attention_resolutions: 14,612,993; CIFAR-10 as the defaults: 35,751,427; blocks = 4: 58,692,867.
+
+    channels               of the first level; where a level has 32, every channel is a group of its
+                           own, and the normalisation removes what a block is told of time and class
+    blocks                 residual blocks per level on the way down; one more on the way up
+    attention_resolutions  the factors 2^i of the levels with attention, not their pixels
+    num_heads              heads of attention where head_channels is not given
+    head_channels          channels per head, as many heads as that makes
+    null_class             one more embedding for NULL, which label dropout and classifier-free
+                           guidance need; False: as published, and NULL is a UserError
+
+    shape (C, H, W) with H and W divisible by 2^(levels - 1), channels by 32, and the channels of
+    levels with attention by their heads, otherwise UserError. num_classes = 0: no class part.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        num_classes: int,
+        *,
+        channels: int = 128,
+        blocks: int = 2,
+        channel_mult: tuple[int, ...] = (1, 2, 2, 2),
+        attention_resolutions: tuple[int, ...] = (2,),
+        num_heads: int = 4,
+        head_channels: int | None = None,
+        dropout: float = 0.1,
+        null_class: bool = True,
+    ):
+        widths, heads = plan(
+            "ADMUNet", shape, channels, blocks, channel_mult, attention_resolutions,
+            num_heads, head_channels, dropout,
+        )  # fmt: skip
+        super().__init__(shape[0], channels, widths, heads, blocks, dropout)
+        self.null_class, embedding = null_class, 4 * channels
+        classes = num_classes + null_class
+        self.label_emb = nn.Embedding(classes, embedding) if num_classes else None
+        self.output_blocks = nn.ModuleList()
+        skips, before = list(self.skips), widths[-1]
+        for i, width in reversed(list(enumerate(widths))):
+            for j in range(blocks + 1):
+                layers = res_attention(before + skips.pop(), width, embedding, heads[i], dropout)
+                if i and j == blocks:
+                    repeat = nn.Upsample(scale_factor=2.0, mode="nearest")
+                    conv = nn.Conv2d(width, width, 3, padding=1)
+                    layers.append(nn.Sequential(OrderedDict(repeat=repeat, conv=conv)))
+                self.output_blocks.append(Layers(*layers))
+                before = width
+        self.out = nn.Sequential(
+            nn.GroupNorm(GROUPS, before),
+            nn.SiLU(),
+            zeroed(nn.Conv2d(before, shape[0], 3, padding=1)),
+        )
+
+    def forward(self, x: Tensor, noise: Tensor, c: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), noise (B,) in about [-2, 2], c (B,) long, NULL = -1 (None: all NULL)."""
+        embedding = self.embed(noise, x)  # (B, 4 channels)
+        if self.label_emb is not None:
+            c = torch.full_like(noise, NULL, dtype=torch.long) if c is None else c
+            if not self.null_class and (c == NULL).any():
+                raise UserError(
+                    "ADMUNet: null_class=false has no embedding for 'no class' (NULL), which "
+                    "label_dropout and guidance without a class need; set net.null_class=true"
+                )
+            embedding = embedding + self.label_emb(c % self.label_emb.num_embeddings)
+        h, skips = self.descend(x, embedding)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], 1), embedding)
+        return self.out(h)  # (B, C, H, W)
+
+
+class ADMEncoder(DownPath):
+    """The UNet's way down and its middle as a classifier of noisy images, p(c | x; noise).
+
+    As the classifiers of Dhariwal & Nichol (2021, sec. 4), but with the blocks of ADMUNet.
+
+    pool  "attention": of the mean to all positions; "adaptive": the mean over positions
+    The others as in ADMUNet; the attention pool has heads by the same rule. UserError as there, and
+    for fewer than 2 classes.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        num_classes: int,
+        *,
+        channels: int = 128,
+        blocks: int = 2,
+        channel_mult: tuple[int, ...] = (1, 2, 2, 2),
+        attention_resolutions: tuple[int, ...] = (2,),
+        num_heads: int = 4,
+        head_channels: int | None = None,
+        dropout: float = 0.0,
+        pool: Literal["attention", "adaptive"] = "attention",
+    ):
+        widths, heads = plan(
+            "ADMEncoder", shape, channels, blocks, channel_mult, attention_resolutions,
+            num_heads, head_channels, dropout,
+        )  # fmt: skip
+        if num_classes < 2:
+            raise UserError(f"ADMEncoder: a classifier needs 2 classes or more, got {num_classes}")
+        super().__init__(shape[0], channels, widths, heads, blocks, dropout)
+        self.pool, width = pool, widths[-1]
+        positions = shape[1] * shape[2] // 4 ** (len(widths) - 1)
+        if pool == "attention":
+            head = [AttentionPool(width, positions, heads[-1], num_classes)]
+        else:
+            logits = zeroed(nn.Conv2d(width, num_classes, 1))
+            head = [nn.AdaptiveAvgPool2d(1), logits, nn.Flatten()]
+        self.out = nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), *head)
+
+    def forward(self, x: Tensor, noise: Tensor, c: Tensor | None = None) -> Tensor:
+        """Logits of x (B, *shape) at noise (B,) -> (B, num_classes); `c` is ignored."""
+        h, _ = self.descend(x, self.embed(noise, x))
+        return self.out(h)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the last layer sees of clean x (B, *shape), at noise 0 -> (B, channels)."""
+        h, _ = self.descend(x, self.embed(x.new_zeros(len(x)), x))
+        h = self.out[:2](h)
+        return self.out[2].pool(h) if self.pool == "attention" else h.mean((2, 3))
+
+
+def res_attention(
+    channels_in: int, channels_out: int, embedding: int, heads: int, dropout: float
+) -> list[nn.Module]:
+    """A residual block, and attention after it if there are heads for it."""
+    block = ResBlock(channels_in, channels_out, embedding, dropout)
+    return [block, AttentionBlock(channels_out, heads)] if heads else [block]
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def plan(
+    net: str,
+    shape: tuple[int, ...],
+    channels: int,
+    blocks: int,
+    channel_mult: tuple[int, ...],
+    attention_resolutions: tuple[int, ...],
+    num_heads: int,
+    head_channels: int | None,
+    dropout: float,
+) -> tuple[list[int], list[int]]:
+    """Channels per level, and heads of attention per level (0: none) and of the middle."""
+    numbers = [channels, blocks, num_heads, *channel_mult]
+    numbers += [] if head_channels is None else [head_channels]
+    if not channel_mult or min(numbers) < 1 or not 0 <= dropout < 1:
+        raise UserError(
+            f"{net}: channels, blocks, channel_mult and heads must be positive and dropout in "
+            f"[0, 1), got channels {channels}, blocks {blocks}, channel_mult {list(channel_mult)}, "
+            f"num_heads {num_heads}, head_channels {head_channels}, dropout {dropout}"
+        )
+    if channels % GROUPS:
+        raise UserError(
+            f"{net}: channels must be divisible by {GROUPS}, the groups of its normalisation, "
+            f"got {channels}"
+        )
+    factors = [2**i for i in range(len(channel_mult))]
+    if len(shape) != 3 or shape[1] % factors[-1] or shape[2] % factors[-1]:
+        raise UserError(
+            f"{net}: {len(factors)} levels (channel_mult) need images of shape (C, H, W) "
+            f"with H and W divisible by {factors[-1]}, got {tuple(shape)}"
+        )
+    for factor in attention_resolutions:
+        if factor not in factors:
+            raise UserError(
+                f"{net}: attention_resolutions are factors of downsampling, not pixels, here "
+                f"among {', '.join(map(str, factors))}; no level has {factor}"
+            )
+    widths = [channels * mult for mult in channel_mult]
+    name = "num_heads" if head_channels is None else "head_channels"
+    by = num_heads if head_channels is None else head_channels
+    attends = [*(factor in attention_resolutions for factor in factors), True]  # the middle always
+    heads = []
+    for width, here in zip([*widths, widths[-1]], attends, strict=True):
+        if here and width % by:
+            raise UserError(f"{net}: {name} {by} does not divide {width} channels with attention")
+        heads.append(0 if not here else num_heads if head_channels is None else width // by)
+    return widths, heads
