@@ -31,7 +31,7 @@ from torch import nn  # noqa: E402
 from lightning_cfg.callbacks import AtomicCheckpointIO, Grids, Progress, SaveLast  # noqa: E402
 from lightning_cfg.checkpoints import LAST, build_model, load  # noqa: E402
 from lightning_cfg.data.module import KeyedBatches  # noqa: E402
-from lightning_cfg.draws import key  # noqa: E402
+from lightning_cfg.draws import Draws, key  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.files import output_of  # noqa: E402
 from lightning_cfg.runs import PLACES, Run  # noqa: E402
@@ -124,7 +124,9 @@ def fit(
         callbacks=callbacks,
     )
     batches = KeyedBatches(data_set, seed=seed, batch_size=batch_size)
-    batches.rows_per_batch(engine)  # a size that does not divide stops before anything is written
+    # a size that does not divide, or data that cannot be read, stop before anything is written
+    batches.rows_per_batch(engine)
+    data_set.batch(Draws(seed=seed, step=0, batch_size=1))
     run.begin()
     try:
         with matmul(speed["matmul_precision"]):

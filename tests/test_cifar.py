@@ -12,6 +12,7 @@ import torch
 from lightning_cfg.data.cifar import CIFAR10, FOLDER
 from lightning_cfg.draws import Draws
 from lightning_cfg.errors import UserError
+from lightning_cfg.fit import fit
 
 TRAIN = [f"data_batch_{i}" for i in range(1, 6)]
 NAMES = [*TRAIN, "test_batch", "batches.meta"]
@@ -165,3 +166,18 @@ def test_the_published_photographs():
     assert torch.bincount(data.real("held_out")[1]).tolist() == [1000] * 10
     mean = (y.mean((0, 2, 3)) + 1) / 2
     assert mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
+
+
+def test_data_that_cannot_be_had_leave_nothing_behind(tmp_path, offline):
+    """An absent set and no network: the run's folder is not claimed, so the next try is free."""
+    settings = {
+        "net": {"name": "ConvNet", "channels": 4},
+        "model": {"name": "NoisyClassifier", "clean": True},
+        "learner": {"name": "Classification"},
+        "batch_size": 4,
+        "trainer": {"max_steps": 1, "accelerator": "cpu"},
+        "run_dir": str(tmp_path / "run"),
+    }
+    with pytest.raises(UserError, match="downloading failed"):
+        fit(data={"name": "CIFAR10", "root": str(tmp_path / "data")}, **settings)
+    assert not (tmp_path / "run").exists()
