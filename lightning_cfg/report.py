@@ -74,6 +74,12 @@ class Traced:
     curves: list[dict]  # and noise level
     boundaries: list[dict]  # in one dimension: t and u of each zero of the margin
 
+    @property
+    def guide(self) -> str:
+        """The classifier whose boundary is meant: the method's own, otherwise the first."""
+        names = [row["classifier"] for row in self.rows]
+        return "own" if "own" in names else names[0]
+
     @classmethod
     def read(cls, file: Path, run: Path) -> "Traced":
         """From the trajectory file and the run of `trace` that read it."""

@@ -165,7 +165,7 @@ def curves(title: str, methods: dict, traced: dict, quantity: str, *, level: flo
                 if (method, scale) not in traced:
                     continue
                 one = traced[method, scale]
-                classifier = reader(one)
+                classifier = one.guide
                 t, mean = curve(one, classifier, quantity)
                 panel.plot(t, mean, color=shade, lw=1.1)
                 if quantity == "distance" and scale in (scales[0], scales[-1]):
@@ -192,12 +192,6 @@ def curves(title: str, methods: dict, traced: dict, quantity: str, *, level: flo
         figure.legend(*handles, loc="outside lower center", ncols=8, frameon=False)
         figure.suptitle(title, fontsize=10, wrap=True)
     return figure
-
-
-def reader(one: Any) -> str:
-    """The classifier whose boundary is meant: the method's own, else the first."""
-    names = [row["classifier"] for row in one.rows]
-    return "own" if "own" in names else names[0]
 
 
 def averaged(rows: list[dict], one: Any, quantity: str) -> float:
@@ -265,7 +259,7 @@ def _trajectories(panel: Any, one: Any, boundaries: dict[str, Any]) -> None:
         line, dots = joined(levels, zeros)
         panel.plot(*line, color="black", lw=1.1, ls=dashes)
         panel.plot(*dots, ".", color="black", ms=3, mew=0)
-    rows = [row for row in one.rows if row["classifier"] == reader(one)]
+    rows = [row for row in one.rows if row["classifier"] == one.guide]
     distance = averaged(rows, one, "distance")
     says = f"straightness {averaged(rows, one, 'straightness'):.2f}"
     says += "" if np.isnan(distance) else f", distance {distance:.2f}"

@@ -62,7 +62,7 @@ def trends(case: Any) -> list[Trend]:
         scales = sorted(scale for name, scale in case.traced if name == method)
         if len(scales) < 2:
             continue
-        guide = guiding(case, method)
+        guide = case.traced[method, scales[0]].guide
         for column, about in (
             ("distance", f"distance to the boundary of {guide}"),
             ("straightness", "arc over chord"),
@@ -110,13 +110,6 @@ def by_classifier(case: Any) -> dict[tuple, dict]:
     return out
 
 
-def guiding(case: Any, method: str) -> str:
-    """The classifier whose boundary counts: the method's own, otherwise the first one traced."""
-    rows = next(traced.rows for (name, _), traced in case.traced.items() if name == method)
-    names = [row["classifier"] for row in rows]
-    return "own" if "own" in names else names[0]
-
-
 def displacement(case: Any, a: str, b: str, scale: float) -> Tensor | None:
     """|x_a - x_b| of two methods' samples of the same seeds, (n,); None if the seeds are others."""
     one, other = (
@@ -143,10 +136,11 @@ def _trend_table(case: Any, found: list[Trend]) -> str:
         body.setdefault(trend.method, []).append(trend)
     lines = [f"| scales {scales} | boundary of | distance to it rises | arc over chord rises |",
              "| :-- | :-- | --: | --: |"]  # fmt: skip
+    guides = {method: traced.guide for (method, _), traced in case.traced.items()}
     for method, row in body.items():
         cells = {trend.about.partition(" ")[0]: _verdict(trend) for trend in row}
         away, bent = cells.get("distance", "no boundary"), cells.get("arc", "")
-        lines.append(f"| {method} | {guiding(case, method)} | {away} | {bent} |")
+        lines.append(f"| {method} | {guides[method]} | {away} | {bent} |")
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from lightning_cfg import trajectory_figures as figures
 from lightning_cfg.data.mixture import Mixture
 from lightning_cfg.files import save_tensors
+from lightning_cfg.report import Traced
 from lightning_cfg.trajectories import time_of
 
 SIGMA = torch.tensor([100.0, 10.0, 1.0, 0.1, 0.0], dtype=torch.float64)
@@ -38,7 +39,7 @@ def trace(file, classifiers, *, zeros=(0.0,), distance=(1.0, 2.0), shape=(1,)):
                 band = {name: distance[c] for name in ("distance", "distance_10", "distance_90")}
                 curves.append({**front, "sigma": sigma, "t": t, **band, "confidence": 0.5})
                 boundaries += [{**front, "t": t, "u": u} for u in zeros]
-    return SimpleNamespace(file=file, rows=rows, curves=curves, boundaries=boundaries)
+    return Traced(file=file, rows=rows, curves=curves, boundaries=boundaries)
 
 
 @pytest.fixture
@@ -156,7 +157,7 @@ def test_curves_average_classes_by_their_number(tmp_path):
         if row["class"] == 1 and row["t"] == T[0]:
             row["distance"] = None
     assert figures.curve(one, "own", "distance")[1].tolist() == [1.0, *[1.5] * (len(T) - 1)]
-    assert figures.reader(one) == "own"
+    assert one.guide == "own"
 
 
 def test_many_methods_are_split():

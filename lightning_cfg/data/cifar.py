@@ -3,7 +3,6 @@
 import contextlib
 import io
 import tempfile
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -31,14 +30,6 @@ class CIFAR10(Images):
     def __init__(self, *, root: str = "data", flip: bool = False, augment: float = 0.0):
         self.root, self.flip = root, flip
         self.augmented(augment)
-
-    @cached_property
-    def _bank(self) -> tuple[Tensor, Tensor]:
-        return self._load(train=True)
-
-    @cached_property
-    def _held_out(self) -> tuple[Tensor, Tensor]:
-        return self._load(train=False)
 
     def _load(self, *, train: bool) -> tuple[Tensor, Tensor]:
         """Bytes (N, 3, 32, 32) uint8 and labels (N,) long of one split."""

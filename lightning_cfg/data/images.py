@@ -17,14 +17,22 @@ from lightning_cfg.errors import UserError
 class Images:
     """What image data sets share: x = y / 127.5 - 1 in [-1, 1] for bytes y, and two splits.
 
-    A subclass has shape (C, H, W), num_classes, and `_bank` and `_held_out`: bytes y (N, *shape)
-    uint8, indexed by a tensor of rows, and labels c (N,) long. Without classes num_classes is 0
-    and every c is 0.
+    A subclass has shape (C, H, W), num_classes, and `_load(train=)` or `_bank` and `_held_out`:
+    bytes y (N, *shape) uint8, indexed by a tensor of rows, and labels c (N,) long. Without classes
+    num_classes is 0 and every c is 0.
     """
 
     truth = None
     flip = False
     pipe: AugmentPipe | None = None
+
+    @cached_property
+    def _bank(self) -> tuple[Tensor, Tensor]:
+        return self._load(train=True)
+
+    @cached_property
+    def _held_out(self) -> tuple[Tensor, Tensor]:
+        return self._load(train=False)
 
     @property
     def augment_dim(self) -> int:
@@ -96,14 +104,6 @@ class MNIST(Images):
 
     def __init__(self, *, root: str = "data"):
         self.root = root
-
-    @cached_property
-    def _bank(self) -> tuple[Tensor, Tensor]:
-        return self._load(train=True)
-
-    @cached_property
-    def _held_out(self) -> tuple[Tensor, Tensor]:
-        return self._load(train=False)
 
     def _load(self, *, train: bool) -> tuple[Tensor, Tensor]:
         """Bytes (N, 1, 28, 28) uint8 and labels (N,) long of one split."""
