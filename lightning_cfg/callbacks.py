@@ -21,8 +21,9 @@ from lightning_cfg.checkpoints import LAST
 from lightning_cfg.config import Choice, Sampler
 from lightning_cfg.errors import UserError
 from lightning_cfg.files import write
-from lightning_cfg.generate import drawable, sample, seeded, within_limits
+from lightning_cfg.generate import sample, seeded, within_limits
 from lightning_cfg.guidance import classifier_free
+from lightning_cfg.pngs import drawable
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -25,7 +25,26 @@ METRICS = {  # name: which way is better, definition
                       "classifier's features; falls with n"),
     "class_accuracy": ("higher", "share that a classifier reads as their class"),
 }  # fmt: skip
-SHARES = ("outliers", "wrong_class", "recall", "class_accuracy")
+OF_FEATURES = {  # the same of what is measured in a feature space, by the start of its name
+    "fid": ("lower", "Fréchet distance in Inception's features"),
+    "fd_dinov2": ("lower", "Fréchet distance in DINOv2's features"),
+    "fd": ("lower", "squared Fréchet distance in this feature space"),
+    "kid": ("lower", "kernel distance in Inception's features, mean over random subsets"),
+    "kd": ("lower", "kernel distance in this feature space, mean over random subsets"),
+    "precision": ("higher", "share of samples within reach of real points (improved precision)"),
+    "recall": ("higher", "share of real points within reach of samples (improved recall)"),
+    "density": ("real", "samples within reach of a real point, over k; about 1 for real data"),
+    "coverage": ("higher", "share of real points with a sample within their reach"),
+    "nearest_train": ("real", "mean distance to the nearest training point in this space"),
+    "memorised": ("lower", "share of samples three times nearer to one training point than to the "
+                  "next"),
+    "near_copies": ("real", "share of samples nearer to a training point than all but 1 % of "
+                    "held-out real ones"),
+    "is": ("higher", "Inception score by this space's own classifier"),
+    "confidence": ("higher", "mean probability that a classifier gives to their class"),
+}  # fmt: skip
+SHARES = ("outliers", "wrong_class", "recall", "class_accuracy", "confidence", "precision",
+          "coverage", "memorised", "near_copies")  # fmt: skip
 PROMISES = {  # metric: what refinement should do to it at every scale above 1
     "outliers": "falls",
     "fd_classifier": "falls",
@@ -135,7 +154,7 @@ def worse(averages: dict, metrics: list[str]) -> list[str]:
     """
     real, lines = averages.get(REAL, {}), []
     for metric in metrics:
-        better, cases = METRICS.get(metric, (None,))[0], []
+        better, cases = meaning(metric)[0], []
         floor = real.get(metric, 0.0)
         for (method, scale, stage, flow), after in averages.items():
             before = averages.get((method, scale, "before", ""), {})
@@ -153,11 +172,34 @@ def worse(averages: dict, metrics: list[str]) -> list[str]:
     return lines
 
 
+def meaning(column: str) -> tuple[str | None, str]:
+    """(which way is better, definition) of a column of a table.
+
+    A column of a feature space bears its label, its numbers and the reference behind its name.
+    """
+    if column in METRICS:
+        return METRICS[column]
+    kind = _kind(column)
+    better, text = OF_FEATURES.get(kind, (None, "a metric of one's own"))
+    if "_std" in column:
+        return None, f"deviation of {kind} over the subsets or splits"
+    if "_infinity" in column:
+        text += ", extrapolated to endless samples"
+    return better, text
+
+
+def _kind(column: str) -> str:
+    """The longest start of a column's name that is a known one."""
+    words = column.split("_")
+    starts = ("_".join(words[:i]) for i in range(len(words), 0, -1))
+    return next((start for start in starts if start in OF_FEATURES), column)
+
+
 def show(name: str, value: object) -> str:
     """Three significant digits, shares in per cent; counts whole, words as they are."""
     if value is None or isinstance(value, str):
         return value or ""
-    if name in SHARES:
+    if name in SHARES or (_kind(name) in SHARES and "_std" not in name):
         return f"{100 * value:.3g} %"
     return f"{value:,.0f}" if abs(value) >= 1000 or isinstance(value, int) else f"{value:.3g}"
 

@@ -104,6 +104,7 @@ Learner = Annotated[dict, Choice("lightning_cfg.learners")]
 Guidance = Annotated[dict, Choice("lightning_cfg.guidance")]
 Sampler = Annotated[dict, Choice("lightning_cfg.samplers")]
 Features = Annotated[dict, Choice("lightning_cfg.features")]
+Metric = Annotated[dict, Choice("lightning_cfg.metrics")]
 TrainerKeys = Annotated[dict, Keywords("lightning.Trainer")]
 
 

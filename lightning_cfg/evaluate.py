@@ -1,189 +1,284 @@
-"""`evaluate`: sample files become a table of metrics, class by class, beside real data."""
+"""`evaluate`: samples become a table of metrics beside real data, each number with its making."""
 
-from lightning_cfg.config import Data, Features, build, check_arguments, main, resolve
+from lightning_cfg.config import Data, Features, Metric, Verb, build, check_arguments, main
 
 check_arguments(__name__)  # a missing file answers before torch is imported
 
-import csv  # noqa: E402
-import io  # noqa: E402
 import json  # noqa: E402
 import sys  # noqa: E402
 from functools import lru_cache  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Annotated, Any  # noqa: E402
 
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from lightning_cfg import checkpoints  # noqa: E402
-from lightning_cfg import metrics as known  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
-from lightning_cfg.files import load_samples, output_of, write_text  # noqa: E402
-from lightning_cfg.generate import SAMPLES  # noqa: E402
+from lightning_cfg.features import as_space  # noqa: E402
+from lightning_cfg.files import output_of, sha256, write_text  # noqa: E402
+from lightning_cfg.gather import ALL  # noqa: E402
+from lightning_cfg.generate import SAMPLES, check_roles, pick_device  # noqa: E402
+from lightning_cfg.reference import Real, published  # noqa: E402
 from lightning_cfg.runs import Run, content_of  # noqa: E402
+from lightning_cfg.sample_sets import Generated, SampleSet, read_set, real_set  # noqa: E402
+from lightning_cfg.score_table import as_csv, as_markdown, as_text, spread  # noqa: E402
+from lightning_cfg.scoring import Scorer  # noqa: E402
+
+Generation = Annotated[
+    dict, Verb("lightning_cfg.generate", without=("run_dir", "trajectories", "images", "device"))
+]
+SPLITS = ("held_out", "bank")
 
 
 def evaluate(
     *,
-    samples: dict[str, str],
-    data: Data,
     run_dir: str,
-    metrics: list[str] | None = None,
+    samples: dict[str, str] = {},  # noqa: B006  default sections, never changed
+    generate: dict[str, Generation] = {},  # noqa: B006
+    data: Data | None = None,
+    metrics: list[Metric] | None = None,
+    features: Features | dict[str, Features] | None = None,
+    statistics: dict[str, str] = {},  # noqa: B006
+    reference: str | list[str] = "held_out",
+    classifier: str | None = None,
     real: int | None = None,
     bank: int | None = None,
-    features: Features | None = None,
-    classifier: str | None = None,
     by_class: bool = True,
     fresh: int | None = None,
+    draws: int = 1,
+    batch_size: int = 512,
+    cache: bool = True,
+    device: str = "auto",
     seed: int = 0,
 ) -> Path:
-    """Score sample files class by class; the run holds metrics/metrics.csv and .json.
+    """Score samples; the run holds metrics/metrics.csv and .json, numbers.csv and .json, table.md.
 
-    samples       {label: run of `generate` or `refine`, or a sample file}
-    metrics       functions of lightning_cfg.metrics, or dotted paths; left out, all that fit
-    real          held-out real points per class to compare with; left out, all of them
-    bank          training points per class, for effective_targets; left out, all of them
-    features      the space of frechet_features
-    classifier    a run of `fit` of a clean classifier, for class_accuracy
-    by_class      False scores all classes together, in one row named all
-    fresh         real points per class that are scored too, as the floor of every metric; they are
-                  a fresh draw, or are taken out of the held-out points. As many as samples: some
-                  metrics depend on the number. Left out: no floor
+    metrics.csv has a row per set and class. numbers.csv has a row per number, with all that it
+    depends on: N, reference split and its M, extractor, resize, weights, sampler, seeds.
+
+    samples     {label: run of `generate` or `refine`, sample file, or folder or zip of PNG or JPEG}
+    generate    {label: keys of `generate`}: samples that are made while they are scored, not kept
+    data        the real data; can be left out where `statistics` are all that is asked for
+    metrics     functions of lightning_cfg.metrics, or dotted paths; left out, all that fit
+    features    one feature space, or several by label: the metrics of features are taken in each
+    statistics  {feature space: npz of mu and sigma}: the real side of its Fréchet distances, as
+                EDM publishes them or `evaluate` keeps them; instead of the first reference
+    reference   splits to compare with, held_out or bank (the training data, as is usual for FID);
+                columns of the second bear its name, _vs_bank
+    classifier  a run of `fit` of a clean classifier, for class_accuracy and confidence
+    real, bank  points per class of either split; left out, all of them
+    by_class    False scores all classes together, in one row named all
+    fresh       real points per class that are scored too, as the floor of every metric; they are a
+                fresh draw, or are taken out of the held-out points. As many as samples: some
+                metrics depend on the number. Left out: no floor
+    draws       each set is scored in so many equal parts, generated ones as often anew, and then
+                their minimum and mean: 3 of 50,000 is EDM's protocol
+    cache       keep features and moments of real data in the user's cache
     """
-    files = {label: output_of(path, SAMPLES) for label, path in samples.items()}
-    for taken in ("data", "held_out", "features", "classifier", "real"):
-        if taken in samples:
-            raise UserError(f"samples.{taken} is the name of something else here: choose another")
-    inputs = dict(files)
-    feature_path = None if features is None else features.get("path")
-    if feature_path is not None:
-        inputs["features"] = output_of(feature_path, checkpoints.LAST)
+    if not samples and not generate and fresh is None:
+        raise UserError("samples and generate name nothing to score")
+    if min(draws, batch_size) < 1:
+        raise UserError(f"{draws=} and {batch_size=} must be at least 1")
+    for label in (*samples, *generate):
+        if label in ("data", "held_out", "features", "classifier", "real"):
+            raise UserError(f"samples.{label} is the name of something else here: choose another")
+    if both := set(samples) & set(generate):
+        raise UserError(f"samples and generate both have {sorted(both)[0]}: choose another name")
+    reference = [reference] if isinstance(reference, str) else list(reference)
+    for split in reference:
+        if split not in SPLITS:
+            raise UserError(f"reference={split} is none of the splits {', '.join(SPLITS)}")
+    if data is None and (not statistics or fresh is not None or classifier is not None):
+        raise UserError("data is missing: what samples are compared with, unless by `statistics`")
+    if data is None and by_class:
+        raise UserError("by_class=true needs data, which say what classes there are")
+    sections = _labelled(features)
+    for name in statistics:
+        if name not in sections:
+            raise UserError(f"statistics.{name} is of no feature space, features has no {name}")
+
+    inputs = {label: _input_of(path) for label, path in samples.items()}
+    for label, keys in generate.items():
+        check_roles(keys["guidance"], keys["models"])
+        models = {role: path for role, path in keys["models"].items() if path != "exact"}
+        for role, path in models.items():
+            inputs[f"generate.{label}.{role}"] = output_of(path, checkpoints.LAST)
+    for label, section in sections.items():
+        if section.get("path") is not None:
+            inputs[f"features.{label}"] = output_of(section["path"], checkpoints.LAST)
+    inputs |= {f"statistics.{name}": output_of(path, "") for name, path in statistics.items()}
     if classifier is not None:
         inputs["classifier"] = output_of(classifier, checkpoints.LAST)
-    settings = {
-        "metrics": metrics,
-        "real": real,
-        "bank": bank,
-        "by_class": by_class,
-        "fresh": fresh,
+    settings = {"metrics": metrics, "real": real, "bank": bank, "by_class": by_class}
+    settings |= {"fresh": fresh, "draws": draws, "reference": reference, "seed": seed}
+    settings["generate"] = {
+        label: {k: v for k, v in keys.items() if k != "models"} for label, keys in generate.items()
     }
-    section, read = content_of(data, build("lightning_cfg.data", data))
-    inputs |= read
-    settings |= {"data": section, "seed": seed}
-    settings |= {"features": features and {k: v for k, v in features.items() if k != "path"}}
+    places = ("path", "weights", "code")
+    settings["features"] = {
+        label: {k: v for k, v in section.items() if k not in places}
+        for label, section in sections.items()
+    }
+    read = {}
+    if data is not None:
+        settings["data"], read = content_of(data, build("lightning_cfg.data", data))
     free = {"samples": samples, "features": features, "classifier": classifier, "data": data}
-    run = Run(run_dir, "evaluate", settings, inputs, free)
+    free |= {"statistics": statistics, "generate": generate}
+    free |= {"batch_size": batch_size, "cache": cache, "device": device}
+    run = Run(run_dir, "evaluate", settings, inputs | read, free)
     if run.finished():
         print(f"{run_dir}: finished already")
         return run.directory
 
-    content = tuple(run.inputs[name] for name in read)
-    data_set, held_out, banks = _reference(json.dumps(data), content, real, bank, by_class)
-    sets = {
-        label: load_samples(file, data_set.shape, data_set.num_classes)
-        for label, file in files.items()
+    side = None
+    if data is not None:
+        content = tuple(run.inputs[name] for name in read)
+        side = _real(json.dumps(data), content, real, bank, by_class)
+        if not by_class and side.data.truth is not None:
+            raise UserError(
+                "by_class=false is for data without a known density: it is the classes'"
+            )
+    place = pick_device(device)
+    spaces = {
+        label: as_space(build("lightning_cfg.features", section), section["name"]).to(place)
+        for label, section in sections.items()
     }
-    if not by_class and data_set.truth is not None:
-        raise UserError("by_class=false is for data without a known density: it is the classes'")
-    space = None if features is None else build("lightning_cfg.features", features)
-    reader = None if classifier is None else checkpoints.restore(classifier)
-    for what in ("shape", "num_classes") if reader is not None else ():
-        own, other = getattr(data_set, what), getattr(reader, what)
-        if own != other:
-            raise UserError(f"classifier {classifier} has {what} {other}, but the data have {own}")
-    if reader is not None and data_set.num_classes == 0:
-        raise UserError(f"classifier {classifier}: the data have no classes that it could confirm")
-    truth = data_set.truth
-    quantile = truth.quantile if truth is not None and truth.shape == (1,) else None
-    given = {"truth": truth, "quantile": quantile, "features": space, "classifier": reader}
-    chosen = _chosen(metrics, {name for name, value in given.items() if value is not None})
-
+    scorer = Scorer(
+        metrics,
+        real=side,
+        spaces=spaces,
+        statistics={
+            label: (published(path, spaces[label], label), f"{path} ({sha256(path)[:12]})")
+            for label, path in statistics.items()
+        },
+        references=reference,
+        classifier=_reader(classifier, side, place),
+        cache=cache,
+        device=place,
+        batch_size=batch_size,
+    )
+    data_set = None if side is None else side.data
+    sets = {label: read_set(path, data_set) for label, path in samples.items()}
+    for label, keys in generate.items():
+        sets[label] = Generated(**{**keys, "device": device})
+    for label, held in sets.items():
+        _check_set(label, held, data_set, draws, needs_classes=by_class or classifier is not None)
+    others = None
     if fresh is not None:
-        sets["real"] = _fresh(data_set, real, fresh, by_class)
-    rows = []
-    jobs = [(label, group) for label in sets for group in range(len(held_out))]
-    for label, group in tqdm(jobs, unit="row", disable=not sys.stderr.isatty()):
-        held = sets[label]
-        own = held["c"] == group if by_class else held["c"] >= 0
-        if not own.any():
-            raise UserError(f"{files.get(label, label)} holds no sample of class {group}")
-        have = {
-            **given,
-            "x": held["x"][own],
-            "y": held.get("y", held_out)[group],
-            "bank": banks[group],
-            "c": group if by_class else held["c"],
-        }
-        row = {"samples": label, "class": group if by_class else "all", "n": int(own.sum())}
-        for metric in chosen:
-            row |= metric(**{name: have[name] for name in known.needs(metric)})
-        rows.append(row)
+        sets["real"], others = _fresh(side, fresh)
+
+    rows, numbers = [], []
+    parts = {label: 1 if label == "real" else draws for label in sets}
+    total = sum(len(held) * (parts[k] if isinstance(held, Generated) else 1)
+                for k, held in sets.items())  # fmt: skip
+    with tqdm(total=total, unit=" samples", disable=not sys.stderr.isatty()) as bar:
+        for label, held in sets.items():
+            for draw in range(parts[label]):
+                some = held.part(draw, parts[label]) if parts[label] > 1 else held
+                found = scorer.gather(some, bar.update)
+                for group in scorer.groups:
+                    n = len(found.of(group).c)
+                    if not n:
+                        source = some.about.get("source", label)
+                        raise UserError(f"{source} holds no sample of class {group}")
+                    row, records = scorer.score(found, group, others if label == "real" else None)
+                    front = {"samples": label, "class": group}
+                    front |= {"draw": draw + 1} if parts[label] > 1 else {}
+                    rows.append({**front, "n": n, **row})
+                    about = {**some.about, "classifier": run.inputs.get("classifier")}
+                    numbers += [{**front, **record, **about} for record in records]
+    rows = spread(rows)
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
-    table = write_text(run.directory / "metrics/metrics.csv", as_csv(rows))
-    record = write_text(run.directory / "metrics/metrics.json", json.dumps(rows, indent=1))
-    run.finish(table, record, metrics=[metric.__name__ for metric in chosen])
-    print(f"{run_dir}: {len(rows)} rows of {len(chosen)} metrics")
+    folder = run.directory / "metrics"
+    out = [
+        write_text(folder / "metrics.csv", as_csv(rows)),
+        write_text(folder / "metrics.json", json.dumps(rows, indent=1)),
+        write_text(folder / "numbers.csv", as_csv(numbers)),
+        write_text(folder / "numbers.json", json.dumps(numbers, indent=1)),
+        write_text(folder / "table.md", as_markdown(rows, numbers)),
+    ]
+    run.finish(*out, metrics=[metric.__name__ for metric, _ in scorer.metrics])
+    if sys.stdout.isatty():
+        print(as_text(rows))
+    print(f"{run_dir}: {len(rows)} rows of {len(scorer.metrics)} metrics")
     return run.directory
 
 
-def as_csv(rows: list[dict]) -> str:
-    """Rows with the same columns as csv; numbers keep six digits, None is an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    return text.getvalue()
+def _labelled(features: dict | None) -> dict[str, dict]:
+    """The feature spaces by label, which for a single one is its name."""
+    if features is None:
+        return {}
+    if isinstance(features.get("name"), str):
+        return {features["name"].rpartition(".")[2]: features}
+    return features
 
 
-def _chosen(names: list[str] | None, have: set[str]) -> list:
-    """The metric functions; those left to choose are all of the defaults whose needs are met."""
-    if names is None:
-        names = known.MIXTURE if "truth" in have else known.IMAGES
-        return [m for m in (getattr(known, n) for n in names) if not _missing(m, have)]
-    functions = [resolve("lightning_cfg.metrics", name) for name in names]
-    for function in functions:
-        if _missing(function, have):
-            raise UserError(
-                f"metric {function.__name__} needs {_missing(function, have)[0]}, "
-                "which the config does not give"
-            )
-    return functions
+def _input_of(path: str) -> Path:
+    """What counts by content: a run's sample file, or a file or folder of images as a whole."""
+    place = Path(path)
+    if place.is_dir() and not any((place / name).is_file() for name in (SAMPLES, "identity.json")):
+        return place
+    return output_of(path, SAMPLES)
 
 
-def _missing(metric: object, have: set[str]) -> list[str]:
-    return sorted(known.needs(metric) - have - {"x", "y", "bank", "c"})
+def _reader(path: str | None, side: Real | None, place: torch.device) -> Any:
+    """The classifier of clean samples; UserError where the data are none of its."""
+    if path is None:
+        return None
+    reader = checkpoints.restore(path)
+    for what in ("shape", "num_classes"):
+        own, other = getattr(side.data, what), getattr(reader, what)
+        if own != other:
+            raise UserError(f"classifier {path} has {what} {other}, but the data have {own}")
+    if side.data.num_classes == 0:
+        raise UserError(f"classifier {path}: the data have no classes that it could confirm")
+    return reader.to(place)
+
+
+def _check_set(label: str, held: Any, data: Any, draws: int, *, needs_classes: bool) -> None:
+    if data is not None and held.shape != tuple(data.shape):
+        raise UserError(f"{label} has samples of shape {held.shape}, not {tuple(data.shape)}")
+    if needs_classes and not held.labelled:
+        raise UserError(
+            f"samples.{label}: {held.about['source']} says no classes: by_class=false, and no "
+            "classifier, score it without"
+        )
+    if not isinstance(held, Generated) and len(held) % draws:
+        raise UserError(f"samples.{label}: {len(held)} samples cannot be cut in {draws} draws")
 
 
 @lru_cache(maxsize=2)
-def _reference(
+def _real(
     data: str, content: tuple[str, ...], real: int | None, bank: int | None, by_class: bool
-) -> tuple:
-    """The data set with its held-out and its training points: a list of tensors each, by class.
+) -> Real:
+    """The real side, kept from call to call since so much is worked out of it.
 
-    Kept from call to call, since the metrics keep what they work out of a tensor of real points.
     content  hashes of the data's files: with others in the same place, they are read again
     """
-    data_set = build("lightning_cfg.data", json.loads(data))
-    splits = []
-    for y, c in (data_set.real("held_out", real), data_set.real("bank", bank)):
-        classes = range(max(1, data_set.num_classes))
-        splits.append([y[c == k] for k in classes] if by_class else [y])
-    return data_set, *splits
+    section = json.loads(data)
+    data_set = build("lightning_cfg.data", section)
+    return Real(
+        data_set,
+        section=section,
+        content=content,
+        per_class={"held_out": real, "bank": bank},
+        groups=list(range(max(1, data_set.num_classes))) if by_class else [ALL],
+    )
 
 
-def _fresh(data_set: object, real: int | None, per_class: int, by_class: bool) -> dict:
-    """Real points to score: a fresh draw, or some held-out ones and the others as reference."""
-    if data_set.truth is not None:
-        x, c = data_set.real("fresh", per_class)
-        return {"x": x, "c": c}
-    y, y_c = data_set.real("held_out", real)
-    of_class = [(y_c == k).nonzero().flatten() for k in range(max(1, data_set.num_classes))]
+def _fresh(side: Real, per_class: int) -> tuple[SampleSet, Real | None]:
+    """Real points to score: a fresh draw, or some held-out ones with the others as reference."""
+    if side.data.truth is not None:
+        return real_set(side.data, "fresh", per_class), None
+    held_out = side.split("held_out")
+    classes = range(max(1, side.data.num_classes))
+    of_class = [(held_out.c == k).nonzero().flatten() for k in classes]
     if min(map(len, of_class)) <= per_class:
         raise UserError(f"fresh={per_class} leaves no held-out point of some class to compare with")
-    chosen = torch.cat([own[:per_class] for own in of_class])
-    others = [own[per_class:] for own in of_class]
-    others = others if by_class else [torch.cat(others)]
-    return {"x": y[chosen], "c": y_c[chosen], "y": [y[i] for i in others]}
+    chosen = held_out.chosen(torch.cat([own[:per_class] for own in of_class]))
+    others = held_out.chosen(torch.cat([own[per_class:] for own in of_class]))
+    return chosen, side.replaced("held_out", others)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@ from lightning_cfg.config import Data, Guidance, Sampler, build, check_arguments
 check_arguments(__name__)  # a missing file answers before torch is imported
 
 import inspect  # noqa: E402
-import io  # noqa: E402
-import json  # noqa: E402
 import sys  # noqa: E402
-import zipfile  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Literal  # noqa: E402
 
@@ -19,18 +17,13 @@ from tqdm import tqdm  # noqa: E402
 
 from lightning_cfg import checkpoints, figures  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
-from lightning_cfg.files import (  # noqa: E402
-    load_tensors,
-    output_of,
-    save_tensors,
-    write,
-    write_folder,
-)
+from lightning_cfg.files import load_tensors, output_of, save_tensors  # noqa: E402
+from lightning_cfg.interfaces import Denoiser  # noqa: E402
+from lightning_cfg.pngs import IMAGES, check_images, drawable, save_images  # noqa: E402
 from lightning_cfg.runs import Run, content_of  # noqa: E402
 
 SAMPLES = "samples/samples.safetensors"
 TRAJECTORIES = "samples/trajectories.safetensors"
-IMAGES = {"folder": "samples/images", "zip": "samples/images.zip"}
 SHEET = ("figures/samples.png", "figures/samples.pdf")
 
 
@@ -88,21 +81,17 @@ def generate(
         print(f"{run_dir}: finished already, {n} samples")
         return run.directory
 
-    place = pick_device(device)
-    networks = {
-        role: Counted(
-            network(f"models.{role}", path, data, weights, classifies=role == "classifier").to(
-                place
-            )
-        )
-        for role, path in models.items()
-    }
-    shape, classes = _agree(networks)
+    ready = prepare(
+        models=models,
+        guidance=guidance,
+        sampler=sampler,
+        data=data,
+        class_label=class_label,
+        weights=weights,
+        device=device,
+    )
+    shape, classes = ready.shape, ready.classes
     check_images(images, shape)
-    if class_label is not None and not 0 <= class_label < max(1, classes):
-        raise UserError(f"class_label={class_label} is outside 0 ... {max(1, classes) - 1}")
-    denoise = guide(guidance, networks)
-    limited = within_limits(sampler, networks["model"].net)
     if n < 1 or batch_size < 1:
         raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
     if not 0 <= trajectories <= n:
@@ -112,18 +101,14 @@ def generate(
     seeds = torch.arange(seed, seed + n)
     with tqdm(total=n, unit="sample", disable=not sys.stderr.isatty()) as bar, torch.no_grad():
         for some in seeds.split(batch_size):
-            noise, c, draw = seeded(some.tolist(), shape, classes, class_label, place)
+            c, steps = ready.start(some)
             wanted = min(max(0, trajectories - int(some[0]) + seed), len(some))
             path, levels = [], []
-            for sigma, x in sample(limited, denoise, noise, c, draw):
+            for sigma, x in steps:
                 if wanted:
                     path.append(x[:wanted].float().cpu())
                     levels.append(sigma)
-            if not x.isfinite().all():
-                raise UserError(
-                    f"the samples of seeds {int(some[0])} ... {int(some[-1])} are not finite: "
-                    "a smaller guidance.scale or more sampler.steps may help; nothing was written"
-                )
+            check_finite(x, some)
             xs.append(x.float().cpu())
             cs.append(c.cpu())
             if wanted:
@@ -150,11 +135,72 @@ def generate(
         sheet = figures.contact_sheet({"samples": (x, c)}, rows, columns=10)
         figures.save(sheet, run.directory / "figures/samples", colours=32 if shape[0] == 1 else 0)
         out += [run.directory / name for name in SHEET]
-    evaluations = {role: net.evaluations / n for role, net in networks.items()}
+    evaluations = {role: net.evaluations / n for role, net in ready.networks.items()}
     facts = {"evaluations": evaluations, "weights": weights, "num_classes": classes}
     run.finish(*out, **facts, solver_dtype="float64")
     print(f"{run_dir}: {n} samples, {sum(evaluations.values()):.0f} evaluations each")
     return run.directory
+
+
+@dataclass
+class Prepared:
+    """All that seeds need to become samples: networks, the guided denoiser, the sampler."""
+
+    networks: dict[str, "Counted"]
+    denoise: Denoiser
+    sampler: dict  # within the model's limits
+    shape: tuple[int, ...]
+    classes: int
+    class_label: int | None
+    device: torch.device
+
+    def start(self, seeds: Tensor) -> tuple[Tensor, Iterator[tuple[float, Tensor]]]:
+        """Classes (B,) and the sampler's steps (sigma, x), whose last x are the samples."""
+        noise, c, draw = seeded(
+            seeds.tolist(), self.shape, self.classes, self.class_label, self.device
+        )
+        return c, sample(self.sampler, self.denoise, noise, c, draw)
+
+
+def prepare(
+    *,
+    models: dict[str, str],
+    guidance: dict,
+    sampler: dict,
+    data: dict | None = None,
+    class_label: int | None = None,
+    weights: str | int = "ema",
+    device: str = "auto",
+) -> Prepared:
+    """Restore the networks and put them together, as `generate` describes them.
+
+    Raises UserError where they do not fit each other, the guidance, or the sampler.
+    """
+    check_roles(guidance, models)
+    place = pick_device(device)
+    networks = {
+        role: Counted(
+            network(f"models.{role}", path, data, weights, classifies=role == "classifier").to(
+                place
+            )
+        )
+        for role, path in models.items()
+    }
+    shape, classes = _agree(networks)
+    if class_label is not None and not 0 <= class_label < max(1, classes):
+        raise UserError(f"class_label={class_label} is outside 0 ... {max(1, classes) - 1}")
+    denoise = guide(guidance, networks)
+    limited = within_limits(sampler, networks["model"].net)
+    return Prepared(networks, denoise, limited, shape, classes, class_label, place)
+
+
+def check_finite(x: Tensor, seeds: Tensor) -> None:
+    """UserError, naming the seeds, where samples have diverged."""
+    if not x.isfinite().all():
+        raise UserError(
+            f"the samples of seeds {int(seeds[0])} ... {int(seeds[-1])} are not finite: "
+            "a smaller guidance.scale or more sampler.steps may help; nothing was written"
+        )
 
 
 class Counted:
@@ -206,54 +252,6 @@ class Draw:
             rows = torch.stack([torch.randn(block, generator=g) for g in self._generators], 1)
             self._left = list(rows)
         return self._left.pop(0).double().to(self._device)
-
-
-def drawable(shape: tuple[int, ...]) -> bool:
-    """Whether these are grey or RGB images, (1 or 3, H, W)."""
-    return len(shape) == 3 and shape[0] in (1, 3)
-
-
-def check_images(images: str | None, shape: tuple[int, ...]) -> None:
-    """UserError where images are asked for of samples that are none."""
-    if images is not None and not drawable(shape):
-        raise UserError(
-            f"images={images} needs samples that are grey or RGB images, of shape (1 or 3, H, W), "
-            f"not {shape}"
-        )
-
-
-def save_images(path: Path, *, x: Tensor, c: Tensor, seed: Tensor, labelled: bool) -> Path:
-    """Images as 8-bit PNGs, in the layout that EDM's dataset_tool.py and our ImageZip read.
-
-    000000/000000.png and so on by seed, and dataset.json: {"labels": [[file, class], ...]}, or null
-    if they are not `labelled`. x (N, 1 or 3, H, W) in [-1, 1] becomes x * 127.5 + 128, clipped to
-    0 ... 255 and cut to integers. A zip if `path` ends in .zip, otherwise a folder.
-    """
-    from PIL import Image
-
-    y = (x * 127.5 + 128).clip(0, 255).to(torch.uint8)
-    y = y.permute(0, 2, 3, 1).numpy() if x.shape[1] == 3 else y[:, 0].numpy()
-    names = [f"{s - s % 1000:06d}/{s:06d}.png" for s in seed.tolist()]
-    labels = list(zip(names, c.tolist(), strict=True)) if labelled else None
-
-    def contents() -> Iterator[tuple[str, bytes]]:
-        for name, pixels in zip(names, y, strict=True):
-            png = io.BytesIO()
-            Image.fromarray(pixels).save(png, "PNG")
-            yield name, png.getvalue()
-        yield "dataset.json", json.dumps({"labels": labels}).encode()
-
-    def packed(temporary: Path) -> None:
-        with zipfile.ZipFile(temporary, "w") as file:  # stored: a PNG is compressed
-            for name, content in contents():
-                file.writestr(zipfile.ZipInfo(name), content)  # no date: the same zip every time
-
-    def loose(temporary: Path) -> None:
-        for name, content in contents():
-            (temporary / name).parent.mkdir(exist_ok=True)
-            (temporary / name).write_bytes(content)
-
-    return write(path, packed) if path.suffix == ".zip" else write_folder(path, loose)
 
 
 def sample(sampler: dict, denoise: object, noise: Tensor, c: Tensor, draw: Draw) -> "object":

@@ -14,19 +14,19 @@ import torch
 
 from lightning_cfg import figures, trajectory_figures
 from lightning_cfg.claims import (
-    METRICS,
     ONE_FOR_ALL,
     PROMISES,
     Claim,
     averaged,
     check_claims,
+    meaning,
     show,
     summary,
     worse,
 )
-from lightning_cfg.evaluate import as_csv
 from lightning_cfg.figures import REAL, STAGES
 from lightning_cfg.files import write_text
+from lightning_cfg.score_table import as_csv
 from lightning_cfg.trace import BOUNDARIES, CURVES, SUMMARY
 from lightning_cfg.trajectory_report import MEANING, told, trends
 
@@ -339,12 +339,12 @@ def _html_cells(line: str, tag: str) -> str:
 
 
 def _definition(metric: str) -> str:
-    better, text = METRICS.get(metric, (None, "a metric of this study's own"))
+    better, text = meaning(metric)
     return f"`{metric}`: {text}{WAYS[better][1]}"
 
 
 def _headed(metric: str) -> str:
-    return metric + WAYS[METRICS.get(metric, (None,))[0]][0]
+    return metric + WAYS[meaning(metric)[0]][0]
 
 
 def _verdict(claim: Claim | None) -> str:

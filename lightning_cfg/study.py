@@ -16,7 +16,6 @@ from lightning_cfg.evaluate import evaluate  # noqa: E402
 from lightning_cfg.files import sha256, write_text  # noqa: E402
 from lightning_cfg.fit import fit  # noqa: E402
 from lightning_cfg.generate import (  # noqa: E402
-    IMAGES,
     SAMPLES,
     SHEET,
     TRAJECTORIES,
@@ -24,6 +23,7 @@ from lightning_cfg.generate import (  # noqa: E402
     generate,
 )
 from lightning_cfg.pair import pair  # noqa: E402
+from lightning_cfg.pngs import IMAGES  # noqa: E402
 from lightning_cfg.refine import refine  # noqa: E402
 from lightning_cfg.report import (  # noqa: E402
     Case,

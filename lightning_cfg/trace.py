@@ -12,10 +12,10 @@ from torch import Tensor  # noqa: E402
 
 from lightning_cfg import checkpoints  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
-from lightning_cfg.evaluate import as_csv  # noqa: E402
 from lightning_cfg.files import load_tensors, output_of, write_text  # noqa: E402
 from lightning_cfg.generate import TRAJECTORIES, network, pick_device  # noqa: E402
 from lightning_cfg.runs import Run  # noqa: E402
+from lightning_cfg.score_table import as_csv  # noqa: E402
 from lightning_cfg.trajectories import (  # noqa: E402
     Along,
     along,

@@ -20,9 +20,10 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.evaluate import evaluate
 from lightning_cfg.files import load_samples, load_tensors, save_tensors, sha256
 from lightning_cfg.fit import fit
-from lightning_cfg.generate import IMAGES, SAMPLES, SHEET, TRAJECTORIES, generate, save_images
+from lightning_cfg.generate import SAMPLES, SHEET, TRAJECTORIES, generate
 from lightning_cfg.learners import Classification
 from lightning_cfg.pair import PAIRS, pair
+from lightning_cfg.pngs import IMAGES, save_images
 from lightning_cfg.refine import refine
 from lightning_cfg.runs import content_of
 

@@ -7,6 +7,8 @@ import torch
 from lightning_cfg import metrics
 from lightning_cfg.data import Mixture
 from lightning_cfg.errors import UserError
+from lightning_cfg.frechet import Moments
+from lightning_cfg.metrics.known import known_of
 
 
 def normal(*shape, seed=0):
@@ -35,9 +37,11 @@ class TwoGaussians:
 
 
 def test_each_metric_asks_by_name_for_what_evaluate_has():
-    known = {"x", "y", "bank", "c", "truth", "quantile", "features", "classifier"}
-    for name in (*metrics.MIXTURE, *metrics.IMAGES):
-        assert "x" in metrics.needs(getattr(metrics, name)) <= known
+    plain = {"x", "y", "bank", "c", "truth", "quantile", "logits"}
+    for name in metrics.__all__:
+        needed = metrics.needs(getattr(metrics, name))
+        assert needed <= plain or needed <= metrics.OF_A_SPACE, name
+        assert needed & {"x", "logits", "features_x", "moments_x", "head_logits"}, name
     assert metrics.needs(metrics.recall) == {"x", "y"}  # k has a default
     assert metrics.needs(metrics.outliers) == {"x", "c", "truth"}
     assert not any("truth" in metrics.needs(getattr(metrics, name)) for name in metrics.IMAGES)
@@ -46,9 +50,9 @@ def test_each_metric_asks_by_name_for_what_evaluate_has():
 def test_all_default_metrics_give_finite_columns_of_distinct_names():
     truth, g = TwoGaussians(), torch.Generator().manual_seed(0)
     have = {name: truth.sample(200, 1, g).float() for name in ("x", "y", "bank")}
-    have |= {"c": 1, "truth": truth, "features": lambda x: x}
-    have["quantile"] = lambda u, c: torch.special.ndtri(u)
-    have["classifier"] = lambda x, sigma: -(x[:, None] - truth.means.float()).square().sum(-1)
+    have |= {"c": 1, "truth": truth, "quantile": lambda u, c: torch.special.ndtri(u)}
+    have |= {f"moments_{side}": Moments().add(have[side]) for side in ("x", "y")}
+    have["logits"] = -(have["x"][:, None] - truth.means.float()).square().sum(-1)
     for names in (metrics.MIXTURE, metrics.IMAGES):
         rows = []
         for metric in (getattr(metrics, name) for name in names):
@@ -65,24 +69,29 @@ def test_frechet_of_shifted_copies_is_the_squared_shift():
     assert metrics.frechet(y[:4], y, allow_few=True)["frechet"] > 0
 
 
-def test_frechet_features_measures_in_the_features_and_the_real_side_once():
+def test_frechet_features_is_frechet_in_the_features():
+    x, y = normal(700, 3), normal(600, 3, seed=1)
+    expected = metrics.frechet(x, y)["frechet"]
+    moments = Moments().add(x), Moments().add(y)
+    assert metrics.frechet_features(*moments)["fd"] == pytest.approx(expected, rel=1e-12)
+    few = Moments().add(x[:3])
+    with pytest.raises(UserError, match="more than 3 samples a side, got 3"):
+        metrics.frechet_features(few, moments[1])
+    assert metrics.frechet_features(few, moments[1], allow_few=True)["fd"] > 0
+
+
+def test_what_real_points_alone_decide_is_worked_out_once():
     seen = []
 
-    def features(x):
-        assert not torch.is_grad_enabled()
-        seen.append(len(x))
-        return 2 * x[:, :3]
+    def compute():
+        seen.append(1)
+        return len(seen)
 
-    x, y = normal(700, 5), normal(600, 5, seed=1)
-    expected = metrics.frechet(2 * x[:, :3], 2 * y[:, :3])["frechet"]
-    for _ in range(2):
-        found = metrics.frechet_features(x, y, features)["fd_classifier"]
-        assert found == pytest.approx(expected, rel=1e-12)
-    assert sum(seen) == 600 + 2 * 700
+    y = normal(5, 2)
+    assert [known_of(y, "how", compute) for _ in range(3)] == [1, 1, 1]
+    assert known_of(y.clone(), "how", compute) == 2  # other points, though equal
     y += 1  # written into: what was known of it no longer holds
-    expected = metrics.frechet(2 * x[:, :3], 2 * y[:, :3])["frechet"]
-    found = metrics.frechet_features(x, y, features)["fd_classifier"]
-    assert found == pytest.approx(expected, rel=1e-12)
+    assert known_of(y, "how", compute) == 3
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
@@ -194,19 +203,16 @@ def test_effective_targets_counts_the_bank_points_that_are_used():
     assert metrics.effective_targets(uneven, bank)["effective_targets"] == pytest.approx(expected)
 
 
-def test_class_accuracy_asks_the_classifier_without_noise():
-    def classifier(x, sigma):
-        assert sigma.shape == (len(x),)
-        assert (sigma == 0).all()
-        assert not torch.is_grad_enabled()
-        assert len(x) <= 512
-        return x.flatten(1)[:, :3]
-
-    x = torch.zeros(1000, 1, 2, 2)
-    x[:, 0, 0, 1] = 1  # read as class 1
-    x[700:, 0, 1, 0] = 2  # and these as class 2
-    assert metrics.class_accuracy(x, 1, classifier)["class_accuracy"] == pytest.approx(0.7)
-    assert metrics.class_accuracy(x, 2, classifier)["class_accuracy"] == pytest.approx(0.3)
+def test_class_accuracy_and_confidence_of_logits():
+    p = torch.tensor([[0.1, 0.7, 0.2]]).repeat(1000, 1)
+    p[700:] = torch.tensor([0.2, 0.3, 0.5])  # read as class 2, the others as class 1
+    logits = p.log() + 3  # any constant
+    assert metrics.class_accuracy(logits, 1)["class_accuracy"] == pytest.approx(0.7)
+    assert metrics.class_accuracy(logits, 2)["class_accuracy"] == pytest.approx(0.3)
+    assert metrics.confidence(logits, 1)["confidence"] == pytest.approx(0.7 * 0.7 + 0.3 * 0.3)
+    c = torch.tensor([1, 2]).repeat_interleave(torch.tensor([700, 300]))
+    assert metrics.class_accuracy(logits, c)["class_accuracy"] == 1
+    assert metrics.confidence(logits, c)["confidence"] == pytest.approx(0.7 * 0.7 + 0.3 * 0.5)
 
 
 LINE = {"means": [[-1.0], [2.0], [0.3]], "stds": [0.2, 0.5, 0.4], "labels": [0, 0, 1]}

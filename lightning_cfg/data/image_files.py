@@ -146,15 +146,22 @@ class Files(ABC):
         return UserError(f"{self.path}: {name} is damaged or cannot be read: {cause}")
 
     @cached_property
-    def _classes(self) -> tuple[Tensor, int, list[str] | None]:
-        """Classes (N,), how many there are, and their names where they are folders."""
+    def labels(self) -> tuple[list[int] | None, list[str] | None]:
+        """A class for each image, if they have any, and the classes' names where these are folders.
+
+        Generated images may lack some of the classes, which only data to train on must have all.
+        """
         json_names = [n for n in self.listing() if PurePosixPath(n).name == "dataset.json"]
         if "dataset.json" in json_names:
-            classes, class_names = self._of_dataset_json(), None
-        elif json_names:
+            return self._of_dataset_json(), None
+        if json_names:
             raise UserError(f"{self.path}: {json_names[0]} must lie at the top to be read")
-        else:
-            classes, class_names = self._of_folders()
+        return self._of_folders()
+
+    @cached_property
+    def _classes(self) -> tuple[Tensor, int, list[str] | None]:
+        """Classes (N,), how many there are, and their names where they are folders."""
+        classes, class_names = self.labels
         if classes is None:
             return torch.zeros(len(self), dtype=torch.long), 0, None
         present = sorted(set(classes))
@@ -298,6 +305,11 @@ class ImageZip(Images):
     @property
     def num_classes(self) -> int:
         return self._training.num_classes
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The folders that are the classes, None where numbers are."""
+        return self._training.class_names
 
     @cached_property
     def _bank(self) -> tuple[Tensor | Files, Tensor]:

@@ -5,6 +5,7 @@ import io
 import tempfile
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,12 @@ class Images:
         return batch
 
     def real(self, split: str, per_class: int | None = None) -> tuple[Tensor, Tensor]:
-        """Real images y (N, *shape) float32 and labels c (N,) long, one class after another.
+        """Real images y (N, *shape) float32 and labels c (N,) long, as `rows` chooses them."""
+        y, rows, c = self.rows(split, per_class)
+        return signed(y[rows]), c
+
+    def rows(self, split: str, per_class: int | None = None) -> tuple[Any, Tensor, Tensor]:
+        """Bytes that rows (N,) index, the rows of one class after another, and their classes (N,).
 
         split "bank" or "held_out"; the first per_class images of each class in the files' order,
         None for all. UserError for another split, or for more images than there are.
@@ -87,7 +93,7 @@ class Images:
                 )
             rows = [r[:per_class] for r in rows]
         rows = torch.cat(rows)
-        return signed(y[rows]), c[rows]
+        return y, rows, c[rows]
 
 
 class MNIST(Images):
@@ -155,3 +161,8 @@ FILES = (
 def signed(y: Tensor) -> Tensor:
     """Bytes 0 ... 255 as float32 in [-1, 1]."""
     return y.float() / 127.5 - 1
+
+
+def quantised(x: Tensor) -> Tensor:
+    """Images in [-1, 1] as bytes: x * 127.5 + 128, clipped to 0 ... 255 and cut (as EDM's are)."""
+    return (x * 127.5 + 128).clip(0, 255).to(torch.uint8)

@@ -1,53 +1,16 @@
-"""One function per metric: samples of one class against real points of that class.
+"""Metrics in plain coordinates: samples of one class against real points of that class."""
 
-A metric asks by name for what it needs, and the verb `evaluate` passes exactly that:
-
-    x           (n, *shape)  float, the samples, all of one class
-    y           (m, *shape)  held-out real points of that class, which nothing was trained on
-    bank        (M, *shape)  the real points of that class that were there to be trained on
-    c           int          the class
-    truth       the exact mixture: .log_density, .logits, .sample
-    quantile    the exact quantile(u, c) of one-dimensional data, (m,) -> (m,)
-    features    Features     x -> (n, d) float32
-    classifier  Classifier   logits (n, K) of x at sigma (n,)
-
-and returns its columns by name. Keyword-only parameters are numbers with defaults. A metric of
-your own is one more such function. What the real points alone decide is worked out once for each
-tensor y, so hand over the same y for every row of a table.
-"""
-
-import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.frechet import Moments, frechet_distance
-from lightning_cfg.interfaces import Classifier, Features
+from lightning_cfg.metrics.known import known_of
 from lightning_cfg.neighbours import nearest
-
-MIXTURE = (  # the default where the truth is known
-    "wasserstein",
-    "frechet",
-    "energy_distance",
-    "negative_log_density",
-    "outliers",
-    "wrong_class",
-    "nearest_real",
-    "recall",
-    "effective_targets",
-)
-IMAGES = ("frechet_features", "class_accuracy", "nearest_real", "recall", "effective_targets")
-
-
-def needs(metric: Callable[..., dict[str, float]]) -> set[str]:
-    """Names of what a metric must be given: its parameters without a default."""
-    parameters = inspect.signature(metric).parameters.values()
-    return {p.name for p in parameters if p.default is p.empty}
 
 
 def frechet(x: Tensor, y: Tensor, *, allow_few: bool = False) -> dict[str, float]:
@@ -56,22 +19,9 @@ def frechet(x: Tensor, y: Tensor, *, allow_few: bool = False) -> dict[str, float
     In squared units of the data; see `frechet.frechet_distance`. Raises UserError where n or m is
     not above the dimension, unless `allow_few`.
     """
-    moments = _known_of(y, "moments", lambda: Moments().add(y.flatten(1)))
+    moments = known_of(y, "moments", lambda: Moments().add(y.flatten(1)))
     distance = frechet_distance(Moments().add(x.flatten(1)), moments, allow_few=allow_few)
     return {"frechet": distance}
-
-
-def frechet_features(
-    x: Tensor, y: Tensor, features: Features, *, allow_few: bool = False
-) -> dict[str, float]:
-    """Squared Fréchet distance of a classifier's features, f(x) against f(y).
-
-    Falls with n and m, so compare it at one size only (the table's column n). Raises UserError
-    where n or m is not above the feature dimension, unless `allow_few`.
-    """
-    real = _known_of(y, ("moments", features), lambda: _feature_moments(y, features))
-    distance = frechet_distance(_feature_moments(x, features), real, allow_few=allow_few)
-    return {"fd_classifier": distance}
 
 
 def energy_distance(x: Tensor, y: Tensor) -> dict[str, float]:
@@ -83,7 +33,7 @@ def energy_distance(x: Tensor, y: Tensor) -> dict[str, float]:
     points.
     """
     within_x = _mean_distance_within(x)
-    within_y = _known_of(y, "within", lambda: _mean_distance_within(y))
+    within_y = known_of(y, "within", lambda: _mean_distance_within(y))
     across = _distances(x, y) / (len(x) * len(y))
     return {"energy_distance": 2 * across - within_x - within_y}
 
@@ -143,10 +93,10 @@ def recall(x: Tensor, y: Tensor, *, k: int = 5) -> dict[str, float]:
 
         1/m sum_j [ |y_j - x_i| <= r_i for some i ],   r_i = distance of x_i to its k-th neighbour
 
-    Over the first 10,000 of x and of y, in plain coordinates; rises with n, so compare it at one
-    size only. Raises UserError for k samples or fewer.
+    In plain coordinates, over at most 10,000 of x and of y, evenly spaced in their order; rises
+    with n, so compare it at one size only. Raises UserError for k samples or fewer.
     """
-    x, y = x[:10_000].flatten(1), y[:10_000].flatten(1)
+    x, y = (_at_most(points, 10_000).flatten(1) for points in (x, y))
     if len(x) <= k:
         raise UserError(f"recall with k = {k} neighbours needs more than {k} samples, got {len(x)}")
     radius, _ = nearest(x, x, k=k + 1)  # the first of them is the point itself
@@ -172,37 +122,6 @@ def effective_targets(x: Tensor, bank: Tensor) -> dict[str, float]:
     _, index = nearest(x, bank, k=1)
     share = index.flatten().bincount().double() / len(x)
     return {"effective_targets": torch.special.entr(share).sum().exp().item()}
-
-
-def class_accuracy(x: Tensor, c: int, classifier: Classifier) -> dict[str, float]:
-    """Share of samples that a classifier reads as their class c, one or (n,), at sigma = 0."""
-    with torch.no_grad():
-        guesses = [classifier(part, part.new_zeros(len(part))).argmax(1) for part in x.split(512)]
-    return {"class_accuracy": _share(torch.cat(guesses) == c)}
-
-
-_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of points, as long as they live
-
-
-def _known_of(points: Tensor, key: Any, compute: Callable[[], Any]) -> Any:
-    """What `compute()` finds out about these points, worked out once for each tensor.
-
-    A table has many rows over the same y, and y's own part can be the dearest (E|Y - Y'| over
-    20,000 points has 200 million pairs); two metrics ask for the density of the same x.
-    """
-    version = 0 if points.is_inference() else points._version  # written into: other points
-    key, known = (key, version), _known.setdefault(points, {})
-    if key not in known:
-        known[key] = compute()
-    return known[key]
-
-
-def _feature_moments(x: Tensor, features: Features) -> Moments:
-    moments = Moments()
-    with torch.no_grad():
-        for part in x.split(512):
-            moments.add(features(part))
-    return moments
 
 
 def _distances(x: Tensor, y: Tensor) -> float:
@@ -234,7 +153,7 @@ def _log_density(x: Tensor, c: int, truth: Any) -> Tensor:
         parts = zip(x.split(4096), label.split(4096), strict=True)
         return torch.cat([truth.log_density(part, k) for part, k in parts])
 
-    return _known_of(x, ("log density", c, truth), compute)
+    return known_of(x, ("log density", c, truth), compute)
 
 
 @lru_cache(maxsize=64)
@@ -243,6 +162,13 @@ def _outlier_threshold(truth: Any, c: int) -> float:
     generator = torch.Generator().manual_seed(2**32 + c)  # beyond the seeds that samples have
     real = truth.sample(100_000, c, generator)
     return _log_density(real, c, truth).quantile(0.001).item()
+
+
+def _at_most(points: Tensor, n: int) -> Tensor:
+    """n of the points, evenly spaced in their order, or all of them."""
+    if len(points) <= n:
+        return points
+    return points[torch.linspace(0, len(points) - 1, n, dtype=torch.float64).round().long()]
 
 
 def _share(chosen: Tensor) -> float:

@@ -1,0 +1,40 @@
+"""What a classifier makes of samples: accuracy, confidence, Inception score."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_cfg.errors import UserError
+
+
+def class_accuracy(logits: Tensor, c: Tensor | int) -> dict[str, float]:
+    """Share of samples that a classifier reads as their class c, one or (n,)."""
+    return {"class_accuracy": (logits.argmax(1) == c).double().mean().item()}
+
+
+def confidence(logits: Tensor, c: Tensor | int) -> dict[str, float]:
+    """Mean probability p(c|x) that a classifier gives the samples' class c, one or (n,)."""
+    c = torch.as_tensor(c, device=logits.device).expand(len(logits))
+    p = logits.double().softmax(1).gather(1, c[:, None])
+    return {"confidence": p.mean().item()}
+
+
+def inception_score(head_logits: Tensor, *, splits: int = 10) -> dict[str, float]:
+    """Inception score (Salimans et al. 2016), mean and deviation over splits of the samples.
+
+        exp E_x KL(p(c|x) | p(c)),   p(c) = E_x p(c|x) within the split
+
+    Between 1 and the number of classes, higher is better; rises with n. Shuffled as torch-fidelity
+    does (seed 2020). Raises UserError for fewer samples than splits.
+    """
+    n = len(head_logits)
+    if not 1 <= splits <= n:
+        raise UserError(f"an Inception score over {splits=} needs as many samples, got {n}")
+    order = torch.from_numpy(np.random.RandomState(2020).permutation(n)).to(head_logits.device)
+    log_p, scores = head_logits[order].double().log_softmax(1), []
+    for i in range(splits):
+        part = log_p[i * n // splits : (i + 1) * n // splits]
+        p = part.exp()
+        divergence = (p * (part - p.mean(0).log())).sum(1).mean()
+        scores.append(divergence.exp().item())
+    return {"is": float(np.mean(scores)), "is_std": float(np.std(scores))}

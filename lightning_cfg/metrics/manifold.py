@@ -1,0 +1,144 @@
+"""What nearest neighbours in a feature space tell: whether samples lie where real points do, how
+much of these they cover, and whether they are copies of training data."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from lightning_cfg.errors import UserError
+from lightning_cfg.metrics.known import known_of
+from lightning_cfg.neighbours import nearest
+
+
+def precision_recall(features_x: Tensor, features_y: Tensor, *, k: int = 3) -> dict[str, float]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019), with balls of k neighbours.
+
+        precision  share of samples in some real point's ball, recall the reverse;
+        a ball's radius is the distance from its centre to the k-th of the others on its side
+
+    Both depend on n and m: compare them at one size only. Raises UserError for k points or fewer.
+    """
+    radius_x, radius_y = radii(features_x, k), radii(features_y, k)
+    inside, covered = [], features_y.new_zeros(len(features_y), dtype=torch.bool)
+    for rows, within in _compared(features_x, features_y):
+        inside.append(within(radius_y[None], torch.le).any(1))
+        covered |= within(radius_x[rows, None], torch.le).any(0)
+    return {f"precision_k{k}": _share(torch.cat(inside)), f"recall_k{k}": _share(covered)}
+
+
+def density_coverage(features_x: Tensor, features_y: Tensor, *, k: int = 5) -> dict[str, float]:
+    """Density and coverage (Naeem et al. 2020), with balls of k neighbours around real points.
+
+        density   1 / (k n) sum_ij [x_i in ball j], about 1 for a fresh real draw, not bounded by it
+        coverage  share of real points with a sample in their ball
+
+    Coverage rises with n and falls with m. Raises UserError for k real points or fewer.
+    """
+    radius = radii(features_y, k)
+    hits, covered = 0, features_y.new_zeros(len(features_y), dtype=torch.bool)
+    for _, within in _compared(features_x, features_y):
+        inside = within(radius[None], torch.lt)
+        hits += int(inside.sum())
+        covered |= inside.any(0)
+    return {
+        f"density_k{k}": hits / (k * len(features_x)),
+        f"coverage_k{k}": _share(covered),
+    }
+
+
+def nearest_train(features_x: Tensor, features_bank: Tensor) -> dict[str, float]:
+    """Distance to the nearest training point, and the share that is memorised.
+
+        nearest_train  mean_i d1(x_i), d1 and d2 the distances to the nearest two training points
+        memorised      share with d1 < d2 / 3 (Yoon et al. 2023), meant for plain pixels
+
+    In units of the features. Raises UserError for fewer than 2 training points.
+    """
+    if len(features_bank) < 2:
+        raise UserError(f"nearest_train needs 2 training points, got {len(features_bank)}")
+    d1, d2 = _to_bank(features_x, features_bank, k=2).unbind(1)
+    return {"nearest_train": d1.mean().item(), "memorised": _share(d1 < d2 / 3)}
+
+
+def near_copies(
+    features_x: Tensor, features_held_out: Tensor, features_bank: Tensor, *, quantile: float = 0.01
+) -> dict[str, float]:
+    """Share of samples nearer to a training point than all but 1 % of held-out real points are.
+
+        mean_i [d1(x_i) < q],   q the quantile of d1(y) over held-out y
+
+    0.01 for fresh real data, whatever the space: what is more has been copied, or is too typical.
+    Raises UserError for a quantile outside (0, 1) or fewer held-out points than it can tell.
+    """
+    if not 0 < quantile < 1:
+        raise UserError(f"near_copies: quantile={quantile} must be between 0 and 1")
+    if len(features_held_out) * quantile < 1:
+        raise UserError(
+            f"near_copies: {len(features_held_out)} held-out points are too few for the "
+            f"quantile {quantile:g}"
+        )
+    own = _to_bank(features_held_out, features_bank, k=1)[:, 0]
+    limit = own.sort().values[int(len(own) * quantile)]
+    d1 = _to_bank(features_x, features_bank, k=min(2, len(features_bank)))[:, 0]
+    return {"near_copies": _share(d1 < limit)}
+
+
+def radii(points: Tensor, k: int) -> Tensor:
+    """Squared distance of each point to the k-th of the others, (N,) float64."""
+    if len(points) <= k or k < 1:
+        raise UserError(
+            f"balls of k = {k} neighbours need more than {max(k, 0)} points and k of 1 or more, "
+            f"got {len(points)} points"
+        )
+    # the first neighbour is the point itself, or its double
+    return known_of(points, ("radii", k), lambda: nearest(points, points, k=k + 1)[0][:, -1])
+
+
+def _to_bank(points: Tensor, bank: Tensor, *, k: int) -> Tensor:
+    """Distances (N, k) to the nearest points of the bank."""
+
+    def found() -> tuple[Tensor, Tensor]:
+        return bank, nearest(points, bank, k=k)[0].sqrt()  # the bank too: its id stays its own
+
+    return known_of(points, ("to bank", id(bank), bank._version, k), found)[1]
+
+
+Within = Callable[[Tensor, Callable], Tensor]
+
+
+def _compared(x: Tensor, y: Tensor, rows: int = 512) -> Iterator[tuple[slice, Within]]:
+    """For block after block of x, (b, d): within(limit, compare) -> (b, m) bool, exactly.
+
+    `limit` are squared distances, (1, m) or (b, 1), and `compare` is torch.le or torch.lt. A matrix
+    product in float32 decides where its rounding cannot matter (see `neighbours.nearest`), and
+    float64 differences decide the rest.
+    """
+    centre = y.mean(0, dtype=torch.float64)
+    near_y = (y.double() - centre).float()
+    length_y = near_y.square().sum(1)
+    for start in range(0, len(x), rows):
+        block = x[start : start + rows]
+        near_x = (block.double() - centre).float()
+        length_x = near_x.square().sum(1)[:, None]
+        squared = torch.addmm(length_y, near_x, near_y.T, alpha=-2).add_(length_x)
+        reach = length_x.sqrt() + length_y.max().sqrt()
+        slack = (x.shape[1] + 8) * 6e-8 * reach.square() + 1e-30
+
+        def within(
+            limit: Tensor, compare: Callable, block=block, squared=squared, slack=slack
+        ) -> Tensor:
+            near = limit.float()
+            inside = squared < near - slack
+            unsure = ((squared - near).abs_() <= slack).nonzero()
+            limit = limit.expand(squared.shape)
+            for i, j in (part.T for part in unsure.split(1 << 12)):
+                exact = (block[i].double() - y[j].double()).square_().sum(-1)
+                inside[i, j] = compare(exact, limit[i, j])
+            return inside
+
+        yield slice(start, start + rows), within
+
+
+def _share(chosen: Tensor) -> float:
+    return chosen.double().mean().item()

@@ -1,0 +1,215 @@
+"""What is scored: samples in batches, wherever they come from, and what is known of them."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_cfg.data.image_files import Files, Folder, Zip
+from lightning_cfg.data.images import quantised, signed
+from lightning_cfg.errors import UserError
+from lightning_cfg.files import load_samples, load_tensors, output_of
+from lightning_cfg.generate import SAMPLES, check_finite, prepare
+from lightning_cfg.interfaces import NULL
+from lightning_cfg.pngs import drawable
+
+BEYOND = (
+    1.5  # a guided image overshoots [-1, 1] here and there, one in other units almost everywhere
+)
+
+
+class SampleSet:
+    """n samples that are read a batch at a time.
+
+    shape   of one sample
+    c       (n,) their classes; NULL for all where none are known
+    about   what every number of theirs carries: source, sampler, guidance, seeds, model_weights
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        c: Tensor,
+        read: Callable[[Tensor], Tensor],
+        about: dict[str, str],
+    ):
+        self.shape, self.c, self.about, self._read = tuple(shape), c, about, read
+
+    def __len__(self) -> int:
+        return len(self.c)
+
+    @property
+    def labelled(self) -> bool:
+        return bool((self.c != NULL).all())
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Samples x (b, *shape) float32 and their classes (b,), in order."""
+        for rows in torch.arange(len(self)).split(size):
+            yield self._read(rows), self.c[rows]
+
+    def part(self, i: int, parts: int) -> "SampleSet":
+        """The i-th of so many equal parts, in order."""
+        n = len(self) // parts
+        return self.chosen(torch.arange(i * n, (i + 1) * n))
+
+    def chosen(self, rows: Tensor) -> "SampleSet":
+        """Some of the samples."""
+        about = dict(self.about)
+        return SampleSet(self.shape, self.c[rows], lambda i: self._read(rows[i]), about)
+
+
+class Generated(SampleSet):
+    """Samples of the seeds seed, seed + 1, ... which are made while they are scored, and not kept.
+
+    The keywords are those of the verb `generate`.
+    """
+
+    def __init__(self, *, n: int, seed: int, batch_size: int, **keys: Any):
+        self._made = prepare(**keys)
+        self._n, self._seed, self._rows, self._keys = n, seed, batch_size, keys
+        self.shape = self._made.shape
+        self.about = {"source": "generated", **told(keys), "seeds": f"{seed} ... {seed + n - 1}"}
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def labelled(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Samples and classes in batches of the section's own batch_size."""
+        for seeds in torch.arange(self._seed, self._seed + self._n).split(self._rows):
+            c, steps = self._made.start(seeds)
+            *_, (_, x) = steps
+            check_finite(x, seeds)
+            yield as_8_bit(x.float().cpu()), c.cpu()
+
+    def part(self, i: int, parts: int) -> "Generated":
+        """A draw of as many samples from the seeds that follow: n is of each draw."""
+        again = object.__new__(Generated)
+        again.__dict__ = dict(self.__dict__)
+        again._seed = self._seed + i * self._n
+        seeds = f"{again._seed} ... {again._seed + self._n - 1}"
+        again.about = {**self.about, "seeds": seeds}
+        return again
+
+
+def read_set(path: str | Path, data: Any = None) -> SampleSet:
+    """The samples of a run of ours, a sample file, or anyone's folder or zip of PNG or JPEG images.
+
+    data  the data set that they are compared with: their shape and classes must be its
+    UserError where there is nothing of the kind, or it is damaged or does not fit, naming the file.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".zip":
+        return _images(Zip(path), data)
+    if path.is_dir() and not any((path / name).is_file() for name in (SAMPLES, "identity.json")):
+        return _images(Folder(path), data)
+    file = output_of(path, SAMPLES)
+    if data is None:
+        held = load_tensors(file, "x", "c", "seed")
+        if len(held["x"]) == 0:
+            raise UserError(f"{file} holds no sample")
+    else:
+        held = load_samples(file, data.shape, data.num_classes)
+    x, seeds, told_of = held["x"], held["seed"], _of_run(path if path.is_dir() else file.parents[1])
+    seeds = f"{int(seeds.min())} ... {int(seeds.max())}"
+    about = {"source": str(path), **told_of, "seeds": seeds}
+    if drawable(tuple(x.shape[1:])):
+        # one of ours is in the right units, however far a model of a few steps is off
+        beyond = (x.abs() > BEYOND).float().mean().item()
+        if beyond > 0.01 and not told_of:
+            raise UserError(
+                f"{file}: images must have values in [-1, 1], and these reach from {x.min():.4g} "
+                f"to {x.max():.4g}"
+            )
+        x = as_8_bit(x)
+    return SampleSet(x.shape[1:], held["c"], lambda rows: x[rows], about)
+
+
+def real_set(data: Any, split: str, per_class: int | None) -> SampleSet:
+    """Real points of a split of a data set, class after class; UserError as its `real` raises."""
+    about = {"source": f"{type(data).__name__}, {split}"}
+    if hasattr(data, "rows"):  # images, which may be too many to be decoded at once
+        y, chosen, c = data.rows(split, per_class)
+        return SampleSet(data.shape, c.cpu(), lambda rows: signed(y[chosen[rows]]).cpu(), about)
+    y, c = data.real(split, per_class)
+    return SampleSet(data.shape, c, lambda rows: y[rows], about)
+
+
+def as_8_bit(x: Tensor) -> Tensor:
+    """Images (n, C, H, W) as an 8-bit file of them has them, back in [-1, 1] (EDM's rounding).
+
+    So a sample scores the same from memory and from a PNG. What overshoots is clipped; anything but
+    images is left as it is.
+    """
+    return signed(quantised(x)) if drawable(tuple(x.shape[1:])) else x
+
+
+def told(settings: dict) -> dict[str, str]:
+    """The settings of a generation in the words of a result."""
+    return {
+        "sampler": _section(settings["sampler"]),
+        "guidance": _section(settings["guidance"]),
+        "model_weights": str(settings["weights"]),
+    }
+
+
+def _section(section: dict) -> str:
+    """{name: heun, steps: 18} as "heun steps=18"."""
+    numbers = (f"{k}={v}" for k, v in section.items() if k != "name" and v is not None)
+    return " ".join([section["name"], *numbers])
+
+
+def _of_run(run: Path) -> dict[str, str]:
+    """What the manifest of a run of `generate` or `refine` says of its samples."""
+    file = run / "manifest.json"
+    if not file.is_file():
+        return {}
+    manifest = json.loads(file.read_text())
+    settings = manifest["settings"]
+    if manifest["verb"] == "generate":
+        return told(settings)
+    if manifest["verb"] != "refine":
+        return {}
+    source = _of_run(Path(manifest["free"]["samples"]))
+    step = f"refined by dopri5 rtol={settings['rtol']:g} atol={settings['atol']:g}"
+    sampler = ", ".join(filter(None, [source.get("sampler"), step]))
+    return {**source, "sampler": sampler, "model_weights": str(settings["weights"])}
+
+
+def _images(files: Files, data: Any) -> SampleSet:
+    shape = files.shape
+    if data is not None and tuple(data.shape) != shape:
+        raise UserError(
+            f"{files.path} holds images of shape {shape}, not {tuple(data.shape)} as here"
+        )
+    c = _classes(files, data)
+    return SampleSet(shape, c, lambda rows: signed(files[rows]), {"source": str(files.path)})
+
+
+def _classes(files: Files, data: Any) -> Tensor:
+    """The images' classes as the data number them, or NULL where they have none of these.
+
+    Folders that bear no class's name or number are how a generator has sorted its files.
+    """
+    labels, folders = files.labels if data is None or data.num_classes else (None, None)
+    unknown = torch.full((len(files),), NULL)
+    if labels is None:
+        return unknown if data is None or data.num_classes else torch.zeros_like(unknown)
+    if folders is not None:
+        names = getattr(data, "class_names", None)
+        if names is None:
+            names = [] if data is None else list(map(str, range(data.num_classes)))
+        if not set(folders) <= set(names):
+            return unknown
+        labels = [names.index(folders[k]) for k in labels]
+    last = None if data is None else data.num_classes - 1
+    if last is not None and max(labels) > last:
+        raise UserError(f"{files.path} holds class {max(labels)}, only 0 ... {last} are known here")
+    return torch.tensor(labels)
