@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lightning_cfg import figures
 from lightning_cfg.checkpoints import LAST
+from lightning_cfg.claims import meaning
 from lightning_cfg.config import Choice, Sampler
 from lightning_cfg.errors import UserError
 from lightning_cfg.files import write
@@ -48,13 +49,14 @@ def _save(checkpoint: dict, path: Path) -> None:
 class SaveLast(L.Callback):
     """Writes checkpoints/last.ckpt every `every` optimiser steps and after the last one.
 
-    keep  so many of these are kept besides as checkpoints/best_<step>.ckpt: those with the lowest
-          loss, as it was logged last
+    keep  so many of these are kept besides as checkpoints/best_<step>.ckpt: the best ones
+    by    what that is decided by: the loss, as it was logged last, or a score that EvaluateSamples
+          has found at the very step
     """
 
-    def __init__(self, directory: Path, *, every: int, keep: int = 0):
-        self.path, self.every, self.keep = directory / LAST, every, keep
-        self.best: dict[int, float] = {}  # loss by step
+    def __init__(self, directory: Path, *, every: int, keep: int = 0, by: str = "loss"):
+        self.path, self.every, self.keep, self.by = directory / LAST, every, keep, by
+        self.best: dict[int, float] = {}  # loss, or what has the lowest value at its best, by step
         self._saved = -1
 
     def state_dict(self) -> dict:
@@ -84,15 +86,23 @@ class SaveLast(L.Callback):
         due = step % self.every == 0 or step == trainer.max_steps
         if not due or step == self._saved or step == 0:
             return
-        loss = learner.logged.get("loss", float("nan"))
-        if self.keep and isfinite(loss):
+        value = self._value(learner, step)
+        if self.keep and isfinite(value):
             # before saving, so that the checkpoint knows of itself
-            among = sorted({**self.best, step: loss}.items(), key=lambda item: item[1])
+            among = sorted({**self.best, step: value}.items(), key=lambda item: item[1])
             self.best = dict(among[: self.keep])
         trainer.save_checkpoint(self.path)
         self._saved = step
         if self.keep and trainer.is_global_zero:
             self._copy()
+
+    def _value(self, learner: L.LightningModule, step: int) -> float:
+        if self.by == "loss":
+            return learner.logged.get("loss", float("nan"))
+        if learner.scored_at != step:
+            return float("nan")
+        sign = -1 if meaning(self.by.partition("/")[0])[0] == "higher" else 1
+        return sign * learner.scores[self.by]
 
     def place(self, step: int) -> Path:
         return self.path.with_name(f"best_{step:06d}.ckpt")
@@ -170,19 +180,10 @@ class Grids(L.Callback):
 
     def check(self, learner: L.LightningModule, data: Any) -> None:
         """UserError if these samples cannot be drawn, before anything is trained."""
-        model, shape = learner.model, tuple(data.shape)
+        shape = tuple(data.shape)
         if not drawable(shape):
             raise UserError(f"grids needs grey or RGB images, (1 or 3, H, W), not {shape}")
-        if getattr(data, "has_sources", False) or len(signature(model.forward).parameters) < 3:
-            raise UserError(
-                f"grids needs a model that makes images of noise, not {type(model).__name__} "
-                f"with learner {type(learner).__name__}"
-            )
-        for scale in self.scales:
-            classifier_free(model, scale=scale)
-        limited, noise = within_limits(self.sampler, model), torch.zeros(1, *shape)
-        for _ in sample(limited, lambda x, sigma, c: x, noise, torch.zeros(1), lambda: noise):
-            pass  # the sampler checks its own numbers
+        check_generation("grids", learner, data, self.scales, self.sampler)
 
     def on_train_start(self, trainer: L.Trainer, *args: object) -> None:
         self._drawn = trainer.global_step  # before it was resumed from
@@ -194,15 +195,8 @@ class Grids(L.Callback):
         if step % self.every or step == self._drawn or not trainer.is_global_zero:
             return
         self._drawn = step
-        path = self.directory / f"grid_{step:06d}.png"
         figure = self.draw(learner, trainer.datamodule.data)
-        write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=figures.DPI))
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image("samples", [str(path)], step=step)
-            elif isinstance(logger, TensorBoardLogger):
-                pixels = np.asarray(Image.open(path).convert("RGB"))
-                logger.experiment.add_image("samples", pixels, step, dataformats="HWC")
+        show(figure, self.directory / f"grid_{step:06d}.png", "samples", trainer)
 
     @torch.no_grad()
     def draw(self, learner: L.LightningModule, data: Any) -> Any:
@@ -218,3 +212,31 @@ class Grids(L.Callback):
             *_, (_, x) = sample(limited, denoise, noise, c.to(learner.device), draw)
             groups[f"scale {scale:g}"] = x.float().cpu(), c
         return figures.contact_sheet(groups, data.num_classes, columns=self.columns)
+
+
+def check_generation(
+    who: str, learner: L.LightningModule, data: Any, scales: list[float], sampler: dict
+) -> None:
+    """UserError, in the name of a section, if the model in training cannot generate like this."""
+    model, shape = learner.model, tuple(data.shape)
+    if getattr(data, "has_sources", False) or len(signature(model.forward).parameters) < 3:
+        raise UserError(
+            f"{who} needs a model that makes images of noise, not {type(model).__name__} "
+            f"with learner {type(learner).__name__}"
+        )
+    for scale in scales:
+        classifier_free(model, scale=scale)
+    limited, noise = within_limits(sampler, model), torch.zeros(1, *shape)
+    for _ in sample(limited, lambda x, sigma, c: x, noise, torch.zeros(1), lambda: noise):
+        pass  # the sampler checks its own numbers
+
+
+def show(figure: Any, path: Path, name: str, trainer: L.Trainer) -> None:
+    """Write a figure, and hand it to the loggers that take images."""
+    write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=figures.DPI))
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [str(path)], step=trainer.global_step)
+        elif isinstance(logger, TensorBoardLogger):
+            pixels = np.asarray(Image.open(path).convert("RGB"))
+            logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")

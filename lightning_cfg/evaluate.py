@@ -13,7 +13,7 @@ from typing import Annotated, Any  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from lightning_cfg import checkpoints  # noqa: E402
+from lightning_cfg import assets, checkpoints  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.features import as_space  # noqa: E402
 from lightning_cfg.files import output_of, sha256, write_text  # noqa: E402
@@ -21,7 +21,13 @@ from lightning_cfg.gather import ALL  # noqa: E402
 from lightning_cfg.generate import SAMPLES, check_roles, pick_device  # noqa: E402
 from lightning_cfg.reference import Real, published  # noqa: E402
 from lightning_cfg.runs import Run, content_of  # noqa: E402
-from lightning_cfg.sample_sets import Generated, SampleSet, read_set, real_set  # noqa: E402
+from lightning_cfg.sample_sets import (  # noqa: E402
+    Generated,
+    SampleSet,
+    generated,
+    read_set,
+    real_set,
+)
 from lightning_cfg.score_table import as_csv, as_markdown, as_text, spread  # noqa: E402
 from lightning_cfg.scoring import Scorer  # noqa: E402
 
@@ -63,7 +69,8 @@ def evaluate(
     metrics     functions of lightning_cfg.metrics, or dotted paths; left out, all that fit
     features    one feature space, or several by label: the metrics of features are taken in each
     statistics  {feature space: npz of mu and sigma}: the real side of its Fréchet distances, as
-                EDM publishes them or `evaluate` keeps them; instead of the first reference
+                EDM publishes them (edm_cifar10 and so on, see lightning_cfg.assets) or `evaluate`
+                keeps them; instead of the first reference
     reference   splits to compare with, held_out or bank (the training data, as is usual for FID);
                 columns of the second bear its name, _vs_bank
     classifier  a run of `fit` of a clean classifier, for class_accuracy and confidence
@@ -86,17 +93,11 @@ def evaluate(
     if both := set(samples) & set(generate):
         raise UserError(f"samples and generate both have {sorted(both)[0]}: choose another name")
     reference = [reference] if isinstance(reference, str) else list(reference)
-    for split in reference:
-        if split not in SPLITS:
-            raise UserError(f"reference={split} is none of the splits {', '.join(SPLITS)}")
     if data is None and (not statistics or fresh is not None or classifier is not None):
         raise UserError("data is missing: what samples are compared with, unless by `statistics`")
     if data is None and by_class:
         raise UserError("by_class=true needs data, which say what classes there are")
     sections = _labelled(features)
-    for name in statistics:
-        if name not in sections:
-            raise UserError(f"statistics.{name} is of no feature space, features has no {name}")
 
     inputs = {label: _input_of(path) for label, path in samples.items()}
     for label, keys in generate.items():
@@ -107,7 +108,7 @@ def evaluate(
     for label, section in sections.items():
         if section.get("path") is not None:
             inputs[f"features.{label}"] = output_of(section["path"], checkpoints.LAST)
-    inputs |= {f"statistics.{name}": output_of(path, "") for name, path in statistics.items()}
+    inputs |= {f"statistics.{name}": _statistics(path) for name, path in statistics.items()}
     if classifier is not None:
         inputs["classifier"] = output_of(classifier, checkpoints.LAST)
     settings = {"metrics": metrics, "real": real, "bank": bank, "by_class": by_class}
@@ -139,29 +140,21 @@ def evaluate(
             raise UserError(
                 "by_class=false is for data without a known density: it is the classes'"
             )
-    place = pick_device(device)
-    spaces = {
-        label: as_space(build("lightning_cfg.features", section), section["name"]).to(place)
-        for label, section in sections.items()
-    }
-    scorer = Scorer(
-        metrics,
+    scorer = scorer_of(
+        metrics=metrics,
+        features=features,
+        statistics=statistics,
+        reference=reference,
         real=side,
-        spaces=spaces,
-        statistics={
-            label: (published(path, spaces[label], label), f"{path} ({sha256(path)[:12]})")
-            for label, path in statistics.items()
-        },
-        references=reference,
-        classifier=_reader(classifier, side, place),
+        classifier=classifier,
         cache=cache,
-        device=place,
+        device=pick_device(device),
         batch_size=batch_size,
     )
     data_set = None if side is None else side.data
     sets = {label: read_set(path, data_set) for label, path in samples.items()}
     for label, keys in generate.items():
-        sets[label] = Generated(**{**keys, "device": device})
+        sets[label] = generated(**keys, device=device)
     for label, held in sets.items():
         _check_set(label, held, data_set, draws, needs_classes=by_class or classifier is not None)
     others = None
@@ -186,8 +179,7 @@ def evaluate(
                     front = {"samples": label, "class": group}
                     front |= {"draw": draw + 1} if parts[label] > 1 else {}
                     rows.append({**front, "n": n, **row})
-                    about = {**some.about, "classifier": run.inputs.get("classifier")}
-                    numbers += [{**front, **record, **about} for record in records]
+                    numbers += [{**front, **record, **some.about} for record in records]
     rows = spread(rows)
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
     folder = run.directory / "metrics"
@@ -203,6 +195,49 @@ def evaluate(
         print(as_text(rows))
     print(f"{run_dir}: {len(rows)} rows of {len(scorer.metrics)} metrics")
     return run.directory
+
+
+def scorer_of(
+    *,
+    metrics: list | None,
+    features: dict | None,
+    statistics: dict[str, str],
+    reference: list[str],
+    real: Real | None,
+    classifier: str | None,
+    device: torch.device | str = "cpu",
+    cache: bool = True,
+    batch_size: int = 512,
+) -> Scorer:
+    """The scorer of these sections, with its networks; UserError for what does not go together."""
+    for split in reference:
+        if split not in SPLITS:
+            raise UserError(f"reference={split} is none of the splits {', '.join(SPLITS)}")
+    sections, files = _labelled(features), {k: _statistics(path) for k, path in statistics.items()}
+    for name in statistics:
+        if name not in sections:
+            raise UserError(f"statistics.{name} is of no feature space, features has no {name}")
+    spaces = {
+        label: as_space(build("lightning_cfg.features", section), section["name"]).to(device)
+        for label, section in sections.items()
+    }
+    return Scorer(
+        metrics,
+        real=real,
+        spaces=spaces,
+        statistics={
+            label: (published(file, spaces[label], label), f"{file.name} {sha256(file)[:12]}")
+            for label, file in files.items()
+        },
+        references=reference,
+        classifier=_reader(classifier, real, device),
+        classifier_hash=""
+        if classifier is None
+        else sha256(output_of(classifier, checkpoints.LAST)),
+        cache=cache,
+        device=device,
+        batch_size=batch_size,
+    )
 
 
 def _labelled(features: dict | None) -> dict[str, dict]:
@@ -222,7 +257,14 @@ def _input_of(path: str) -> Path:
     return output_of(path, SAMPLES)
 
 
-def _reader(path: str | None, side: Real | None, place: torch.device) -> Any:
+def _statistics(path: str) -> Path:
+    """A file of reference statistics, which may be one that `lightning_cfg.assets` knows."""
+    if path in assets.ASSETS and not Path(path).exists():
+        return assets.find(path)
+    return output_of(path, "")
+
+
+def _reader(path: str | None, side: Real | None, place: torch.device | str) -> Any:
     """The classifier of clean samples; UserError where the data are none of its."""
     if path is None:
         return None

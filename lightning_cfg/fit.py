@@ -15,6 +15,7 @@ from lightning_cfg.config import (
 
 check_arguments(__name__)  # a missing file answers before torch is imported
 
+import difflib  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
 import warnings  # noqa: E402
@@ -33,10 +34,12 @@ from lightning_cfg.checkpoints import LAST, build_model, load  # noqa: E402
 from lightning_cfg.data.module import KeyedBatches  # noqa: E402
 from lightning_cfg.draws import Draws, key  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
+from lightning_cfg.evaluation import EvaluateSamples  # noqa: E402
 from lightning_cfg.files import output_of  # noqa: E402
 from lightning_cfg.runs import PLACES, Run  # noqa: E402
 
 GridKeys = Annotated[dict, Keywords("lightning_cfg.callbacks.Grids")]
+EvaluationKeys = Annotated[dict, Keywords("lightning_cfg.evaluation.EvaluateSamples")]
 
 
 def fit(
@@ -52,8 +55,10 @@ def fit(
     resume: str = "auto",
     checkpoint_every: int = 1000,
     keep: int = 0,
+    keep_by: str = "loss",
     log_every: int = 50,
     grids: GridKeys | None = None,
+    evaluation: EvaluationKeys | None = None,
     compile: bool | Literal["auto"] = "auto",
     channels_last: bool | Literal["auto"] = "auto",
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto",
@@ -65,8 +70,11 @@ def fit(
     trainer           what lightning.Trainer takes; trainer.max_steps is needed
     resume            auto: go on where the run stopped; never: refuse to; PATH: from a checkpoint
     checkpoint_every  steps between checkpoints
-    keep              of which so many with the lowest loss are kept beside the last one
+    keep              of which so many of the best are kept beside the last one
+    keep_by           loss, or a score of `evaluation` such as fid_2k/scale_1
     grids             {every, scales, columns, sampler}: samples in figures/, see callbacks.Grids
+    evaluation        {every, n, scales, features, metrics, ...}: scores of samples as curves, see
+                      evaluation.EvaluateSamples
     compile           the network, by torch.compile
     channels_last     memory layout of a network of images
     matmul_precision  of float32 products: highest is float32, high and medium may be TF32 or less
@@ -86,6 +94,7 @@ def fit(
     free = {"trainer": trainer, "checkpoint_every": checkpoint_every, "log_every": log_every}
     free |= {"logger": logger, "resume": resume, "keep": keep, "grids": grids, "compile": compile}
     free |= {"channels_last": channels_last, "matmul_precision": matmul_precision}
+    free |= {"keep_by": keep_by, "evaluation": evaluation}
 
     data_set = build("lightning_cfg.data", data)
     read = {"data": data_set.path} if hasattr(data_set, "path") else {}
@@ -112,7 +121,13 @@ def fit(
         "shape": list(data_set.shape),
         "num_classes": data_set.num_classes,
     }
-    callbacks = [Progress(), SaveLast(run.directory, every=checkpoint_every, keep=keep)]
+    callbacks: list[L.Callback] = [Progress()]
+    if evaluation is not None:
+        callbacks.append(EvaluateSamples(run.directory, **evaluation))
+        callbacks[-1].check(module, data_set, data)
+    _check_keep(keep, keep_by, checkpoint_every, callbacks[-1] if evaluation is not None else None)
+    # after the evaluation of the same step, by which a checkpoint may be kept
+    callbacks.append(SaveLast(run.directory, every=checkpoint_every, keep=keep, by=keep_by))
     if grids is not None:
         callbacks.append(Grids(run.directory, **grids))
         callbacks[-1].check(module, data_set)
@@ -228,6 +243,25 @@ def trainer_for(
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"trainer: Lightning refuses it: {error}") from error
+
+
+def _check_keep(keep: int, by: str, every: int, evaluation: EvaluateSamples | None) -> None:
+    """UserError if there is no such score to keep checkpoints by, or not when they are written."""
+    if by == "loss":
+        return
+    if keep == 0:
+        raise UserError(f"keep_by={by} needs keep, how many checkpoints are kept")
+    if evaluation is None:
+        raise UserError(f"keep_by={by} needs an evaluation, or is loss")
+    if by not in evaluation.names:
+        near = difflib.get_close_matches(by, evaluation.names, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(evaluation.names)}"
+        raise UserError(f"keep_by: the evaluation has no score '{by}'; {hint}")
+    if evaluation.every % every:
+        raise UserError(
+            f"keep_by={by}: evaluation.every={evaluation.every} is no multiple of "
+            f"checkpoint_every={every}, so there would be no checkpoint of what was scored"
+        )
 
 
 def _start(resume: str, last: Path, recipe: dict, max_steps: int) -> Path | None:

@@ -43,6 +43,49 @@ class Gathered:
             self._groups[group] = Gathered(*parts, moments=self.moments)
         return self._groups[group]
 
+    def all_gather(self) -> "Gathered":
+        """What all processes have gathered of the same set, of which rank r had r, r + R, ...
+
+        In the order of one process. Collectives that every process has to join; without a process
+        group it is the same.
+        """
+        from torch import distributed
+
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return self
+
+        def whole(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: whole(value[name]) for name in sorted(value)}
+            return None if value is None else _interleaved(value)
+
+        moments = {
+            name: {group: held.all_reduce() for group, held in of_space.items()}
+            for name, of_space in sorted(self.moments.items())
+        }
+        parts = map(whole, (self.c, self.x, self.logits, self.features, self.head_logits))
+        return Gathered(*parts, moments=moments)
+
+
+def _interleaved(own: Tensor) -> Tensor:
+    """Rows of all ranks in turn, (n_0 + n_1 + ..., ...); ranks may differ by one row."""
+    from torch import distributed
+
+    ranks = distributed.get_world_size()
+    cuda = distributed.get_backend() == "nccl"
+    place = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    sizes = [torch.zeros((), dtype=torch.long, device=place) for _ in range(ranks)]
+    distributed.all_gather(sizes, torch.tensor(len(own), device=place))
+    sizes = [int(size) for size in sizes]
+    padded = torch.zeros(max(sizes), *own.shape[1:], dtype=own.dtype, device=place)
+    padded[: len(own)] = own.to(place)
+    parts = [torch.empty_like(padded) for _ in range(ranks)]
+    distributed.all_gather(parts, padded)
+    out = torch.empty(sum(sizes), *own.shape[1:], dtype=own.dtype)
+    for rank, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        out[rank::ranks] = part[:size].cpu()
+    return out
+
 
 def gather(
     samples: SampleSet,

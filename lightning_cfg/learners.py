@@ -67,6 +67,8 @@ class Learner(L.LightningModule):
         self.ema = EMA(model, list(ema_half_life), ema_ramp)
         self.described: dict = {}  # what a checkpoint says of itself: config, shape, classes
         self.logged: dict[str, float] = {}
+        self.scores: dict[str, float] = {}  # of samples, by EvaluateSamples at step scored_at
+        self.scored_at = -1
         # On the device and never looked at without need: bad steps so far, those in a row now, the
         # step at which they were too many, and sum and number of losses by noise level.
         self._bad, self._in_a_row, self._stop = (torch.tensor(n) for n in (0, 0, -1))
@@ -78,6 +80,11 @@ class Learner(L.LightningModule):
     def seconds(self) -> float:
         """Time spent on what the weights have learned, in all the calls that it took."""
         return self._seconds_before + time.monotonic() - self._started
+
+    def not_training(self, seconds: float) -> None:
+        """Leave out of images_per_second what was spent on something else."""
+        then, before = self._window
+        self._window = then + seconds, before
 
     def check(self, data: object) -> None:
         """UserError if it cannot learn from this data set."""

@@ -5,9 +5,12 @@ from lightning_cfg.config import check_arguments, main
 check_arguments(__name__)  # a missing file answers before torch is imported
 
 import sys  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from lightning_cfg import checkpoints  # noqa: E402
@@ -59,28 +62,56 @@ def refine(
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")
 
-    refined, evaluations = [], 0
+    total = len(source["x"])
+    with tqdm(total=total, unit="sample", disable=not sys.stderr.isatty()) as bar:
+        x, evaluations = refined(
+            model,
+            source["x"],
+            source["c"],
+            rtol=rtol,
+            atol=atol,
+            max_evaluations=max_evaluations,
+            batch_size=batch_size,
+            progress=bar.update,
+        )
+    run.begin()  # only now: other settings, after an error above, are not refused as another run's
+    out = save_tensors(run.directory / SAMPLES, x=x, c=source["c"], seed=source["seed"])
+    run.finish(out, evaluations={"flow": evaluations / total}, weights=weights)
+    print(f"{run_dir}: {total} samples, {evaluations / total:.0f} evaluations each")
+    return run.directory
 
-    def velocity(x: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+
+@torch.no_grad()
+def refined(
+    model: Flow,
+    x: Tensor,
+    c: Tensor,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    max_evaluations: int = 2000,
+    batch_size: int = 1000,
+    progress: Callable[[int], Any] = lambda n: None,
+) -> tuple[Tensor, int]:
+    """Samples (n, *shape) at t = 1 of the flow that they start at t = 0, and its evaluations.
+
+    On the model's device, in float64; the result is float32 on the CPU. Raises UserError as
+    `samplers.integrate` does.
+    """
+    out, evaluations = [], 0
+    place = next(model.parameters()).device
+
+    def velocity(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
         nonlocal evaluations
         evaluations += len(x)
         return model.velocity(x, t, c)
 
-    total = len(source["x"])
-    with tqdm(total=total, unit="sample", disable=not sys.stderr.isatty()) as bar, torch.no_grad():
-        blocks = zip(source["x"].split(batch_size), source["c"].split(batch_size), strict=True)
-        for x, c in blocks:
-            x = x.double().to(place)
-            x = integrate(velocity, x, c.to(place), 0.0, 1.0, rtol, atol, max_evaluations)
-            refined.append(x.float().cpu())
-            bar.update(len(x))
-    run.begin()  # only now: other settings, after an error above, are not refused as another run's
-    out = save_tensors(
-        run.directory / SAMPLES, x=torch.cat(refined), c=source["c"], seed=source["seed"]
-    )
-    run.finish(out, evaluations={"flow": evaluations / total}, weights=weights)
-    print(f"{run_dir}: {total} samples, {evaluations / total:.0f} evaluations each")
-    return run.directory
+    for some, label in zip(x.split(batch_size), c.split(batch_size), strict=True):
+        start = some.double().to(place)
+        end = integrate(velocity, start, label.to(place), 0.0, 1.0, rtol, atol, max_evaluations)
+        out.append(end.float().cpu())
+        progress(len(some))
+    return torch.cat(out), evaluations
 
 
 if __name__ == "__main__":

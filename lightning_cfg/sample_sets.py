@@ -12,7 +12,7 @@ from lightning_cfg.data.image_files import Files, Folder, Zip
 from lightning_cfg.data.images import quantised, signed
 from lightning_cfg.errors import UserError
 from lightning_cfg.files import load_samples, load_tensors, output_of
-from lightning_cfg.generate import SAMPLES, check_finite, prepare
+from lightning_cfg.generate import SAMPLES, Prepared, check_finite, prepare
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.pngs import drawable
 
@@ -62,19 +62,16 @@ class SampleSet:
 
 
 class Generated(SampleSet):
-    """Samples of the seeds seed, seed + 1, ... which are made while they are scored, and not kept.
+    """Samples of these seeds, which are made while they are scored, and not kept."""
 
-    The keywords are those of the verb `generate`.
-    """
-
-    def __init__(self, *, n: int, seed: int, batch_size: int, **keys: Any):
-        self._made = prepare(**keys)
-        self._n, self._seed, self._rows, self._keys = n, seed, batch_size, keys
-        self.shape = self._made.shape
-        self.about = {"source": "generated", **told(keys), "seeds": f"{seed} ... {seed + n - 1}"}
+    def __init__(self, made: Prepared, seeds: Tensor, batch_size: int, about: dict[str, str]):
+        self._made, self._seeds, self._rows = made, seeds, batch_size
+        self.shape = made.shape
+        first, last = int(seeds[0]), int(seeds[-1])
+        self.about = {"source": "generated", **about, "seeds": f"{first} ... {last}"}
 
     def __len__(self) -> int:
-        return self._n
+        return len(self._seeds)
 
     @property
     def labelled(self) -> bool:
@@ -82,8 +79,8 @@ class Generated(SampleSet):
 
     @torch.no_grad()
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Samples and classes in batches of the section's own batch_size."""
-        for seeds in torch.arange(self._seed, self._seed + self._n).split(self._rows):
+        """Samples and classes, in batches of the generation's own size."""
+        for seeds in self._seeds.split(self._rows):
             c, steps = self._made.start(seeds)
             *_, (_, x) = steps
             check_finite(x, seeds)
@@ -91,12 +88,20 @@ class Generated(SampleSet):
 
     def part(self, i: int, parts: int) -> "Generated":
         """A draw of as many samples from the seeds that follow: n is of each draw."""
-        again = object.__new__(Generated)
-        again.__dict__ = dict(self.__dict__)
-        again._seed = self._seed + i * self._n
-        seeds = f"{again._seed} ... {again._seed + self._n - 1}"
-        again.about = {**self.about, "seeds": seeds}
-        return again
+        return Generated(self._made, self._seeds + i * len(self), self._rows, self.about)
+
+
+def generated(*, n: int, seed: int, batch_size: int, **keys: Any) -> Generated:
+    """Samples by the keys of the verb `generate`; UserError as it raises them."""
+    if n < 1 or batch_size < 1:
+        raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
+    return Generated(prepare(**keys), torch.arange(seed, seed + n), batch_size, told(keys))
+
+
+def held(x: Tensor, c: Tensor, about: dict[str, str]) -> SampleSet:
+    """Samples in memory, (n, *shape), images as 8 bits have them."""
+    x = as_8_bit(x)
+    return SampleSet(x.shape[1:], c, lambda rows: x[rows], about)
 
 
 def read_set(path: str | Path, data: Any = None) -> SampleSet:
@@ -112,12 +117,16 @@ def read_set(path: str | Path, data: Any = None) -> SampleSet:
         return _images(Folder(path), data)
     file = output_of(path, SAMPLES)
     if data is None:
-        held = load_tensors(file, "x", "c", "seed")
-        if len(held["x"]) == 0:
+        tensors = load_tensors(file, "x", "c", "seed")
+        if len(tensors["x"]) == 0:
             raise UserError(f"{file} holds no sample")
     else:
-        held = load_samples(file, data.shape, data.num_classes)
-    x, seeds, told_of = held["x"], held["seed"], _of_run(path if path.is_dir() else file.parents[1])
+        tensors = load_samples(file, data.shape, data.num_classes)
+    x, seeds, told_of = (
+        tensors["x"],
+        tensors["seed"],
+        _of_run(path if path.is_dir() else file.parents[1]),
+    )
     seeds = f"{int(seeds.min())} ... {int(seeds.max())}"
     about = {"source": str(path), **told_of, "seeds": seeds}
     if drawable(tuple(x.shape[1:])):
@@ -128,8 +137,7 @@ def read_set(path: str | Path, data: Any = None) -> SampleSet:
                 f"{file}: images must have values in [-1, 1], and these reach from {x.min():.4g} "
                 f"to {x.max():.4g}"
             )
-        x = as_8_bit(x)
-    return SampleSet(x.shape[1:], held["c"], lambda rows: x[rows], about)
+    return held(x, tensors["c"], about)
 
 
 def real_set(data: Any, split: str, per_class: int | None) -> SampleSet:

@@ -38,13 +38,8 @@ def spread(rows: list[dict]) -> list[dict]:
 
 
 def as_text(rows: list[dict]) -> str:
-    """Rows in aligned columns, for a terminal; a column a metric where there are few sets."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    names = [name for name in names if len({str(row.get(name)) for row in rows} - {"all"}) > 0]
-    cells = [[_cell(name, row.get(name)) for name in names] for row in rows]
-    if len(rows) <= 6 and len(names) > 6:  # many metrics of few sets: one metric a line
-        cells, names = [list(line) for line in zip(names, *cells, strict=True)], None
-    table = [*([names] if names else []), *cells]
+    """The rows turned on their side for a terminal: a line per metric, a column per set."""
+    table = _turned(rows)
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     return "\n".join(
         "  ".join(
@@ -56,30 +51,37 @@ def as_text(rows: list[dict]) -> str:
 
 
 def as_markdown(rows: list[dict], numbers: list[dict]) -> str:
-    """The rows as a table, then what each column means and is taken from, and each set's making."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [f"| {' | '.join(names)} |", "|:--" + "|--:" * (len(names) - 1) + "|"]
-    for row in rows:
-        lines.append(f"| {' | '.join(_cell(name, row.get(name)) for name in names)} |")
-    columns: dict[str, list[str]] = {}
+    """A line per metric and a column per set, then what each metric is, and how a set was made."""
+    head, *body = _turned(rows)
+    lines = [f"| {' | '.join(line)} |" for line in (head, *body)]
+    lines.insert(1, "|:--" + "|--:" * (len(head) - 1) + "|")
+    made: dict[str, list[str]] = {}
     for number in numbers:
         said = _made(number)
-        if said not in columns.setdefault(number["metric"], []):
-            columns[number["metric"]].append(said)
+        if said not in made.setdefault(number["metric"], []):
+            made[number["metric"]].append(said)
     lines.append("")
-    for column, said in columns.items():
+    for column, said in made.items():
+        if "_std" in column:
+            continue  # beside its mean
         better, text = meaning(column)
         way = {"lower": "; lower is better", "higher": "; higher is better"}.get(better, "")
-        lines.append(f"- `{column}`: {text}{way}{'. ' if any(said) else ''}{'; '.join(said)}")
+        lines.append(f"- `{column}`: {'; '.join([text + way, *filter(None, said)])}")
     lines.append("")
     sets: dict[str, list[str]] = {}
     for number in numbers:
-        keys = ("source", "seeds", "sampler", "guidance", "model_weights")
+        keys = ("source", "sampler", "guidance", "model_weights", "seeds")
         said = ", ".join(f"{key} {number[key]}" for key in keys if number.get(key))
         if said not in sets.setdefault(number["samples"], []):
             sets[number["samples"]].append(said)
     lines += [f"- **{label}**: {'; '.join(said)}" for label, said in sets.items()]
     return "\n".join(lines) + "\n"
+
+
+def _turned(rows: list[dict]) -> list[list[str]]:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = [name for name in names if name != "class" or any(r["class"] != "all" for r in rows)]
+    return [[name, *(_cell(name, row.get(name)) for row in rows)] for name in names]
 
 
 def _made(number: dict) -> str:
@@ -90,12 +92,12 @@ def _made(number: dict) -> str:
         text = ", ".join(parts)
         if "weights" in number:
             text += f", weights {number['weights'][:12]}"
-        words.append(f"In {text}")
+        words.append(f"in {text}")
     if number.get("reference"):
-        m = f" ({number['m']:,} points)" if number.get("m") else ""
+        m = f" (M = {number['m']})" if number.get("m") else ""
         words.append(f"against {number['reference']}{m}")
     if number.get("classifier"):
-        words.append(f"classifier {number['classifier'][:12]}")
+        words.append(f"by classifier {number['classifier'][:12]}")
     return ", ".join(words)
 
 

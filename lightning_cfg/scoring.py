@@ -23,7 +23,7 @@ class Scorer:
     statistics  {label: (Moments, where from)}: the real side of that space's Fréchet distances,
                 instead of the first reference's
     references  splits of the real data to compare with; columns of the second bear its name
-    classifier  of clean samples
+    classifier  of clean samples, and the hash of its file
     how         device and batch size, for `gather`; cache, for `Real.gathered`
     Raises UserError for a metric that needs what is not there.
     """
@@ -37,12 +37,13 @@ class Scorer:
         statistics: dict[str, tuple[Moments, str]] | None = None,
         references: list[str] = ("held_out",),
         classifier: Classifier | None = None,
+        classifier_hash: str = "",
         cache: bool = True,
         **how: Any,
     ):
         self.real, self.spaces, self.statistics = real, spaces, statistics or {}
         self.references, self.classifier = list(references), classifier
-        self.how, self.cache = how, cache
+        self.classifier_hash, self.how, self.cache = classifier_hash, how, cache
         truth = None if real is None else real.data.truth
         self.given = {"truth": truth} if truth is not None else {}
         if truth is not None and truth.shape == (1,):
@@ -73,17 +74,20 @@ class Scorer:
         base["c"] = own.c if group == ALL else group
         for metric, keys in self.metrics:
             needs = known.needs(metric)
-            splits = self.references if needs & set(SIDE) - {"x"} else self.references[:1]
+            splits = self.references if needs & REFERENCE else self.references[:1]
             for i, split in enumerate(splits):
                 for name in self._spaces_of(needs, own):
                     have = base | self._of_space(found, group, name)
-                    about, side = {}, {}
+                    about = {}
                     if i == 0 and "moments_y" in needs and name in self.statistics:
                         have["moments_y"], about["reference"] = self.statistics[name]
-                    side = self._real_side(needs - set(have), split, group, name, real)
-                    if side and "reference" not in about:
-                        about = {"reference": split, "m": side.pop("m")}
+                    side, counts = self._real_side(needs - set(have), split, group, name, real)
                     have |= side
+                    if counts and not about:
+                        about = {"reference": " and ".join(counts)}
+                        about["m"] = " and ".join(map(str, counts.values()))
+                    if "logits" in needs:
+                        about["classifier"] = self.classifier_hash
                     values = metric(**{need: have[need] for need in needs}, **keys)
                     if name is not None:
                         about |= self.spaces[name].about
@@ -143,16 +147,15 @@ class Scorer:
 
     def _real_side(
         self, needs: set[str], split: str, group: Any, name: str | None, real: Real | None
-    ) -> dict:
-        """What a metric needs of the real side, and m, how many real points y that is."""
-        real, side = real or self.real, {}
-        for need in needs & set(SIDE):
+    ) -> tuple[dict, dict[str, int]]:
+        """What a metric needs of the real side, and the splits it is of, with their sizes."""
+        real, side, counts = real or self.real, {}, {}
+        for need in sorted(needs & set(SIDE)):
             of, what = SIDE[need]
             of = of or split
             # everything that any metric asks of this split at once: the images are read once
-            wanted = {
-                w for s, w in (SIDE[n] for n in self._asked & set(SIDE)) if (s or split) == of
-            }
+            asked = (SIDE[name] for name in self._asked & set(SIDE))
+            wanted = {kept for whose, kept in asked if (whose or split) == of}
             spaces = self.spaces
             if wanted <= {"moments"} and of == self.references[0]:
                 spaces = {n: s for n, s in spaces.items() if n not in self.statistics}
@@ -162,11 +165,8 @@ class Scorer:
                 side[need] = held.moments[name][group]
             else:
                 side[need] = part.x if what == "x" else part.features[name]
-            if not SIDE[need][0]:
-                side["m"] = len(part.c)
-            else:
-                side.setdefault("m", len(part.c))
-        return side
+            counts[of] = len(part.c)
+        return side, counts
 
 
 SIDE = {  # what a metric may need of the real side: (split, or "" for the reference's, what of it)
@@ -177,6 +177,7 @@ SIDE = {  # what a metric may need of the real side: (split, or "" for the refer
     "features_bank": ("bank", "features"),
     "moments_y": ("", "moments"),
 }
+REFERENCE = {name for name, (split, _) in SIDE.items() if not split}
 GIVEN_BY = {
     "logits": ": name a `classifier`",
     "head_logits": ": `features` with a classifier's head, such as inception",

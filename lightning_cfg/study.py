@@ -38,8 +38,9 @@ from lightning_cfg.trace import trace as trace_trajectories  # noqa: E402
 FRESH = 1_000_000  # samples that are evaluated have seeds from here on, sources below
 # What may change without the stage being another one: a longer training goes on where it stopped.
 FREE = {
-    "run_dir", "device", "resume", "trainer", "checkpoint_every", "keep", "log_every", "logger",
-    "grids", "compile", "channels_last", "matmul_precision", "images",
+    "run_dir", "device", "resume", "trainer", "checkpoint_every", "keep", "keep_by", "log_every",
+    "logger", "grids", "evaluation", "cache", "compile", "channels_last", "matmul_precision",
+    "images",
 }  # fmt: skip
 
 Training = Annotated[dict, Verb("lightning_cfg.fit", without=("data", "seed", "run_dir"))]

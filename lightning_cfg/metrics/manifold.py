@@ -101,7 +101,8 @@ def _to_bank(points: Tensor, bank: Tensor, *, k: int) -> Tensor:
     def found() -> tuple[Tensor, Tensor]:
         return bank, nearest(points, bank, k=k)[0].sqrt()  # the bank too: its id stays its own
 
-    return known_of(points, ("to bank", id(bank), bank._version, k), found)[1]
+    version = 0 if bank.is_inference() else bank._version
+    return known_of(points, ("to bank", id(bank), version, k), found)[1]
 
 
 Within = Callable[[Tensor, Callable], Tensor]
@@ -130,7 +131,7 @@ def _compared(x: Tensor, y: Tensor, rows: int = 512) -> Iterator[tuple[slice, Wi
         ) -> Tensor:
             near = limit.float()
             inside = squared < near - slack
-            unsure = ((squared - near).abs_() <= slack).nonzero()
+            unsure = (~((squared - near).abs_() > slack)).nonzero()  # and NaN, of overflow
             limit = limit.expand(squared.shape)
             for i, j in (part.T for part in unsure.split(1 << 12)):
                 exact = (block[i].double() - y[j].double()).square_().sum(-1)
