@@ -305,9 +305,9 @@ def _check_union(kinds: tuple, value, path: str, described: str):
     if type(value) in known:  # 1.0 stays a float in `int | float`: to the Trainer it is not 1
         return value
     if isinstance(value, dict):  # with a name it is one choice, without one it holds several
-        choices = [kind for kind in known if _is_choice(kind) and get_origin(kind) is Annotated]
-        others = [kind for kind in known if kind not in choices]
-        known = choices if choices and "name" in value else others or choices
+        choices = [kind for kind in known if get_origin(kind) is Annotated]
+        several = [kind for kind in known if get_origin(kind) in MAPPINGS]
+        known = (choices if "name" in value else several) or known
     deeper = None
     for kind in known:
         try:
