@@ -14,6 +14,14 @@ from lightning_cfg.config import main
 torch.set_num_threads(1)  # bit for bit equality is per number of threads
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Reference statistics of tests are not kept in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIGHTNING_CFG_CACHE", str(tmp_path_factory.mktemp("statistics")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def mixture() -> dict:
     """The `data` section of two classes of two Gaussians each."""
