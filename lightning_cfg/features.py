@@ -20,6 +20,7 @@ from lightning_cfg.data.images import quantised
 from lightning_cfg.errors import UserError
 from lightning_cfg.files import output_of, sha256
 from lightning_cfg.interfaces import Features
+from lightning_cfg.precision import matmul
 
 __all__ = ["classifier", "dinov2", "inception", "pixels"]  # what a config can name
 
@@ -60,11 +61,14 @@ class Space:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """x (B, *shape) in [-1, 1] -> (B, d) float32, as many at once as are fast on the device."""
+        """x (B, *shape) in [-1, 1] -> (B, d) float32, as many at once as are fast on the device.
+
+        Without TF32, so that features are the same on every device to float32's rounding.
+        """
         rows = self._at_once[self.device.type == "cuda"]
-        return torch.cat(
-            [self._extract(part.to(self.device)).float().to(x.device) for part in x.split(rows)]
-        )
+        with matmul("highest"):
+            parts = [self._extract(part.to(self.device)).float() for part in x.split(rows)]
+        return torch.cat(parts).to(x.device)
 
 
 def as_space(features: Features, name: str) -> Space:
@@ -165,7 +169,7 @@ def dinov2(
             net.load_state_dict(_state(file))
         except FileNotFoundError as error:
             raise UserError(f"{folder} is no checkout of DINOv2: {_first(error)}") from error
-        except RuntimeError as error:
+        except (ImportError, RuntimeError) as error:
             raise UserError(f"{file} or {folder}: no {name}: {_first(error)}") from error
     net.eval().requires_grad_(False)
     mean = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)  # of ImageNet, in [0, 1]
@@ -220,7 +224,8 @@ def _state(file: Path) -> dict[str, Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken file makes the unpickler raise
         raise UserError(f"{file} is truncated or no file of weights: {_first(error)}") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{file} holds more than named tensors, so it is no file of weights")
     return state
 

@@ -19,8 +19,6 @@ import difflib  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
 import warnings  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Annotated, Literal  # noqa: E402
 
@@ -36,6 +34,7 @@ from lightning_cfg.draws import Draws, key  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.evaluation import EvaluateSamples  # noqa: E402
 from lightning_cfg.files import output_of  # noqa: E402
+from lightning_cfg.precision import matmul  # noqa: E402
 from lightning_cfg.runs import PLACES, Run  # noqa: E402
 
 GridKeys = Annotated[dict, Keywords("lightning_cfg.callbacks.Grids")]
@@ -188,19 +187,6 @@ def prepare(model: nn.Module, speed: dict) -> None:
         model.to(memory_format=torch.channels_last)
     if speed["compile"]:
         getattr(model, "net", model).compile()
-
-
-@contextmanager
-def matmul(precision: str) -> Iterator[None]:
-    """Multiply float32 matrices, and convolve on CUDA, at this precision in the meantime."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision(precision)
-    torch.backends.cudnn.allow_tf32 = precision != "highest"
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def trainer_for(

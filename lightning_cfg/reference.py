@@ -50,7 +50,9 @@ class Real:
         self._section, self._content = section, content
         self._sets: dict[str, SampleSet] = {}
         self._digests: dict[str, str] = {}
+        self._x: dict[str, Tensor] = {}  # by split
         self._known: dict[tuple, Any] = {}  # by split, what, and the identity of the space
+        self._gathered: dict[tuple, Gathered] = {}
         self._replaced: set[str] = set()  # splits that are other points than the data set's
 
     def split(self, name: str) -> SampleSet:
@@ -68,40 +70,34 @@ class Real:
         cache: bool = True,
         **how: Any,
     ) -> Gathered:
-        """What `gather` keeps of a split, from memory or disk where it is known already."""
-        cache = cache and split not in self._replaced and self.groups == [ALL]
-        found = Gathered(self.split(split).c)
-        if "x" in wanted:
-            if (split, "x") not in self._known:
-                self._known[split, "x"] = gather(self.split(split), {"x"}, {})
-            found = self._known[split, "x"]
-        missing: dict[str, Space] = {}
-        result = Gathered(found.c, found.x, _groups={})
-        for name, space in spaces.items():
-            for what in sorted(wanted & {"features", "moments"}):
-                key = self._key(split, what, space)
-                if key not in self._known and cache and "weights" in space.about:
-                    held = self._read(split, what, space)
-                    if held is not None:
-                        self._known[key] = held
-                if key not in self._known:
-                    missing[name] = space
-        if missing:
-            fresh = gather(
-                self.split(split), wanted & {"features", "moments"}, missing,
-                groups=self.groups, **how,
-            )  # fmt: skip
+        """What `gather` keeps of a split: x, features, moments; from memory or disk where known."""
+        samples, of_spaces = self.split(split), sorted(wanted & {"features", "moments"})
+        about = (json.dumps(space.about, sort_keys=True) for space in spaces.values())
+        key = (split, *sorted(wanted), *spaces, *about)
+        if key in self._gathered:
+            return self._gathered[key]  # the same tensors each time
+        cache = cache and self._identified and split not in self._replaced
+        missing = {
+            name: space
+            for name, space in spaces.items()
+            if any(not self._find(split, what, space, cache) for what in of_spaces)
+        }
+        if missing or ("x" in wanted and split not in self._x):
+            fresh = gather(samples, wanted, missing, groups=self.groups, **how)
+            if "x" in wanted:
+                self._x.setdefault(split, fresh.x)
             for name, space in missing.items():
-                for what in sorted(wanted & {"features", "moments"}):
+                for what in of_spaces:
                     value = getattr(fresh, what)[name]
                     self._known[self._key(split, what, space)] = value
                     if cache and "weights" in space.about:
                         self._keep(split, what, space, value)
+        found = Gathered(samples.c, self._x.get(split))
         for name, space in spaces.items():
-            for what in wanted & {"features", "moments"}:
-                getattr(result, what)[name] = self._known[self._key(split, what, space)]
-        key = (split, "groups", *sorted(wanted), *(json.dumps(s.about) for s in spaces.values()))
-        return self._known.setdefault(key, result)  # the same tensors each time
+            for what in of_spaces:
+                getattr(found, what)[name] = self._known[self._key(split, what, space)]
+        self._gathered[key] = found
+        return found
 
     def replaced(self, split: str, points: SampleSet) -> "Real":
         """The same real side with other points as one of its splits."""
@@ -109,9 +105,9 @@ class Real:
             self.data, section=self._section, content=self._content, per_class=self.per_class,
             groups=self.groups,
         )  # fmt: skip
-        other._sets, other._known = {**self._sets, split: points}, dict(self._known)
-        for key in [key for key in other._known if key[0] == split]:
-            del other._known[key]
+        other._sets = {**self._sets, split: points}
+        other._x = {of: x for of, x in self._x.items() if of != split}
+        other._known = {key: value for key, value in self._known.items() if key[0] != split}
         other._replaced = {*self._replaced, split}
         return other
 
@@ -129,11 +125,26 @@ class Real:
             self._digests[split] = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
         return self._digests[split]
 
+    @property
+    def _identified(self) -> bool:
+        """Whether `digest` is the content's, for all together: class by class is not kept."""
+        own = self._content or hasattr(self.data, "rows") or self.data.truth is not None
+        return bool(own) and self.groups == [ALL]
+
     def place(self, split: str, what: str, space: Space) -> Path:
         """The file in which features or moments of a split are kept."""
         text = json.dumps([self.digest(split), what, space.about, self.groups], sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:24]
         return cache_folder() / f"{name}.{'npy' if what == 'features' else 'npz'}"
+
+    def _find(self, split: str, what: str, space: Space, cache: bool) -> bool:
+        """Whether this is known, or can be read from disk, which makes it so."""
+        key = self._key(split, what, space)
+        if key not in self._known and cache and "weights" in space.about:
+            held = self._read(split, what, space)
+            if held is not None:
+                self._known[key] = held
+        return key in self._known
 
     def _key(self, split: str, what: str, space: Space) -> tuple:
         return split, what, json.dumps(space.about, sort_keys=True)

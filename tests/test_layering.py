@@ -14,7 +14,7 @@ SCIENCE = [
     *(f"{name}.py" for name in ("interfaces", "guidance", "samplers", "models", "draws", "ema")),
     *(f"{name}.py" for name in ("frechet", "neighbours", "features", "errors", "files", "pngs")),
     *(f"{name}.py" for name in ("assets", "gather", "reference", "sample_sets", "scoring")),
-    "score_table.py",
+    *("precision.py", "score_table.py"),
     *(f"{name}.py" for name in ("checkpoints", "claims", "figures", "trajectories")),
     *(f"{name}.py" for name in ("trajectory_figures", "trajectory_report")),
     *sorted(f"data/{p.name}" for p in (PACKAGE / "data").glob("*.py") if p.stem != "module"),
