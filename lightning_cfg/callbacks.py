@@ -60,10 +60,11 @@ class SaveLast(L.Callback):
         self._saved = -1
 
     def state_dict(self) -> dict:
-        return {"best": self.best}
+        return {"best": self.best, "by": self.by}
 
     def load_state_dict(self, state: dict) -> None:
-        self.best = state["best"]
+        # values of something else, if `by` has changed, say nothing
+        self.best = state["best"] if state.get("by", "loss") == self.by else {}
 
     def on_train_start(self, trainer: L.Trainer, *args: object) -> None:
         # A step that was resumed from is saved already; doing so again after the first of several
@@ -102,7 +103,7 @@ class SaveLast(L.Callback):
         if learner.scored_at != step:
             return float("nan")
         sign = -1 if meaning(self.by.partition("/")[0])[0] == "higher" else 1
-        return sign * learner.scores[self.by]
+        return sign * learner.scores.get(self.by, float("nan"))  # a set may have been left out
 
     def place(self, step: int) -> Path:
         return self.path.with_name(f"best_{step:06d}.ckpt")

@@ -18,13 +18,14 @@ from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.features import as_space  # noqa: E402
 from lightning_cfg.files import output_of, sha256, write_text  # noqa: E402
 from lightning_cfg.gather import ALL  # noqa: E402
-from lightning_cfg.generate import SAMPLES, check_roles, pick_device  # noqa: E402
+from lightning_cfg.generate import check_roles, pick_device  # noqa: E402
 from lightning_cfg.reference import Real, published  # noqa: E402
 from lightning_cfg.runs import Run, content_of  # noqa: E402
 from lightning_cfg.sample_sets import (  # noqa: E402
     Generated,
     SampleSet,
     generated,
+    input_of,
     read_set,
     real_set,
 )
@@ -99,7 +100,7 @@ def evaluate(
         raise UserError("by_class=true needs data, which say what classes there are")
     sections = _labelled(features)
 
-    inputs = {label: _input_of(path) for label, path in samples.items()}
+    inputs = {label: input_of(path) for label, path in samples.items()}
     for label, keys in generate.items():
         check_roles(keys["guidance"], keys["models"])
         models = {role: path for role, path in keys["models"].items() if path != "exact"}
@@ -247,14 +248,6 @@ def _labelled(features: dict | None) -> dict[str, dict]:
     if isinstance(features.get("name"), str):
         return {features["name"].rpartition(".")[2]: features}
     return features
-
-
-def _input_of(path: str) -> Path:
-    """What counts by content: a run's sample file, or a file or folder of images as a whole."""
-    place = Path(path)
-    if place.is_dir() and not any((place / name).is_file() for name in (SAMPLES, "identity.json")):
-        return place
-    return output_of(path, SAMPLES)
 
 
 def _statistics(path: str) -> Path:

@@ -83,6 +83,8 @@ class EvaluateSamples(L.Callback):
                 f"evaluation: every={every}, n={n} and batch_size={batch_size} must be at least 1, "
                 f"and columns={columns} 0 or more"
             )
+        if not scales:
+            raise UserError("evaluation.scales must name one scale, such as 1 for unguided")
         self.directory, self.every, self.n, self.scales = directory, every, n, list(scales)
         self.sampler = Choice("lightning_cfg.samplers").check(sampler, "evaluation.sampler")
         self.flow_path, self.sources, self.data, self.columns = flow, sources, data, columns
@@ -121,6 +123,11 @@ class EvaluateSamples(L.Callback):
                 f"evaluation.data has shape {tuple(own.shape)}, the training data "
                 f"{tuple(data.shape)}"
             )
+        if len({own.num_classes, data.num_classes} - {0}) > 1:
+            raise UserError(
+                f"evaluation.data has {own.num_classes} classes, the training data "
+                f"{data.num_classes}"
+            )
         section, files = content_of(section if self.data is None else self.data, own)
         by_class = own.truth is not None
         real = Real(
@@ -131,21 +138,23 @@ class EvaluateSamples(L.Callback):
             groups=list(range(max(1, own.num_classes))) if by_class else [ALL],
         )
         self._scorer = scorer_of(real=real, batch_size=self.batch_size, **self.settings)
+        self._classes = data.num_classes  # which are those of the model, whatever it is scored by
         if refines:
-            self._read_sources(own)
+            self._read_sources(data)
+            labels = list(self.sources)
         else:
             check_generation("evaluation", learner, data, self.scales, self.sampler)
+            labels = [f"scale_{scale:g}" for scale in self.scales]
         if self.flow_path is not None:
-            self._flow = self._refinement(own)
+            self._flow = self._refinement(data)
+        if refines or self._flow is not None:
+            labels += [f"{label}_refined" for label in labels]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise UserError(f"evaluation: two sets of samples would be called {label}")
         stand_in = real_set(own, "bank", self.per_class["bank"])
         rows = torch.arange(self.n) * max(1, len(stand_in) // self.n) % len(stand_in)
         scores, _ = self._scores(self._scorer.gather(stand_in.chosen(rows)))
-        if refines:
-            labels = list(self.sources)
-        else:
-            labels = [f"scale_{scale:g}" for scale in self.scales]
-        if refines or self._flow is not None:
-            labels += [f"{label}_refined" for label in labels]
         self.names = [f"{metric}/{label}" for label in labels for metric in scores]
 
     def on_train_start(self, trainer: L.Trainer, *args: object) -> None:
@@ -206,8 +215,7 @@ class EvaluateSamples(L.Callback):
             logger.log_metrics(learner.scores, step=step)
             logger.save()
         if shown:
-            classes = self._scorer.real.data.num_classes
-            sheet = figures.contact_sheet(shown, classes, columns=self.columns)
+            sheet = figures.contact_sheet(shown, self._classes, columns=self.columns)
             show(sheet, self.directory / f"figures/samples_{step:06d}.png", "evaluated", trainer)
 
     def _sets(
@@ -240,7 +248,7 @@ class EvaluateSamples(L.Callback):
             denoise=classifier_free(model, scale=scale),
             sampler=within_limits(self.sampler, model),
             shape=tuple(self._scorer.real.data.shape),
-            classes=self._scorer.real.data.num_classes,
+            classes=self._classes,
             class_label=None,
             device=device,
         )

@@ -3,6 +3,7 @@
 Networks lie in a `Space`, which is no module: they are in no state_dict, no average and no Trainer.
 """
 
+import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -68,7 +69,7 @@ class Space:
         rows = self._at_once[self.device.type == "cuda"]
         with matmul("highest"):
             parts = [self._extract(part.to(self.device)).float() for part in x.split(rows)]
-        return torch.cat(parts).to(x.device)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.device)
 
 
 def as_space(features: Features, name: str) -> Space:
@@ -78,7 +79,8 @@ def as_space(features: Features, name: str) -> Space:
 
 def pixels() -> Features:
     """x itself, flattened: coordinates or raw pixels."""
-    return Space(lambda x: x.flatten(1), {"extractor": "pixels"})
+    whole = (sys.maxsize, sys.maxsize)  # all at once: they are not copied
+    return Space(lambda x: x.flatten(1), {"extractor": "pixels"}, at_once=whole)
 
 
 def classifier(*, path: str) -> Features:

@@ -51,9 +51,9 @@ class Moments:
     def add(self, features: Tensor) -> "Moments":
         """Take in a batch of features (N, d); returns itself."""
         for part in features.split(8192):  # a float64 copy of all of them at once would be large
-            part, batch = part.double(), Moments()
+            part, batch = part.to(torch.float64, copy=True), Moments()
             batch.count, batch.mean = len(part), part.mean(0)
-            batch.scatter = _gram(part - batch.mean)
+            batch.scatter = _gram(part.sub_(batch.mean))
             self.merge(batch)
         return self
 
@@ -70,7 +70,7 @@ class Moments:
         _same_size(self, other)
         count, gap = self.count + other.count, other.mean.to(self.mean) - self.mean
         self.scatter = self.scatter + other.scatter.to(self.scatter)
-        self.scatter = self.scatter + torch.outer(gap, gap) * (self.count * other.count / count)
+        self.scatter.addr_(gap, gap, alpha=self.count * other.count / count)
         self.mean = self.mean + gap * (other.count / count)
         self.count = count
         return self

@@ -1,10 +1,13 @@
 """Nearest neighbours by Euclidean distance: FAISS proposes, float64 decides."""
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 
 from lightning_cfg.errors import UserError
 
+AT_ONCE = 1 << 24  # numbers of queries or bank that are copied at once: 64 MiB in float32
 BLOCK = 1 << 22  # numbers held at once where all of the bank is compared: 32 MiB in float64
 RERANK = 1 << 18  # the same while re-ranking, 2 MiB: six times faster in a cache than beyond it
 MOST = 2048  # candidates per query beyond which all of the bank is compared (and FAISS' GPU limit)
@@ -30,29 +33,40 @@ def nearest(queries: Tensor, bank: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
     (n, d), m = queries.shape, len(bank)
     if not 1 <= k <= m:
         raise UserError(f"k = {k} neighbours asked of a bank of {m} points; k must be in 1..{m}")
+    rows = max(1, AT_ONCE // max(1, d))
     for name, points in (("queries", queries), ("bank", bank)):
-        if not points.isfinite().all():
+        if not all(part.isfinite().all() for part in points.split(rows)):
             raise UserError(f"the {name} of a neighbour search must be finite, got NaN or inf")
     distance = queries.new_empty(n, k, dtype=torch.float64)
     index = queries.new_empty(n, k, dtype=torch.long)
+    search = _candidate_search(queries, bank, rows)
+    for start in range(0, n, rows):
+        block = slice(start, start + rows)
+        distance[block], index[block] = _settled(queries[block], bank, search, k)
+    return distance, index
 
-    search, norm = _candidate_search(queries, bank)
-    pending = torch.arange(n, device=queries.device)
-    count = min(2 * k + 40, m)
+
+def _settled(queries: Tensor, bank: Tensor, search: Callable, k: int) -> tuple[Tensor, Tensor]:
+    """`nearest` for some queries: searched further and further until their candidates suffice."""
+    n, d, m = *queries.shape, len(bank)
+    distance = queries.new_empty(n, k, dtype=torch.float64)
+    index = queries.new_empty(n, k, dtype=torch.long)
+    pending, count = torch.arange(n, device=queries.device), min(k + 8, m)
     # A point within R of q lies within |q| + R of the centre, so that FAISS has its squared
     # distance to within (d + 8) u (2 |q| + R)^2, u half of float32's epsilon (Higham 2002, sec.
     # 3.1). The k proposed first are within R, and so is every point nearer than one of them.
     unit = (d + 8) * 6e-8
     while len(pending) and count <= MOST and unit < 0.5:
-        proposed, candidates = search(pending, count)
-        kth, q = proposed[:, k - 1].clamp(min=0), norm[pending]
+        proposed, candidates, q = search(queries[pending], count)
+        kth = proposed[:, k - 1].clamp(min=0)
         R = (kth.sqrt() + 2 * unit**0.5 * q) / (1 - unit**0.5)
         slack = unit * ((2 * q + R).square() + 1e-30)  # 1e-30: underflow
         limit = kth + 2 * slack  # nothing beyond it can be among the k nearest
-        needed = (proposed <= limit[:, None]).sum(1).clamp(min=k)
-        found = _rerank(queries[pending], bank, candidates, needed, k)
-        distance[pending], index[pending] = found
         settled = (limit < proposed[:, -1]) | (count == m)
+        rows = pending[settled]
+        needed = (proposed <= limit[:, None]).sum(1).clamp(min=k)[settled]
+        found = _rerank(queries[rows], bank, candidates[settled], needed, k)
+        distance[rows], index[rows] = found
         pending, count = pending[~settled], min(4 * count, m)
     for block in pending.split(max(1, BLOCK // m)):
         distance[block], index[block] = _against_all(queries[block], bank, k)
@@ -67,47 +81,80 @@ def nearest_in_class(
     queries (N, *shape) of classes c (N,), bank (M, *shape) of classes bank_c (M,). Raises
     UserError, naming the class, where the bank has fewer than k points of it.
     """
-    distance = queries.new_empty(len(queries), k, dtype=torch.float64)
-    index = queries.new_empty(len(queries), k, dtype=torch.long)
-    for label in c.unique().tolist():
-        ours, members = (c == label).nonzero()[:, 0], (bank_c == label).nonzero()[:, 0]
-        if len(members) < k:
-            have = f"{len(members)} points of class {label}"
-            raise UserError(f"the bank has {have}, fewer than the k = {k} neighbours asked for")
-        ours, members = ours.to(queries.device), members.to(bank.device)
-        distance[ours], found = nearest(queries[ours], bank[members], k=k)
-        index[ours] = members.to(found.device)[found]
+    return nearest_in_shards(queries, [(bank, bank_c)], k=k, c=c)
+
+
+def nearest_in_shards(
+    queries: Tensor, shards: Iterable[tuple[Tensor, Tensor]], *, k: int, c: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`nearest` in a bank that comes in parts, (points, classes) each; the result is the same.
+
+    c  (N,) classes of the queries: neighbours are of the same one; None: of any
+    Raises UserError, naming the class, where the bank has fewer than k points of it.
+    """
+    n, start = len(queries), 0
+    distance = queries.new_full((n, k), torch.inf, dtype=torch.float64)
+    index = queries.new_full((n, k), -1, dtype=torch.long)
+    labels = [None] if c is None else c.unique().tolist()
+    have = dict.fromkeys(labels, 0)
+    for bank, bank_c in shards:
+        for label in labels:
+            ours, members = slice(None), torch.arange(len(bank), device=bank.device)
+            if label is not None:
+                ours = (c == label).nonzero()[:, 0].to(queries.device)
+                members = (bank_c == label).nonzero()[:, 0].to(bank.device)
+            have[label] += len(members)
+            if not len(members):
+                continue
+            among = bank if label is None else bank[members]
+            near, found = nearest(queries[ours], among, k=min(k, len(members)))
+            # stable, and what came first has the smaller indices: ties stay by index
+            near, order = torch.cat([distance[ours], near], 1).sort(dim=1, stable=True)
+            found = torch.cat([index[ours], members.to(found.device)[found] + start], 1)
+            distance[ours], index[ours] = near[:, :k], found.gather(1, order[:, :k])
+        start += len(bank)
+    for label, count in have.items():
+        if count < k:
+            points = f"{count} points" + ("" if label is None else f" of class {label}")
+            raise UserError(f"the bank has {points}, fewer than the k = {k} neighbours asked for")
     return distance, index
 
 
-def _candidate_search(queries: Tensor, bank: Tensor):
-    """search(rows, count) by FAISS, in its own units, and the queries' norms (N,) in the same.
+def _candidate_search(queries: Tensor, bank: Tensor, rows: int) -> Callable:
+    """search(some queries, count) by FAISS: squared distances, indices, and the queries' norms.
 
     FAISS sees float32 points about the bank's mean, scaled to at most 1 so that no square
-    overflows; (x - mean) keeps float32's relative precision whatever the offset.
+    overflows; (x - mean) keeps float32's relative precision whatever the offset. Distances and
+    norms are in its units. `rows` at a time are copied, so that the index is all that is large.
     """
     import faiss
 
     dtype = torch.promote_types(torch.promote_types(queries.dtype, bank.dtype), torch.float32)
-    mean = bank.mean(0, dtype=torch.float64).to(dtype)
-    queries, bank = queries.to(dtype) - mean, bank.to(dtype) - mean
-    largest = [points.abs().max().item() for points in (queries, bank) if points.numel()]
-    scale = max(largest) or 1.0
-    queries, bank = ((points / scale).float().contiguous() for points in (queries, bank))
+    mean = (sum(part.sum(0, dtype=torch.float64) for part in bank.split(rows)) / len(bank)).to(
+        dtype
+    )
+    blocks = (part for points in (queries, bank) for part in points.split(rows) if part.numel())
+    scale = max((part.to(dtype) - mean).abs().max().item() for part in blocks) or 1.0
+
+    def centred(points: Tensor) -> Tensor:
+        return ((points.to(dtype) - mean) / scale).float().contiguous().cpu()
 
     index = faiss.IndexFlatL2(bank.shape[1])
     resources = None
     if faiss.get_num_gpus() > 0:
         resources = faiss.StandardGpuResources()
         index = faiss.index_cpu_to_gpu(resources, queries.device.index or 0, index)
-    index.add(bank.cpu().numpy())
+    for part in bank.split(rows):
+        index.add(centred(part).numpy())
 
-    def search(rows: Tensor, count: int, keep=resources) -> tuple[Tensor, Tensor]:
-        distance, found = index.search(queries[rows].cpu().numpy(), count)
-        to = queries.device
-        return torch.from_numpy(distance).double().to(to), torch.from_numpy(found).to(to)
+    def search(some: Tensor, count: int, keep: object = resources) -> tuple[Tensor, Tensor, Tensor]:
+        x = centred(some)
+        distance, found = index.search(x.numpy(), count)
+        to, norm = queries.device, x.double().norm(dim=1)
+        distance, found = torch.from_numpy(distance).double(), torch.from_numpy(found)
+        return distance.to(to), found.to(to), norm.to(to)
 
-    return search, queries.double().norm(dim=1)
+    return search
 
 
 def _rerank(
@@ -123,7 +170,8 @@ def _rerank(
         block = order[start : start + rows]
         # in the order of indices, so that the stable sort leaves ties by index
         among = candidates[block, : int(needed[block].max())].sort(dim=1).values
-        squared = (bank[among].double() - queries[block, None].double()).square_().sum(-1)
+        near = bank.index_select(0, among.flatten()).view(*among.shape, -1)
+        squared = (near - queries[block, None].double()).square_().sum(-1)
         squared, rank = squared.sort(dim=1, stable=True)
         distance[block], index[block] = squared[:, :k], among.gather(1, rank[:, :k])
         start += rows

@@ -5,18 +5,28 @@ from lightning_cfg.config import Data, Features, build, check_arguments, main
 check_arguments(__name__)  # a missing file answers before torch is imported
 
 import sys  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Literal  # noqa: E402
 
 import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from lightning_cfg import checkpoints, figures  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
-from lightning_cfg.files import load_samples, output_of, save_tensors  # noqa: E402
-from lightning_cfg.generate import SAMPLES  # noqa: E402
-from lightning_cfg.neighbours import nearest, nearest_in_class  # noqa: E402
+from lightning_cfg.features import Space, as_space  # noqa: E402
+from lightning_cfg.files import save_tensors, write_text  # noqa: E402
+from lightning_cfg.generate import pick_device  # noqa: E402
+from lightning_cfg.neighbours import AT_ONCE, nearest_in_shards  # noqa: E402
+from lightning_cfg.pngs import drawable  # noqa: E402
 from lightning_cfg.runs import Run, content_of  # noqa: E402
+from lightning_cfg.sample_sets import SampleSet, input_of, read_set, real_set  # noqa: E402
+from lightning_cfg.score_table import as_csv  # noqa: E402
 
 PAIRS = "pairs/pairs.safetensors"
+DIRECTION = "generated to real"  # which way a flow on the pairs goes; a fit on others is refused
 
 
 def pair(
@@ -26,83 +36,274 @@ def pair(
     run_dir: str,
     n: int | None = None,
     k: int = 20,
+    split: Literal["bank", "held_out"] = "bank",
     bank: int | None = None,
     features: Features = {"name": "pixels"},  # noqa: B006  a default section, never changed
     same_class: bool = True,
+    keep_close: float = 0.0,
+    memory: float = 4.0,
+    device: str = "auto",
     seed: int = 0,
 ) -> Path:
     """Find the k nearest real points of every generated sample; the run holds pairs/.
 
-    sources     runs of `generate` or sample files; several share n equally
-    n           sources in all; left out, every sample of every file
-    bank        real points per class of the training data; left out, all of them
+    It also holds metrics/pairs.csv, distances and how many targets are used by source and class,
+    and of images figures/pairs.png, sources beside their neighbours.
+
+    sources     runs of `generate`, sample files, or folders or zips of images with classes; several
+                share n equally
+    n           sources in all; left out, every sample of every one
+    split       of the data, where the neighbours are looked for
+    bank        real points per class of it; left out, all of them
     features    the space in which near is near (Zhao & Schwing 2025, sec. B.1)
     same_class  neighbours only among real points of the sample's class
+    keep_close  a sample that is nearer to a real point than this share of real points are to each
+                other is its own target, so that the flow leaves it where it is; 0 is the paper's
+    memory      GiB that sources, bank and search may take: a larger bank is searched in parts, with
+                the same result; what cannot fit is refused before it starts
     """
     if n is not None and n < 1:
         raise UserError(f"n={n} must be at least 1")
     if k < 1:
         raise UserError(f"k={k} must be at least 1")
+    if not 0 <= keep_close < 1:
+        raise UserError(f"keep_close={keep_close} must be a share from 0 to below 1")
     if not sources:
-        raise UserError("sources must name at least one run of `generate` or sample file")
-    files = [output_of(source, SAMPLES) for source in sources]
-    inputs = {f"sources.{i}": file for i, file in enumerate(files)}
-    settings = {"n": n, "k": k, "bank": bank, "features": features, "same_class": same_class}
+        raise UserError("sources must name at least one run of `generate` or set of samples")
+    inputs = {f"sources.{i}": input_of(source) for i, source in enumerate(sources)}
+    settings = {"n": n, "k": k, "bank": bank, "same_class": same_class, "split": split}
+    settings["features"] = {
+        key: v for key, v in features.items() if key not in ("path", "weights", "code")
+    }
+    settings |= {"keep_close": keep_close} if keep_close else {}
+    if features.get("path") is not None:
+        inputs["features"] = input_of(features["path"], checkpoints.LAST)
     real = build("lightning_cfg.data", data)
     section, read = content_of(data, real)
-    read.pop("held_out", None)  # only the bank is read
-    inputs |= read
+    if split == "bank":
+        read.pop("held_out", None)  # only the bank is read
     settings |= {"data": section, "seed": seed}
-    run = Run(run_dir, "pair", settings, inputs, {"sources": sources, "data": data})
+    free = {"sources": sources, "data": data, "features": features}
+    run = Run(run_dir, "pair", settings, inputs | read, free | {"memory": memory, "device": device})
     if run.finished():
         print(f"{run_dir}: finished already")
         return run.directory
 
-    xs, cs = [], []
-    for i, file in enumerate(files):
-        samples = load_samples(file, real.shape, real.num_classes)
-        share = None if n is None else n * (i + 1) // len(files) - n * i // len(files)
-        if share is not None and share > len(samples["x"]):
-            raise UserError(f"{file} holds {len(samples['x'])} samples, not the {share} wanted")
-        xs.append(samples["x"][:share])
-        cs.append(samples["c"][:share])
-    x, c = torch.cat(xs), torch.cat(cs)
-    targets, targets_c = real.real("bank", bank)
-    space = build("lightning_cfg.features", features)
-    queries, candidates = space(x), space(targets)
-    groups = [c == label for label in c.unique()] if same_class else [c == c]
-    distance, index = torch.empty(len(x), k).double(), torch.empty(len(x), k).long()
-    with tqdm(total=len(x), unit="sample", disable=not sys.stderr.isatty()) as bar:
-        for own in groups:
-            if same_class:
-                found = nearest_in_class(queries[own], c[own], candidates, targets_c, k=k)
-            else:
-                found = nearest(queries, candidates, k=k)
-            distance[own], index[own] = found
-            bar.update(int(own.sum()))
+    x, c, source, named = _sources(sources, real, n)
+    space = as_space(build("lightning_cfg.features", features), features["name"])
+    space.to(pick_device(device))
+    points = real_set(real, split, bank)
+    size = Size.of(x, points, space, k, same_class=same_class)
+    rows = size.shard(memory)
+    print(size.told(rows))
+    queries = space(x)
+    with tqdm(total=len(points), unit=" real", disable=not sys.stderr.isatty()) as bar:
+        distance, index = nearest_in_shards(
+            queries, _shards(points, space, rows, bar.update), k=k, c=c if same_class else None
+        )
+    own = torch.zeros(len(x), dtype=torch.bool)
+    if keep_close:
+        own = distance[:, 0].sqrt() <= _reach(points, space, rows, keep_close)[c]
 
     run.begin()
-    used, neighbours = index.unique(return_inverse=True)  # keep only somebody's targets
-    out = save_tensors(
-        run.directory / PAIRS,
-        x=x,
-        c=c,
-        neighbours=neighbours,
-        targets=targets[used],
-        distance=distance.sqrt().float(),
-        num_classes=torch.tensor(real.num_classes),
-    )
+    used, neighbours = index[~own].unique(return_inverse=True)  # keep only somebody's targets
+    targets = _read(points.chosen(used))
+    own_rows = len(used) + torch.arange(int(own.sum()))
+    all_neighbours = torch.empty_like(index)
+    all_neighbours[~own], all_neighbours[own] = neighbours, own_rows[:, None].expand(-1, k)
+    table = used_targets(distance.sqrt(), index, c, source, named)
+    tensors = {
+        "x": x,
+        "c": c,
+        "neighbours": all_neighbours,
+        "targets": torch.cat([targets, x[own]]),
+        "distance": distance.sqrt().float(),
+        "source": source,
+        "num_classes": torch.tensor(real.num_classes),
+    }
+    out = [save_tensors(run.directory / PAIRS, **tensors)]
+    out.append(write_text(run.directory / "metrics/pairs.csv", as_csv(table)))
+    if drawable(tuple(x.shape[1:])):
+        first, last = (_read(points.chosen(index[:SHOWN, j])) for j in (0, k - 1))
+        shown = {"generated": (x[:SHOWN], c[:SHOWN]), "the nearest real one": (first, c[:SHOWN])}
+        shown |= {f"the {k}th": (last, c[:SHOWN])} if k > 1 else {}
+        sheet = figures.contact_sheet(shown, real.num_classes, columns=6)
+        figures.save(sheet, run.directory / "figures/pairs", colours=0)
+        out += [run.directory / f"figures/pairs.{kind}" for kind in ("png", "pdf")]
     facts = {
+        "direction": DIRECTION,
         "pairs": len(x),
         "mean_distance": float(distance.sqrt().mean()),
         "distinct_targets": len(used),
+        "effective_targets": effective(index),
+        "used_once": used_once(index),
+        "kept_close": float(own.double().mean()),
     }
-    run.finish(out, **facts)
+    run.finish(*out, **facts)
     print(
-        f"{run_dir}: {len(x)} samples, {k} of {len(targets)} real points each, "
-        f"mean distance {facts['mean_distance']:.4g}"
+        f"{run_dir}: {len(x)} samples, {k} of {len(points)} real points each, "
+        f"mean distance {facts['mean_distance']:.4g}, {len(used)} distinct targets, "
+        f"effectively {facts['effective_targets']:.0f}"
+        + (f", {facts['kept_close']:.1%} their own" if keep_close else "")
     )
     return run.directory
+
+
+SHOWN = 500  # samples among which the picture finds some of each class
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a search takes, in numbers of float32 where it does not say otherwise."""
+
+    n: int  # samples
+    m: int  # real points
+    point: int  # numbers of one point
+    d: int  # its features
+    k: int
+    groups: int  # classes that are searched one by one
+    shared: bool  # features are the points themselves
+
+    @classmethod
+    def of(cls, x: Tensor, points: SampleSet, space: Space, k: int, *, same_class: bool) -> "Size":
+        features = space(x[:1])
+        groups = len(points.c.unique()) if same_class else 1
+        shared = features.data_ptr() == x.data_ptr()
+        return cls(len(x), len(points), x[0].numel(), features.shape[1], k, groups, shared)
+
+    @property
+    def fixed(self) -> int:
+        """Bytes that are there whatever the shard: samples, their features, results, blocks."""
+        own = 0 if self.shared else self.d
+        copies = self.n * self.d // self.groups if self.groups > 1 else 0  # one class's queries
+        return 4 * (self.n * (self.point + own + 8 * self.k) + copies) + 8 * AT_ONCE
+
+    @property
+    def row(self) -> int:
+        """Bytes of one real point: itself, its features, and those of one class and in the index."""
+        copies = 2 / self.groups if self.groups > 1 else 1
+        return int(4 * (self.point + (0 if self.shared else self.d) + copies * self.d))
+
+    def shard(self, memory: float) -> int:
+        """Real points that are searched at once; UserError where not even a thousand fit."""
+        room = memory * 2**30 - self.fixed
+        rows = min(self.m, int(room // self.row))
+        least = min(self.m, 1000)
+        if rows < least:
+            needed = (self.fixed + least * self.row) / 2**30
+            raise UserError(
+                f"pairing {self.n:,} samples with {self.m:,} real points in {self.d} dimensions "
+                f"needs {needed:.2g} GiB at least, more than memory={memory:g}"
+            )
+        return rows
+
+    def told(self, rows: int) -> str:
+        """The estimate, before the work starts."""
+        work = 2 * self.n * self.m * self.d / self.groups / 1e12
+        targets = min(self.m, self.n * self.k)
+        file = (4 * self.point * (self.n + targets) + 12 * self.n * self.k) / 2**30
+        parts = -(-self.m // rows)
+        return (
+            f"pairing {self.n:,} samples with {self.m:,} real points in {self.d} dimensions: "
+            f"{work:.3g} TFLOP, {(self.fixed + rows * self.row) / 2**30:.2g} GiB of memory"
+            + (f" in {parts} parts" if parts > 1 else "")
+            + f", a file of up to {file:.2g} GiB"
+        )
+
+
+def _sources(
+    paths: list[str], real: object, n: int | None
+) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+    """Samples x, classes c and numbers of their sources, and what each source is called."""
+    xs, cs, numbers, names = [], [], [], []
+    for i, path in enumerate(paths):
+        held = read_set(path, real, as_bytes=False)
+        if not held.labelled:
+            raise UserError(f"{path} says no classes, and a flow is trained by class")
+        if held.about.get("direction") == "real":
+            raise UserError(f"{path} are real points: a flow goes from generated samples to these")
+        share = None if n is None else n * (i + 1) // len(paths) - n * i // len(paths)
+        if share is not None and share > len(held):
+            raise UserError(f"{path} holds {len(held)} samples, not the {share} wanted")
+        some = held.chosen(torch.arange(len(held) if share is None else share))
+        xs.append(_read(some))
+        cs.append(some.c)
+        numbers.append(torch.full((len(some),), i))
+        names.append(held.about.get("guidance", str(path)))
+    return torch.cat(xs), torch.cat(cs), torch.cat(numbers), names
+
+
+def _read(points: SampleSet) -> Tensor:
+    return torch.cat([x for x, _ in points.batches(1024)])
+
+
+def _shards(
+    points: SampleSet, space: Space, rows: int, progress: Callable = lambda n: None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features and classes of the real points, so many at a time."""
+    for some in torch.arange(len(points)).split(rows):
+        part = points.chosen(some)
+        yield space(_read(part)), part.c
+        progress(len(some))
+
+
+def _reach(points: SampleSet, space: Space, rows: int, share: float) -> Tensor:
+    """By class, the distance below which this share of real points lies to another one, (K,).
+
+    Of 1,000 of them, evenly spaced.
+    """
+    limits = torch.zeros(int(points.c.max()) + 1, dtype=torch.float64)
+    chosen = [(points.c == label).nonzero()[:, 0] for label in range(len(limits))]
+    chosen = [own[:: max(1, len(own) // 1000)] for own in chosen]
+    asked = points.chosen(torch.cat(chosen))
+    distance, _ = nearest_in_shards(
+        space(_read(asked)), _shards(points, space, rows), k=2, c=asked.c
+    )
+    for label in range(len(limits)):
+        own = distance[asked.c == label, 1]  # the first is the point itself
+        limits[label] = own.sqrt().quantile(share) if len(own) else 0.0
+    return limits
+
+
+def used_targets(
+    distance: Tensor, index: Tensor, c: Tensor, source: Tensor, names: list[str]
+) -> list[dict]:
+    """A row per source and class, and one for all: how far the neighbours are, and how many.
+
+    distance, index (N, k); c and source (N,). `effective_targets` is exp of the entropy of how
+    often each target is used, `used_once` the share of targets that one sample alone has.
+    """
+    rows = []
+    groups = [(i, int(label)) for i in range(len(names)) for label in c.unique()]
+    for i, label in [*groups, ("all", "all")]:
+        own = torch.ones(len(c), dtype=torch.bool) if i == "all" else (source == i) & (c == label)
+        if not own.any():
+            continue
+        rows.append(
+            {
+                "source": names[i] if i != "all" else "all",
+                "class": label,
+                "n": int(own.sum()),
+                "nearest": distance[own, 0].mean().item(),
+                "mean_distance": distance[own].mean().item(),
+                "distinct_targets": len(index[own].unique()),
+                "effective_targets": effective(index[own]),
+                "used_once": used_once(index[own]),
+            }
+        )
+    return rows
+
+
+def effective(index: Tensor) -> float:
+    """exp(-sum_j p_j log p_j), p_j the share of neighbours that target j is."""
+    _, counts = index.unique(return_counts=True)
+    return torch.special.entr(counts.double() / index.numel()).sum().exp().item()
+
+
+def used_once(index: Tensor) -> float:
+    """Share of targets that are a neighbour of one sample only."""
+    _, counts = index.unique(return_counts=True)
+    return (counts == 1).double().mean().item()
 
 
 if __name__ == "__main__":

@@ -98,16 +98,28 @@ def generated(*, n: int, seed: int, batch_size: int, **keys: Any) -> Generated:
     return Generated(prepare(**keys), torch.arange(seed, seed + n), batch_size, told(keys))
 
 
-def held(x: Tensor, c: Tensor, about: dict[str, str]) -> SampleSet:
+def held(x: Tensor, c: Tensor, about: dict[str, str], *, as_bytes: bool = True) -> SampleSet:
     """Samples in memory, (n, *shape), images as 8 bits have them."""
-    x = as_8_bit(x)
+    x = as_8_bit(x) if as_bytes else x
     return SampleSet(x.shape[1:], c, lambda rows: x[rows], about)
 
 
-def read_set(path: str | Path, data: Any = None) -> SampleSet:
+def input_of(path: str | Path, inside: str = SAMPLES) -> Path:
+    """What counts of a set by its content: a run's file, or a file or folder of images as a whole.
+
+    Raises UserError if there is nothing of the kind.
+    """
+    place = Path(path)
+    if place.is_dir() and not any((place / name).is_file() for name in (inside, "identity.json")):
+        return place
+    return output_of(path, inside)
+
+
+def read_set(path: str | Path, data: Any = None, *, as_bytes: bool = True) -> SampleSet:
     """The samples of a run of ours, a sample file, or anyone's folder or zip of PNG or JPEG images.
 
-    data  the data set that they are compared with: their shape and classes must be its
+    data      the data set that they are compared with: their shape and classes must be its
+    as_bytes  images as 8 bits have them, also where the file holds floats
     UserError where there is nothing of the kind, or it is damaged or does not fit, naming the file.
     """
     path = Path(path)
@@ -137,7 +149,7 @@ def read_set(path: str | Path, data: Any = None) -> SampleSet:
                 f"{file}: images must have values in [-1, 1], and these reach from {x.min():.4g} "
                 f"to {x.max():.4g}"
             )
-    return held(x, tensors["c"], about)
+    return held(x, tensors["c"], about, as_bytes=as_bytes)
 
 
 def real_set(data: Any, split: str, per_class: int | None) -> SampleSet:

@@ -68,30 +68,35 @@ def kernel_distance(
         )
     if subsets < 1:
         raise UserError(f"a kernel distance needs subsets of 1 or more, not {subsets}")
-    # f.g = f'.g' + (f.mu - |mu|^2 / 2) + (g.mu - |mu|^2 / 2) with f' = f - mu, g' = g - mu: the
-    # first is small and is all that float32 has to hold
-    mu = features_y.double().mean(0)
-    sides = []
-    for features in (features_x, features_y):
-        shift = (features.double() @ mu - mu @ mu / 2) / d + 0.5  # the two make up the 1 of k too
-        centred = ((features.double() - mu) / d**0.5).float()
-        sides.append((centred.cpu().numpy(), shift.cpu().numpy()))
+    # f.g = f'.g' + (f'.mu + |mu|^2 / 2) + (g'.mu + |mu|^2 / 2) with f' = f - mu, g' = g - mu: the
+    # first is small, where mu is near the mean, and is all that float32 has to hold
     random, distances = np.random.RandomState(2020), []
+    sides, mu = [features.cpu().numpy() for features in (features_x, features_y)], None
     for _ in range(subsets):
-        rows = (random.choice(count, size, replace=False) for count in (n, m))
-        a, b = ([part[some] for part in side] for side, some in zip(sides, rows, strict=True))
-        within = sum(_cubes(*side, *side, diagonal=False) for side in (a, b))
-        across = _cubes(*a, *b, diagonal=True)
-        distances.append(within / (size * (size - 1)) - 2 * across / size**2)
+        both = [side[random.choice(len(side), size, replace=False)] for side in sides]
+        if mu is None:
+            mu = both[1].mean(0, dtype=np.float32)
+            exact = mu.astype(np.float64)
+        a, b = ((f - mu).astype(np.float32, copy=False) for f in both)
+        # all of it in numpy, whose threads and torch's would wait for each other, and but for the
+        # products without threads
+        s, t = (np.einsum("ij,j->i", f, exact) + (exact @ exact + d) / 2 for f in (a, b))
+        within = _cubes(a, s, a, s, diagonal=False) + _cubes(b, t, b, t, diagonal=False)
+        across = _cubes(a, s, b, t, diagonal=True)
+        distance = within / (size * (size - 1)) - 2 * across / size**2
+        distances.append(distance / d**3)
     return {"kd": float(np.mean(distances)), "kd_std": float(np.std(distances))}
 
 
 def _cubes(
-    a: np.ndarray, shift_a: np.ndarray, b: np.ndarray, shift_b: np.ndarray, *, diagonal: bool
+    a: np.ndarray, s: np.ndarray, b: np.ndarray, t: np.ndarray, *, diagonal: bool, rows: int = 32
 ) -> float:
-    """sum_ij (a_i.b_j + shift_i + shift_j)^3; numpy computes one half of a product with itself."""
-    k = np.add.outer(shift_a, shift_b)
-    k += a @ b.T  # all of it in numpy: its threads and torch's would wait for each other
-    if not diagonal:
-        np.fill_diagonal(k, 0)
-    return float(np.vdot(k * k, k))
+    """sum_ij (a_i.b_j + s_i + t_j)^3, or without i = j, in blocks that fit in a cache."""
+    products, total = a @ b.T, 0.0  # numpy computes one half only of a product with itself
+    for start in range(0, len(a), rows):
+        k = products[start : start + rows] + t
+        k += s[start : start + rows, None]
+        if not diagonal:
+            np.fill_diagonal(k[:, start:], 0)
+        total += np.einsum("ij,ij->", k * k, k)
+    return float(total)
