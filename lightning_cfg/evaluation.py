@@ -22,7 +22,7 @@ from lightning_cfg.learners import Classification, Refinement
 from lightning_cfg.models import Flow
 from lightning_cfg.pngs import drawable
 from lightning_cfg.reference import Real
-from lightning_cfg.refine import refined
+from lightning_cfg.refine import Solver, refined
 from lightning_cfg.runs import content_of
 from lightning_cfg.sample_sets import held, real_set
 from lightning_cfg.score_table import as_csv
@@ -89,7 +89,7 @@ class EvaluateSamples(L.Callback):
         self.sampler = Choice("lightning_cfg.samplers").check(sampler, "evaluation.sampler")
         self.flow_path, self.sources, self.data, self.columns = flow, sources, data, columns
         self.seed, self.batch_size = seed, batch_size
-        self.tolerance = {"rtol": rtol, "atol": atol}
+        self.solver = Solver(rtol=rtol, atol=atol)
         self.settings = {"metrics": metrics, "features": features, "statistics": statistics}
         self.settings["classifier"] = classifier
         self.settings["reference"] = [reference] if isinstance(reference, str) else list(reference)
@@ -235,8 +235,9 @@ class EvaluateSamples(L.Callback):
             flow = self._flow
         if flow is not None:
             for label, (x, c) in list(sets.items()):
-                better, _ = refined(flow, x, c, batch_size=self.batch_size, **self.tolerance)
-                sets[f"{label}_refined"] = better, c
+                blocks = zip(x.split(self.batch_size), c.split(self.batch_size), strict=True)
+                better = [refined(flow, some, of, self.solver)[0] for some, of in blocks]
+                sets[f"{label}_refined"] = torch.cat(better), c
         return sets
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from lightning_cfg import checkpoints, figures  # noqa: E402
+from lightning_cfg.data.pairs import DIRECTION  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.features import Space, as_space  # noqa: E402
 from lightning_cfg.files import save_tensors, write_text  # noqa: E402
@@ -26,7 +27,6 @@ from lightning_cfg.sample_sets import SampleSet, input_of, read_set, real_set  #
 from lightning_cfg.score_table import as_csv  # noqa: E402
 
 PAIRS = "pairs/pairs.safetensors"
-DIRECTION = "generated to real"  # which way a flow on the pairs goes; a fit on others is refused
 
 
 def pair(
@@ -180,7 +180,7 @@ class Size:
 
     @property
     def row(self) -> int:
-        """Bytes of one real point: itself, its features, and those of one class and in the index."""
+        """Bytes of a real point: itself, its features, copies of one class and in the index."""
         copies = 2 / self.groups if self.groups > 1 else 1
         return int(4 * (self.point + (0 if self.shared else self.d) + copies * self.d))
 
@@ -220,8 +220,6 @@ def _sources(
         held = read_set(path, real, as_bytes=False)
         if not held.labelled:
             raise UserError(f"{path} says no classes, and a flow is trained by class")
-        if held.about.get("direction") == "real":
-            raise UserError(f"{path} are real points: a flow goes from generated samples to these")
         share = None if n is None else n * (i + 1) // len(paths) - n * i // len(paths)
         if share is not None and share > len(held):
             raise UserError(f"{path} holds {len(held)} samples, not the {share} wanted")

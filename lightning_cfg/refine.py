@@ -5,9 +5,9 @@ from lightning_cfg.config import check_arguments, main
 check_arguments(__name__)  # a missing file answers before torch is imported
 
 import sys  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import Literal  # noqa: E402
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -15,11 +15,15 @@ from tqdm import tqdm  # noqa: E402
 
 from lightning_cfg import checkpoints  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
-from lightning_cfg.files import load_samples, output_of, save_tensors  # noqa: E402
+from lightning_cfg.files import output_of, save_tensors  # noqa: E402
 from lightning_cfg.generate import SAMPLES, pick_device  # noqa: E402
+from lightning_cfg.guidance import require_null  # noqa: E402
+from lightning_cfg.interfaces import NULL, Velocity  # noqa: E402
 from lightning_cfg.models import Flow  # noqa: E402
+from lightning_cfg.pngs import IMAGES, check_images, save_images  # noqa: E402
 from lightning_cfg.runs import Run  # noqa: E402
-from lightning_cfg.samplers import integrate  # noqa: E402
+from lightning_cfg.sample_sets import input_of, read_set  # noqa: E402
+from lightning_cfg.samplers import integrate, integrate_in_steps  # noqa: E402
 
 
 def refine(
@@ -28,23 +32,39 @@ def refine(
     samples: str,
     run_dir: str,
     weights: str | int = "ema",
+    method: Literal["dopri5", "euler", "heun"] = "dopri5",
+    steps: int = 8,
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_evaluations: int = 2000,
+    strength: float = 1.0,
+    scale: float = 1.0,
+    images: Literal["folder", "zip"] | None = None,
     batch_size: int = 1000,
     device: str = "auto",
     seed: int = 0,
 ) -> Path:
-    """Integrate dx/dt = v(x, t, c) from the sample at t = 0 to 1 by dopri5; the run holds samples/.
+    """Integrate dx/dt = v(x, t, c) from the sample at t = 0 to 1; the run holds samples/.
 
     flow             a run of `fit` of a Flow on pairs, or its checkpoint
-    samples          a run of `generate` or a sample file
-    max_evaluations  of the network per batch, beyond which the run stops with an error
+    samples          a run of `generate`, a sample file, or a folder or zip of images with classes
+    method           dopri5, adaptive, by rtol and atol; euler or heun in equal `steps`, which take
+                     one or two evaluations each
+    max_evaluations  of the network per batch by dopri5, beyond which the run stops with an error
+    strength         integrates up to this t only: 1 is the whole way, 0 changes nothing
+    scale            w of classifier-free guidance inside the flow, v_u + w (v_c - v_u) (Zhao &
+                     Schwing 2025, app. B.2): for a flow trained with label dropout; 1 is without
+    images           also as 8-bit PNGs, in samples/images/ or samples/images.zip
     """
-    checkpoint, file = output_of(flow, checkpoints.LAST), output_of(samples, SAMPLES)
+    solver = Solver(method, steps, rtol, atol, max_evaluations, strength, scale)
+    checkpoint, file = output_of(flow, checkpoints.LAST), input_of(samples)
     settings = {"weights": weights, "rtol": rtol, "atol": atol, "batch_size": batch_size}
     settings |= {"max_evaluations": max_evaluations}
-    free = {"flow": flow, "samples": samples, "device": device, "seed": seed}
+    settings |= {"method": method, "steps": steps} if method != "dopri5" else {}
+    settings |= {"strength": strength} if strength != 1 else {}
+    settings |= {"scale": scale} if scale != 1 else {}
+    free = {"flow": flow, "samples": samples, "device": device, "seed": seed, "images": images}
+    free |= {"method": method, "steps": steps, "strength": strength, "scale": scale}
     run = Run(run_dir, "refine", settings, {"flow": checkpoint, "samples": file}, free)
     if run.finished():
         print(f"{run_dir}: finished already")
@@ -58,60 +78,93 @@ def refine(
         )
     if not isinstance(model, Flow):
         raise UserError(f"{flow} is a {type(model).__name__}: refine needs model Flow")
-    source = load_samples(file, model.shape, model.num_classes)
+    solver.check(model)
+    source = read_set(samples, model, as_bytes=False)
+    if not source.labelled:
+        raise UserError(f"{samples} says no classes, and the flow moves samples by class")
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")
+    check_images(images, model.shape)
 
-    total = len(source["x"])
+    total = len(source)
     with tqdm(total=total, unit="sample", disable=not sys.stderr.isatty()) as bar:
-        x, evaluations = refined(
-            model,
-            source["x"],
-            source["c"],
-            rtol=rtol,
-            atol=atol,
-            max_evaluations=max_evaluations,
-            batch_size=batch_size,
-            progress=bar.update,
-        )
+        parts, evaluations = [], 0
+        for x, c in source.batches(batch_size):
+            moved, spent = refined(model, x, c, solver)
+            parts.append(moved)
+            evaluations += spent
+            bar.update(len(x))
+    x = torch.cat(parts)
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
-    out = save_tensors(run.directory / SAMPLES, x=x, c=source["c"], seed=source["seed"])
-    run.finish(out, evaluations={"flow": evaluations / total}, weights=weights)
+    out = [save_tensors(run.directory / SAMPLES, x=x, c=source.c, seed=source.seeds)]
+    if images is not None:
+        place, labelled = run.directory / IMAGES[images], model.num_classes > 0
+        out.append(save_images(place, x=x, c=source.c, seed=source.seeds, labelled=labelled))
+    run.finish(*out, evaluations={"flow": evaluations / total}, weights=weights)
     print(f"{run_dir}: {total} samples, {evaluations / total:.0f} evaluations each")
     return run.directory
 
 
-@torch.no_grad()
-def refined(
-    model: Flow,
-    x: Tensor,
-    c: Tensor,
-    *,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    max_evaluations: int = 2000,
-    batch_size: int = 1000,
-    progress: Callable[[int], Any] = lambda n: None,
-) -> tuple[Tensor, int]:
-    """Samples (n, *shape) at t = 1 of the flow that they start at t = 0, and its evaluations.
+@dataclass(frozen=True)
+class Solver:
+    """How samples are taken along a refinement; see `refine`."""
 
-    On the model's device, in float64; the result is float32 on the CPU. Raises UserError as
+    method: str = "dopri5"
+    steps: int = 8
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    max_evaluations: int = 2000
+    strength: float = 1.0
+    scale: float = 1.0
+
+    def check(self, model: Flow) -> None:
+        """UserError for numbers that cannot be, or a guidance that this flow does not know."""
+        if self.steps < 1:
+            raise UserError(f"steps={self.steps} must be at least 1")
+        if not 0 <= self.strength <= 1:
+            raise UserError(f"strength={self.strength} must be from 0 to 1, how far t goes")
+        if self.scale != 1:
+            require_null(model, f"scale={self.scale:g} inside the flow")
+
+    def guided(self, velocity: Velocity) -> Velocity:
+        """v_u + w (v_c - v_u), which is v_c where the scale w is 1."""
+        if self.scale == 1:
+            return velocity
+
+        def both(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+            v_u = velocity(x, t, torch.full_like(c, NULL))
+            return v_u + self.scale * (velocity(x, t, c) - v_u)
+
+        return both
+
+    def run(self, velocity: Velocity, x: Tensor, c: Tensor) -> Tensor:
+        """x at t = strength."""
+        velocity = self.guided(velocity)
+        if self.strength == 0:
+            return x
+        if self.method == "dopri5":
+            limits = (self.rtol, self.atol, self.max_evaluations)
+            return integrate(velocity, x, c, 0.0, self.strength, *limits)
+        order = {"euler": 1, "heun": 2}[self.method]
+        return integrate_in_steps(velocity, x, c, 0.0, self.strength, self.steps, order)
+
+
+@torch.no_grad()
+def refined(model: Flow, x: Tensor, c: Tensor, solver: Solver) -> tuple[Tensor, int]:
+    """One batch of samples (B, *shape) taken along the flow, and the evaluations that it took.
+
+    In float64 on the model's device; the result is float32 on the CPU. Raises UserError as
     `samplers.integrate` does.
     """
-    out, evaluations = [], 0
-    place = next(model.parameters()).device
+    place, evaluations = next(model.parameters()).device, 0
 
     def velocity(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
         nonlocal evaluations
         evaluations += len(x)
         return model.velocity(x, t, c)
 
-    for some, label in zip(x.split(batch_size), c.split(batch_size), strict=True):
-        start = some.double().to(place)
-        end = integrate(velocity, start, label.to(place), 0.0, 1.0, rtol, atol, max_evaluations)
-        out.append(end.float().cpu())
-        progress(len(some))
-    return torch.cat(out), evaluations
+    end = solver.run(velocity, x.double().to(place), c.to(place))
+    return end.float().cpu(), evaluations
 
 
 if __name__ == "__main__":

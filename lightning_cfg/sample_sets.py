@@ -26,6 +26,7 @@ class SampleSet:
 
     shape   of one sample
     c       (n,) their classes; NULL for all where none are known
+    seeds   (n,) their seeds; their numbers where they have none
     about   what every number of theirs carries: source, sampler, guidance, seeds, model_weights
     """
 
@@ -35,8 +36,10 @@ class SampleSet:
         c: Tensor,
         read: Callable[[Tensor], Tensor],
         about: dict[str, str],
+        seeds: Tensor | None = None,
     ):
         self.shape, self.c, self.about, self._read = tuple(shape), c, about, read
+        self.seeds = torch.arange(len(c)) if seeds is None else seeds
 
     def __len__(self) -> int:
         return len(self.c)
@@ -57,8 +60,8 @@ class SampleSet:
 
     def chosen(self, rows: Tensor) -> "SampleSet":
         """Some of the samples."""
-        about = dict(self.about)
-        return SampleSet(self.shape, self.c[rows], lambda i: self._read(rows[i]), about)
+        about, seeds = dict(self.about), self.seeds[rows]
+        return SampleSet(self.shape, self.c[rows], lambda i: self._read(rows[i]), about, seeds)
 
 
 class Generated(SampleSet):
@@ -98,10 +101,17 @@ def generated(*, n: int, seed: int, batch_size: int, **keys: Any) -> Generated:
     return Generated(prepare(**keys), torch.arange(seed, seed + n), batch_size, told(keys))
 
 
-def held(x: Tensor, c: Tensor, about: dict[str, str], *, as_bytes: bool = True) -> SampleSet:
+def held(
+    x: Tensor,
+    c: Tensor,
+    about: dict[str, str],
+    *,
+    seeds: Tensor | None = None,
+    as_bytes: bool = True,
+) -> SampleSet:
     """Samples in memory, (n, *shape), images as 8 bits have them."""
     x = as_8_bit(x) if as_bytes else x
-    return SampleSet(x.shape[1:], c, lambda rows: x[rows], about)
+    return SampleSet(x.shape[1:], c, lambda rows: x[rows], about, seeds)
 
 
 def input_of(path: str | Path, inside: str = SAMPLES) -> Path:
@@ -149,7 +159,7 @@ def read_set(path: str | Path, data: Any = None, *, as_bytes: bool = True) -> Sa
                 f"{file}: images must have values in [-1, 1], and these reach from {x.min():.4g} "
                 f"to {x.max():.4g}"
             )
-    return held(x, tensors["c"], about, as_bytes=as_bytes)
+    return held(x, tensors["c"], about, seeds=tensors["seed"], as_bytes=as_bytes)
 
 
 def real_set(data: Any, split: str, per_class: int | None) -> SampleSet:

@@ -179,6 +179,22 @@ def dopri5(
     yield 0.0, denoise(x_t[-1] / t, _full(low, x), c)
 
 
+def integrate_in_steps(
+    velocity: Velocity, x: Tensor, c: Tensor, t0: float, t1: float, steps: int, order: int
+) -> Tensor:
+    """x at t1 of dx/dt = v(x, t, c) from x at t0, in equal steps of Euler (order 1) or Heun (2).
+
+    steps * order evaluations. Heun: x + h (v(x, t) + v(x + h v(x, t), t + h)) / 2.
+    """
+    h = (t1 - t0) / steps
+    for i in range(steps):
+        slope = velocity(x, _full(t0 + i * h, x), c)
+        if order == 2:
+            slope = (slope + velocity(x + h * slope, _full(t0 + (i + 1) * h, x), c)) / 2
+        x = x + h * slope
+    return x
+
+
 def integrate(
     velocity: Velocity,
     x: Tensor,

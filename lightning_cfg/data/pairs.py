@@ -1,12 +1,16 @@
 """Pairs of generated samples and their nearest real neighbours, as `pair` wrote them."""
 
+import json
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from lightning_cfg.draws import Draws
+from lightning_cfg.errors import UserError
 from lightning_cfg.files import load_tensors, output_of
+
+DIRECTION = "generated to real"  # in which a refinement goes (Zhao & Schwing 2025, eq. 12)
 
 
 class Pairs:
@@ -14,6 +18,7 @@ class Pairs:
 
     path  a run directory of `pair`, or its pairs.safetensors: x (N, *shape), c (N,), neighbours
           (N, k) long into targets (M, *shape)
+    UserError where the run's manifest says that these pairs lead the other way.
     """
 
     truth = None
@@ -21,6 +26,11 @@ class Pairs:
 
     def __init__(self, *, path: str):
         self.path = output_of(path, "pairs/pairs.safetensors")
+        manifest = self.path.parent.parent / "manifest.json"
+        told = json.loads(manifest.read_text()) if manifest.is_file() else {}
+        direction = told.get("direction", DIRECTION)
+        if direction != DIRECTION:
+            raise UserError(f"{path}: its pairs lead from {direction}, not from {DIRECTION}")
 
     @cached_property
     def _file(self) -> dict[str, Tensor]:

@@ -68,35 +68,34 @@ def kernel_distance(
         )
     if subsets < 1:
         raise UserError(f"a kernel distance needs subsets of 1 or more, not {subsets}")
-    # f.g = f'.g' + (f'.mu + |mu|^2 / 2) + (g'.mu + |mu|^2 / 2) with f' = f - mu, g' = g - mu: the
-    # first is small, where mu is near the mean, and is all that float32 has to hold
+    # k = (f'.g' + s_f + s_g) / d with f' = f - mu, s_f = f'.mu + (|mu|^2 + d) / 2, and g as f: f'.g'
+    # is small, where mu is near the mean, and so are the errors of float32 in it. All of it is in
+    # numpy, as its threads and torch's would wait for each other.
     random, distances = np.random.RandomState(2020), []
     sides, mu = [features.cpu().numpy() for features in (features_x, features_y)], None
     for _ in range(subsets):
         both = [side[random.choice(len(side), size, replace=False)] for side in sides]
         if mu is None:
             mu = both[1].mean(0, dtype=np.float32)
-            exact = mu.astype(np.float64)
+            level = (np.square(mu, dtype=np.float64).sum() + d) / 2
         a, b = ((f - mu).astype(np.float32, copy=False) for f in both)
-        # all of it in numpy, whose threads and torch's would wait for each other, and but for the
-        # products without threads
-        s, t = (np.einsum("ij,j->i", f, exact) + (exact @ exact + d) / 2 for f in (a, b))
-        within = _cubes(a, s, a, s, diagonal=False) + _cubes(b, t, b, t, diagonal=False)
-        across = _cubes(a, s, b, t, diagonal=True)
-        distance = within / (size * (size - 1)) - 2 * across / size**2
-        distances.append(distance / d**3)
+        s, t = (np.einsum("ij,j->i", f, mu) + level for f in (a, b))
+        within = _cubes(a, s, a, s, pairs=True) + _cubes(b, t, b, t, pairs=True)
+        across = _cubes(a, s, b, t, pairs=False)
+        distances.append(2 * (within / (size * (size - 1)) - across / size**2) / d**3)
     return {"kd": float(np.mean(distances)), "kd_std": float(np.std(distances))}
 
 
 def _cubes(
-    a: np.ndarray, s: np.ndarray, b: np.ndarray, t: np.ndarray, *, diagonal: bool, rows: int = 32
+    a: np.ndarray, s: np.ndarray, b: np.ndarray, t: np.ndarray, *, pairs: bool, rows: int = 32
 ) -> float:
-    """sum_ij (a_i.b_j + s_i + t_j)^3, or without i = j, in blocks that fit in a cache."""
+    """sum_ij (a_i.b_j + s_i + t_j)^3, of i < j only where a and b are the same, as `pairs` says."""
     products, total = a @ b.T, 0.0  # numpy computes one half only of a product with itself
-    for start in range(0, len(a), rows):
-        k = products[start : start + rows] + t
-        k += s[start : start + rows, None]
-        if not diagonal:
-            np.fill_diagonal(k[:, start:], 0)
+    for start in range(0, len(a), rows):  # what is held in float64 fits in a cache
+        block, after = slice(start, start + rows), start if pairs else 0
+        k = products[block, after:] + t[after:]
+        k += s[block, None]
+        if pairs:
+            k[:, :rows] = np.triu(k[:, :rows], 1)
         total += np.einsum("ij,ij->", k * k, k)
     return float(total)
