@@ -52,9 +52,14 @@ class SaveLast(L.Callback):
     keep  so many of these are kept besides as checkpoints/best_<step>.ckpt: the best ones
     by    what that is decided by: the loss, as it was logged last, or a score that EvaluateSamples
           has found at the very step
+    Raises UserError for a score of which no end is the best, as of a density.
     """
 
     def __init__(self, directory: Path, *, every: int, keep: int = 0, by: str = "loss"):
+        better = meaning(by.partition("/")[0])[0]
+        if better == "real":
+            raise UserError(f"keep_by={by}: the best is what real data have, not less or more")
+        self._sign = -1 if better == "higher" else 1
         self.path, self.every, self.keep, self.by = directory / LAST, every, keep, by
         self.best: dict[int, float] = {}  # loss, or what has the lowest value at its best, by step
         self._saved = -1
@@ -102,8 +107,8 @@ class SaveLast(L.Callback):
             return learner.logged.get("loss", float("nan"))
         if learner.scored_at != step:
             return float("nan")
-        sign = -1 if meaning(self.by.partition("/")[0])[0] == "higher" else 1
-        return sign * learner.scores.get(self.by, float("nan"))  # a set may have been left out
+        # a set may have been left out
+        return self._sign * learner.scores.get(self.by, float("nan"))
 
     def place(self, step: int) -> Path:
         return self.path.with_name(f"best_{step:06d}.ckpt")

@@ -99,7 +99,13 @@ class EvaluateSamples(L.Callback):
         self._rows: list[dict] = []
         self._done = -1
 
-    def check(self, learner: L.LightningModule, data: Any, section: dict) -> None:
+    def check(
+        self,
+        learner: L.LightningModule,
+        data: Any,
+        section: dict,
+        device: torch.device | str = "cpu",
+    ) -> None:
         """UserError if these samples cannot be made or scored, before anything is trained.
 
         It scores as many real points in place of samples, so that every metric has run once.
@@ -137,7 +143,8 @@ class EvaluateSamples(L.Callback):
             per_class=self.per_class,
             groups=list(range(max(1, own.num_classes))) if by_class else [ALL],
         )
-        self._scorer = scorer_of(real=real, batch_size=self.batch_size, **self.settings)
+        how = {"device": device, "batch_size": self.batch_size}
+        self._scorer = scorer_of(real=real, **how, **self.settings)
         self._classes = data.num_classes  # which are those of the model, whatever it is scored by
         if refines:
             self._read_sources(data)
@@ -154,7 +161,9 @@ class EvaluateSamples(L.Callback):
                 raise UserError(f"evaluation: two sets of samples would be called {label}")
         stand_in = real_set(own, "bank", self.per_class["bank"])
         rows = torch.arange(self.n) * max(1, len(stand_in) // self.n) % len(stand_in)
-        scores, _ = self._scores(self._scorer.gather(stand_in.chosen(rows)))
+        some = stand_in.chosen(rows)
+        some.c = some.c.clamp(min=0)  # targets of Pairs have no class
+        scores, _ = self._scores(self._scorer.gather(some))
         self.names = [f"{metric}/{label}" for label in labels for metric in scores]
 
     def on_train_start(self, trainer: L.Trainer, *args: object) -> None:
@@ -167,8 +176,6 @@ class EvaluateSamples(L.Callback):
         for model in (self._scorer.classifier, self._flow):
             if model is not None:
                 model.to(place)
-        if self.n < trainer.world_size:
-            raise UserError(f"evaluation.n={self.n} is less than the {trainer.world_size} ranks")
         if (self.directory / TABLE).is_file():
             self._rows = _rows_before(self.directory / TABLE, trainer.global_step)
 

@@ -123,7 +123,7 @@ def fit(
     callbacks: list[L.Callback] = [Progress()]
     if evaluation is not None:
         callbacks.append(EvaluateSamples(run.directory, **evaluation))
-        callbacks[-1].check(module, data_set, data)
+        callbacks[-1].check(module, data_set, data, device=_device(trainer))
     _check_keep(keep, keep_by, checkpoint_every, callbacks[-1] if evaluation is not None else None)
     # after the evaluation of the same step, by which a checkpoint may be kept
     callbacks.append(SaveLast(run.directory, every=checkpoint_every, keep=keep, by=keep_by))
@@ -140,6 +140,10 @@ def fit(
     batches = KeyedBatches(data_set, seed=seed, batch_size=batch_size)
     # a size that does not divide, or data that cannot be read, stop before anything is written
     batches.rows_per_batch(engine)
+    if evaluation is not None and evaluation.get("n", engine.world_size) < engine.world_size:
+        raise UserError(
+            f"evaluation.n={evaluation['n']} is less than the {engine.world_size} ranks"
+        )
     data_set.batch(Draws(seed=seed, step=0, batch_size=1))
     run.begin()
     try:
@@ -165,8 +169,9 @@ def speed_of(
     matmul_precision: str = "auto",
 ) -> dict:
     """{precision, compile, channels_last, matmul_precision}: as asked, and what auto means here."""
-    cuda = torch.cuda.is_available() and trainer.get("accelerator") in (None, "auto", "gpu", "cuda")
-    fast = cuda and len(shape) == 3  # points need all their digits, and their networks are small
+    fast = (
+        _on_cuda(trainer) and len(shape) == 3
+    )  # points need all their digits, and their networks are small
     half = fast and torch.cuda.is_bf16_supported()
     auto = {
         "precision": "bf16-mixed" if half else "32-true",
@@ -177,6 +182,18 @@ def speed_of(
     asked = {"precision": trainer.get("precision") or "auto", "compile": compile}
     asked |= {"channels_last": channels_last, "matmul_precision": matmul_precision}
     return {name: auto[name] if value == "auto" else value for name, value in asked.items()}
+
+
+def _on_cuda(trainer: dict) -> bool:
+    asked = trainer.get("accelerator") in (None, "auto", "gpu", "cuda")
+    return torch.cuda.is_available() and asked
+
+
+def _device(trainer: dict) -> torch.device:
+    """Where this process will train, as far as it is known before there is a Trainer."""
+    if not _on_cuda(trainer):
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def prepare(model: nn.Module, speed: dict) -> None:

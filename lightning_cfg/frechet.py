@@ -1,7 +1,6 @@
 """Fréchet distance: two sets of features, each summed up by its mean and covariance."""
 
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +77,9 @@ class Moments:
     def all_reduce(self) -> "Moments":
         """The moments of what all processes of the default group hold; returns itself.
 
-        Two collectives, which every process has to join: the sums of count and count * mean, then
-        that of the scatter about the common mean. Without a process group it changes nothing.
-        UserError where one process holds nothing while others do not know d either.
+        Three collectives, which every process has to join: the sizes, the sums of count and of
+        count * mean, then that of the scatter about the common mean. Without a process group it
+        changes nothing. UserError where processes hold features of several sizes.
         """
         from torch import distributed
 
@@ -215,7 +214,7 @@ def load_statistics(path: str | Path) -> tuple[Moments, dict | None]:
         raise UserError(
             f"{path} is a pickle, which runs code when it is read; where you trust it, convert it: "
             "python -c \"import pickle, numpy; s = pickle.load(open('IN.pkl', 'rb'))['fid']; "
-            "numpy.savez('OUT.npz', mu=s['mu'], sigma=s['sigma'])\""
+            "numpy.savez('OUT.npz', mu=s['mu'], sigma=s['sigma'])\" (or 'fd_dinov2' for 'fid')"
         )
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -226,7 +225,9 @@ def load_statistics(path: str | Path) -> tuple[Moments, dict | None]:
             mu, sigma = (torch.from_numpy(np.asarray(file[k], float)) for k in ("mu", "sigma"))
             count = int(file["count"]) if "count" in file.files else 10**9
             about = json.loads(str(file["about"])) if "about" in file.files else None
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever a broken file makes numpy and zipfile raise
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is truncated or no npz of mu and sigma: {reason}") from error
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
@@ -234,6 +235,8 @@ def load_statistics(path: str | Path) -> tuple[Moments, dict | None]:
         raise UserError(f"{path}: mu and sigma have shapes {shapes}, not (d,) and (d, d)")
     if not (mu.isfinite().all() and sigma.isfinite().all()):
         raise UserError(f"{path} holds NaN or infinity")
+    if not torch.allclose(sigma, sigma.T, rtol=1e-6, atol=1e-6 * float(sigma.abs().max())):
+        raise UserError(f"{path}: sigma is not symmetric, so it is no covariance")
     return Moments.from_statistics(mu, sigma, count), about
 
 

@@ -177,23 +177,26 @@ def _saver(features: Tensor) -> Callable[[Path], None]:
     return save
 
 
+PUBLISHED = {2048: "fid", 1024: "fd_dinov2"}  # by features: what published statistics are for
+NAMED = {2048: "Inception", 1024: "DINOv2"}
+
+
 def published(path: str | Path, space: Space, name: str) -> Moments:
     """Reference statistics that somebody has written to an npz, for this feature space.
 
     UserError where they are of another extractor, as far as the file says: one that says nothing,
-    such as EDM's, is taken to be of Inception's 2048 features.
+    such as EDM's, is taken to be of the space that its number of features is of: 2048 of
+    Inception's, 1024 of DINOv2's CLS token.
     """
     moments, about = load_statistics(path)
     own = space.about
     if about is None:
-        if space.frechet != "fid":
+        d = len(moments.mean)
+        if PUBLISHED.get(d) != (space.frechet or ""):
             raise UserError(
-                f"{path} does not say which features its statistics are of; such files are taken "
-                f"to be Inception's, not those of features.{name} ({own['extractor']})"
-            )
-        if len(moments.mean) != 2048:
-            raise UserError(
-                f"{path} has statistics of {len(moments.mean)} features, Inception's are 2048"
+                f"{path} does not say which features its statistics are of; such a file is taken "
+                f"to be of {d} features of {NAMED.get(d, 'nothing known')}, not of "
+                f"features.{name} ({own['extractor']})"
             )
         return moments
     theirs = about.get("space", {})

@@ -57,10 +57,12 @@ def kernel_distance(
         MMD^2 with k(f, g) = (f.g / d + 1)^3, unbiased, over random subsets of `size` from each side
 
     The subsets are torch-fidelity's (seed 2020). Products are float32 of centred features and all
-    sums float64: within 1e-6 of float64 throughout, where float32 throughout is off by 1e-4.
-    Unbiased, so it may be just below zero. Raises UserError for fewer than `size` samples.
+    sums float64: within 1e-6 of float64 throughout, relative to it or to its deviation if that is
+    larger, where float32 throughout is off by 1e-4. Unbiased, so it may be just below zero. Raises UserError for fewer than `size` samples.
     """
     n, m, d = len(features_x), len(features_y), features_x.shape[1]
+    if features_y.shape[1] != d:
+        raise UserError(f"features of two sizes, {d} and {features_y.shape[1]}, do not compare")
     if not 2 <= size <= min(n, m):
         raise UserError(
             f"a kernel distance over subsets of size={size} needs as many samples a side, and 2 or "
@@ -68,9 +70,9 @@ def kernel_distance(
         )
     if subsets < 1:
         raise UserError(f"a kernel distance needs subsets of 1 or more, not {subsets}")
-    # k = (f'.g' + s_f + s_g) / d with f' = f - mu, s_f = f'.mu + (|mu|^2 + d) / 2, and g as f: f'.g'
-    # is small, where mu is near the mean, and so are the errors of float32 in it. All of it is in
-    # numpy, as its threads and torch's would wait for each other.
+    # k = (f'.g' + s_f + s_g) / d, f' = f - mu, s_f = f'.mu + (|mu|^2 + d) / 2, and so for g: with
+    # mu near the mean, f'.g' is small, and with it what float32 loses. All of it is in numpy, as
+    # its threads and torch's would wait for each other.
     random, distances = np.random.RandomState(2020), []
     sides, mu = [features.cpu().numpy() for features in (features_x, features_y)], None
     for _ in range(subsets):

@@ -35,6 +35,7 @@ def inception_score(head_logits: Tensor, *, splits: int = 10) -> dict[str, float
     for i in range(splits):
         part = log_p[i * n // splits : (i + 1) * n // splits]
         p = part.exp()
-        divergence = (p * (part - p.mean(0).log())).sum(1).mean()
+        terms = p * (part - p.mean(0).log())
+        divergence = torch.where(p > 0, terms, 0).sum(1).mean()  # 0 log 0 = 0
         scores.append(divergence.exp().item())
     return {"is": float(np.mean(scores)), "is_std": float(np.std(scores))}

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_cfg.errors import UserError
 from lightning_cfg.metrics.known import known_of
 from lightning_cfg.neighbours import nearest
+from lightning_cfg.precision import matmul
 
 
 def precision_recall(features_x: Tensor, features_y: Tensor, *, k: int = 3) -> dict[str, float]:
@@ -66,7 +67,7 @@ def near_copies(
 ) -> dict[str, float]:
     """Share of samples nearer to a training point than all but 1 % of held-out real points are.
 
-        mean_i [d1(x_i) < q],   q the quantile of d1(y) over held-out y
+        mean_i [d1(x_i) <= q],   q the quantile of d1(y) over held-out y
 
     0.01 for fresh real data, whatever the space: what is more has been copied, or is too typical.
     Raises UserError for a quantile outside (0, 1) or fewer held-out points than it can tell.
@@ -79,9 +80,9 @@ def near_copies(
             f"quantile {quantile:g}"
         )
     own = _to_bank(features_held_out, features_bank, k=1)[:, 0]
-    limit = own.sort().values[int(len(own) * quantile)]
+    limit = own.sort().values[int(len(own) * quantile) - 1]
     d1 = _to_bank(features_x, features_bank, k=min(2, len(features_bank)))[:, 0]
-    return {"near_copies": _share(d1 < limit)}
+    return {"near_copies": _share(d1 <= limit)}
 
 
 def radii(points: Tensor, k: int) -> Tensor:
@@ -91,8 +92,10 @@ def radii(points: Tensor, k: int) -> Tensor:
             f"balls of k = {k} neighbours need more than {max(k, 0)} points and k of 1 or more, "
             f"got {len(points)} points"
         )
-    # the first neighbour is the point itself, or its double
-    return known_of(points, ("radii", k), lambda: nearest(points, points, k=k + 1)[0][:, -1])
+    # the first neighbour is the point itself, or its double; the k of both metrics at once
+    most = min(max(k, 5), len(points) - 1)
+    found = known_of(points, ("radii", most), lambda: nearest(points, points, k=most + 1)[0])
+    return found[:, k]
 
 
 def _to_bank(points: Tensor, bank: Tensor, *, k: int) -> Tensor:
@@ -115,14 +118,20 @@ def _compared(x: Tensor, y: Tensor, rows: int = 512) -> Iterator[tuple[slice, Wi
     product in float32 decides where its rounding cannot matter (see `neighbours.nearest`), and
     float64 differences decide the rest.
     """
-    centre = y.mean(0, dtype=torch.float64)
-    near_y = (y.double() - centre).float()
+    if x.shape[1:] != y.shape[1:] or not len(x):
+        raise UserError(f"features of {tuple(x.shape)} and {tuple(y.shape)} do not compare")
+    for name, points in (("samples", x), ("real points", y)):
+        if not points.isfinite().all():
+            raise UserError(f"features of the {name} have NaN or inf, and lie in no ball")
+    centre = y.mean(0, dtype=torch.float64).to(torch.promote_types(y.dtype, torch.float32))
+    near_y = (y - centre).float()
     length_y = near_y.square().sum(1)
     for start in range(0, len(x), rows):
         block = x[start : start + rows]
-        near_x = (block.double() - centre).float()
+        near_x = (block - centre).float()
         length_x = near_x.square().sum(1)[:, None]
-        squared = torch.addmm(length_y, near_x, near_y.T, alpha=-2).add_(length_x)
+        with matmul("highest"):  # what the slack is for
+            squared = torch.addmm(length_y, near_x, near_y.T, alpha=-2).add_(length_x)
         reach = length_x.sqrt() + length_y.max().sqrt()
         slack = (x.shape[1] + 8) * 6e-8 * reach.square() + 1e-30
 
