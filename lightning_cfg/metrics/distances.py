@@ -58,7 +58,8 @@ def kernel_distance(
 
     The subsets are torch-fidelity's (seed 2020). Products are float32 of centred features and all
     sums float64: within 1e-6 of float64 throughout, relative to it or to its deviation if that is
-    larger, where float32 throughout is off by 1e-4. Unbiased, so it may be just below zero. Raises UserError for fewer than `size` samples.
+    larger, where float32 throughout is off by 1e-4. Unbiased, so it may be just below zero. Raises
+    UserError for fewer than `size` samples.
     """
     n, m, d = len(features_x), len(features_y), features_x.shape[1]
     if features_y.shape[1] != d:
