@@ -52,8 +52,10 @@ def trainings(file: Path) -> dict[str, dict]:
 def small_data(section: dict, tmp_path: Path) -> dict:
     """Data that are there: random pairs, random images, and closed forms as they are."""
     if section["name"] == "Pairs":
-        image = section.get("of", {}).get("name") == "MNIST"
-        shape, classes = ((1, 28, 28), 10) if image else ((2,), 2)
+        of = section.get("of", {}).get("name", "") + section["path"]
+        images = {"mnist": (1, 28, 28), "cifar": (3, 32, 32)}
+        shape = next((shape for name, shape in images.items() if name in of.lower()), (2,))
+        classes = 10 if len(shape) == 3 else 2
         path = save_tensors(
             tmp_path / "pairs.safetensors",
             x=torch.randn(8, *shape),
