@@ -4,9 +4,11 @@ from lightning_cfg.config import Data, Verb, check_arguments, main
 
 check_arguments(__name__)  # a missing file answers before torch is imported
 
+import difflib  # noqa: E402
 import hashlib  # noqa: E402
 import json  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+import math  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Annotated, Any  # noqa: E402
 
@@ -86,9 +88,13 @@ def study(
     evaluation: Evaluation = {},  # noqa: B006
     trace: Tracing | None = None,
     title: str = "",
+    stage: str | None = None,
+    plan: bool = False,
     seed: int = 0,
 ) -> Path:
     """Run every stage that is not done yet, then write report.md, report.html and table.csv.
+
+    Before it starts it says what that will take: trainings, samples, evaluations, disk.
 
     fits     what is trained on the data, by name; a model of `methods` names one, a path or exact
     scales   guidance scales at which fresh samples are generated, refined and evaluated
@@ -100,6 +106,9 @@ def study(
     sources  generated samples that train each flow
     trace    what the trajectories of the fresh samples are measured against, as many as
              generation.trajectories; a method's own classifier is added, named own
+    stage    run this one only, which needs those before it to be done, and write no report: so
+             that several machines share a study through its directory
+    plan     print every stage and how it stands, and run none
     """
     _check(methods, fits, flows, scales)
     if (data is None) == (not cases):
@@ -123,12 +132,16 @@ def study(
         "evaluation": evaluation, "trace": trace, "seed": seed,
     }  # fmt: skip
     root = Path(run_dir)
-    stages = Stages(root, seed)
-    stages.claim(asked)
     data_sets = cases or {"": data}
+    stages = Stages(root, seed, only="" if plan else stage)
+    stages.claim(asked)
     _check_exact(data_sets, methods, trace)
     stages.expected = len(data_sets) * _stages_per_case(fits, methods, scales, flows, trace)
+    print(cost(asked, stages.expected, len(data_sets)), flush=True)
     found = [_case(stages, name, {**asked, "data": part}) for name, part in data_sets.items()]
+    if stages.only is not None:
+        stages.tell()
+        return root
     stages.close()
     write_report(root, title=title or root.name, config=asked, cases=found, stages=stages.done)
     print(summary([c for case in found for c in (*check_claims(case.rows), *trends(case))]))
@@ -204,14 +217,14 @@ def _case(stages: "Stages", case: str, asked: dict) -> Case:
                             "samples": str(before),
                         },
                     )
-            spent |= _evaluations(name, scale, scored)
+            spent |= {} if stages.only is not None else _evaluations(name, scale, scored)
             labels = {f"{when} {kind}".strip(): str(p) for (when, kind), p in scored.items()}
             table = stage(
                 f"evaluate {name} {scale:g}",
                 evaluate,
                 {**named(asked["evaluation"]), "samples": labels, "data": data},
             )
-            for when, kind in scored:
+            for when, kind in scored if stages.only is None else ():
                 key = (name, scale, when, kind)
                 found.sets[key] = scored[when, kind] / SAMPLES
                 found.rows.extend(_rows(table, f"{when} {kind}".strip(), key, spent[key]))
@@ -225,14 +238,16 @@ def _case(stages: "Stages", case: str, asked: dict) -> Case:
                     trace_trajectories,
                     {**asked["trace"], **settings, "data": data},
                 )
-                found.traced[name, scale] = Traced.read(before / TRAJECTORIES, seen)
+                if stages.only is None:
+                    found.traced[name, scale] = Traced.read(before / TRAJECTORIES, seen)
     fresh = max(1, asked["samples"] // max(1, found.data_set.num_classes))
     floor = stage(
         "evaluate real",
         evaluate,
         {**named(asked["evaluation"]), "samples": {}, "data": data, "fresh": fresh},
     )
-    found.rows.extend(_rows(floor, "real", ("real", None, "real", ""), None))
+    if stages.only is None:
+        found.rows.extend(_rows(floor, "real", ("real", None, "real", ""), None))
     return found
 
 
@@ -250,10 +265,13 @@ class Stages:
 
     So a stage is found again as long as its settings and inputs are the same, and a changed
     setting makes a new directory for it and for what depends on it, and for nothing else.
+
+    only  the one stage to run; None: all of them, "": none, they are only looked at
     """
 
-    def __init__(self, root: Path, seed: int):
-        self.root, self.seed = root, seed
+    def __init__(self, root: Path, seed: int, only: str | None = None):
+        self.root, self.seed, self.only = root, seed, only
+        self.states: dict[str, str] = {}  # of the stages that were looked at
         self.done: list[dict] = []
         self.expected = 0
         self._hashes: dict[str, str] = {}  # of the files of the data, which a study reads often
@@ -265,12 +283,19 @@ class Stages:
             or (any(self.root.iterdir()) and not (self.root / "study.json").is_file())
         ):
             raise UserError(f"{self.root} exists and is no study: give another run_dir")
-        write_text(self.root / "study.json", json.dumps({"stages": []}))
+        if self.only is None or not (self.root / "study.json").is_file():
+            write_text(self.root / "study.json", json.dumps({"stages": []}))
         write_text(self.root / "config.yaml", "# lightning_cfg.study\n" + dump(asked))
 
     def run(self, name: str, verb: Callable, settings: dict[str, Any]) -> Path:
         """Call the verb in its directory, which tells by itself whether it is done."""
         settings = {"seed": self.seed, **settings}
+        waits = sorted(set(_waited_for(settings)))
+        if waits:
+            if name == self.only:
+                raise UserError(f"stage={name} needs these to be done before: {', '.join(waits)}")
+            self.states[name] = f"waits for {', '.join(waits)}"
+            return Path(WAITING + name)
         kept = {k: v for k, v in settings.items() if k not in FREE}
         if kept.get("data") is not None:
             kept["data"] = self._data(kept["data"])
@@ -282,8 +307,15 @@ class Stages:
         text = json.dumps([verb.__name__, content], sort_keys=True, default=list)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         directory = self.root / "stages" / f"{name.replace(' ', '-')}-{digest}"
-        print(f"[{len(self.done) + 1}/{self.expected}] {name}", flush=True)
         manifest = directory / "manifest.json"
+        if self.only not in (None, name):
+            done = manifest.is_file()
+            if done and verb is fit:  # which may be asked for more steps than it has
+                steps = json.loads(manifest.read_text())["step"]
+                done = steps == settings["trainer"].get("max_steps")
+            self.states[name] = "done" if done else "ready"
+            return directory if done else Path(WAITING + name)
+        print(f"[{len(self.done) + 1}/{self.expected}] {name}", flush=True)
         before = manifest.stat().st_mtime_ns if manifest.is_file() else 0
         verb(**settings, run_dir=str(directory))
         reused = before != 0 and manifest.stat().st_mtime_ns == before
@@ -298,6 +330,16 @@ class Stages:
             }
         )
         return directory
+
+    def tell(self) -> None:
+        """Print how the stages stand; UserError where the one that was asked for is none."""
+        if self.only and not self.done:
+            near = difflib.get_close_matches(self.only, self.states, 1)
+            hint = f"did you mean '{near[0]}'?" if near else "plan=true prints them"
+            raise UserError(f"stage={self.only} is no stage of this study; {hint}")
+        if not self.only:
+            for name, state in self.states.items():
+                print(f"{name}: {state}")
 
     def close(self) -> None:
         """Record which stage directories the report is made of."""
@@ -324,6 +366,44 @@ class Stages:
             files = json.loads((Path(value) / "manifest.json").read_text())["outputs"]
             return {name: digest for name, digest in files.items() if name not in without}
         return value
+
+
+WAITING = "waiting for stage "  # in place of the directory of a stage that is not done
+
+
+def _waited_for(value: Any) -> Iterator[str]:
+    """The stages whose results a setting needs and that are not there yet."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _waited_for(item)
+    if isinstance(value, str) and value.startswith(WAITING):
+        yield value.removeprefix(WAITING)
+
+
+def cost(asked: dict, stages: int, cases: int) -> str:
+    """What a study will take, in a line: what is done already is not taken off."""
+    flows, scales, methods = asked["flows"], asked["scales"], asked["methods"]
+    shared, dedicated = flows.get("all", []), flows.get("dedicated", [])
+    trainings = [*asked["fits"].values()]
+    trainings += [asked["flow"]] * len(methods) * (bool(shared) + len(dedicated))
+    images = sum(t["batch_size"] * t["trainer"].get("max_steps", 0) for t in trainings) * cases
+    sources = len(methods) * asked["sources"] * (bool(shared) + len(dedicated)) * cases
+    fresh = len(methods) * asked["samples"] * len(scales) * cases
+    refined = len(methods) * asked["samples"] * cases
+    refined *= bool(shared) * len(scales) + len(dedicated)
+    sampler, each = asked["generation"]["sampler"], ""
+    if "steps" in sampler:
+        steps = 2 * sampler["steps"] - 1 if sampler["name"] == "heun" else sampler["steps"]
+        each = f" of {steps} evaluations of each network"
+    data = asked["data"] or next(iter(asked["cases"].values()))
+    size = math.prod(build("lightning_cfg.data", data).shape)
+    disk = 4 * size * (sources * (2 + bool(flows)) + fresh + refined) / 2**30
+    return (
+        f"{stages} stages: {len(trainings) * cases} trainings on {images / 1e6:.3g} M images, "
+        f"{sources + fresh:,} samples{each}, {refined:,} refined, about {disk:.2g} GiB of samples"
+    )
 
 
 def _is_stage(path: str) -> bool:

@@ -519,6 +519,45 @@ def test_new_scale_retrains_nothing(small_study, mixture, tmp_path):
     assert all(" 1.5" in name for name in redone)
 
 
+def test_a_study_stage_by_stage_is_the_same_study(small_study, mixture, tmp_path, capsys):
+    """As several machines would do it: each call runs one stage, found by the study's own plan."""
+    root = tmp_path / "by_stage"
+
+    def call(*overrides: str) -> str:
+        data = "data=" + json.dumps(mixture)
+        fixed = [data, *SMALL, f"run_dir={root}"]
+        capsys.readouterr()
+        study(**load(study, CONF / "studies/fractal_quick.yaml", [*fixed, *overrides]))
+        return capsys.readouterr().out
+
+    def states() -> dict[str, str]:
+        lines = call("plan=true").strip().splitlines()
+        assert re.match(r"\d+ stages: \d+ trainings on .* samples of 15 evaluations", lines[0])
+        return dict(line.split(": ", 1) for line in lines[1:])
+
+    first = states()
+    assert set(first) == set(small_study.stages)
+    assert {state for name, state in first.items() if name.startswith("fit ") and "flow" not in name
+            } == {"ready"}  # fmt: skip
+    with pytest.raises(UserError, match="needs these to be done before: fit base"):
+        call("stage=generate classifier_free 2 fresh")
+    with pytest.raises(UserError, match=r"stage=fit bse is no stage .* 'fit base'"):
+        call("stage=fit bse")
+    assert not (root / "stages").exists()
+    done = 0
+    while ready := [name for name, state in states().items() if state == "ready"]:
+        for name in ready:
+            call(f"stage={name}")
+            done += 1
+        assert not (root / "report.md").exists()
+    assert done == len(small_study.stages)
+    assert set(states().values()) == {"done"}
+    call()
+    stages = json.loads((root / "study.json").read_text())["stages"]
+    assert all(stage["reused"] for stage in stages)
+    assert (root / "table.csv").read_text() == (small_study.root / "table.csv").read_text()
+
+
 LINES = {
     "far": {"name": "Mixture", "means": [[-1.0], [1.0]], "stds": [0.2, 0.2], "labels": [0, 1]},
     "close": {"name": "Mixture", "means": [[-0.1], [0.1]], "stds": [0.2, 0.2], "labels": [0, 1]},
