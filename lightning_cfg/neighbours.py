@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,7 +69,7 @@ def _settled(queries: Tensor, bank: Tensor, search: Callable, k: int) -> tuple[T
         found = _rerank(queries[rows], bank, candidates[settled], needed, k)
         distance[rows], index[rows] = found
         pending, count = pending[~settled], min(4 * count, m)
-    for block in pending.split(max(1, BLOCK // m)):
+    for block in pending.split(max(1, BLOCK // m)) if len(pending) else ():
         distance[block], index[block] = _against_all(queries[block], bank, k)
     return distance, index
 
@@ -137,19 +138,26 @@ def _candidate_search(queries: Tensor, bank: Tensor, rows: int) -> Callable:
     scale = max((part.to(dtype) - mean).abs().max().item() for part in blocks) or 1.0
 
     def centred(points: Tensor) -> Tensor:
-        return ((points.to(dtype) - mean) / scale).float().contiguous().cpu()
+        return points.to(dtype).sub(mean).div_(scale).float().contiguous().cpu()
 
-    index = faiss.IndexFlatL2(bank.shape[1])
-    resources = None
+    m, d = bank.shape
     if faiss.get_num_gpus() > 0:
         resources = faiss.StandardGpuResources()
-        index = faiss.index_cpu_to_gpu(resources, queries.device.index or 0, index)
-    for part in bank.split(rows):
-        index.add(centred(part).numpy())
+        index = faiss.index_cpu_to_gpu(resources, queries.device.index or 0, faiss.IndexFlatL2(d))
+        for part in bank.split(rows):
+            index.add(centred(part).numpy())
+        find = index.search
+    else:  # an index would hold its points twice while it grows
+        points, resources = np.empty((m, d), np.float32), None
+        for start in range(0, m, rows):
+            points[start : start + rows] = centred(bank[start : start + rows]).numpy()
+
+        def find(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+            return faiss.knn(x, points, count)
 
     def search(some: Tensor, count: int, keep: object = resources) -> tuple[Tensor, Tensor, Tensor]:
         x = centred(some)
-        distance, found = index.search(x.numpy(), count)
+        distance, found = find(x.numpy(), count)
         to, norm = queries.device, x.double().norm(dim=1)
         distance, found = torch.from_numpy(distance).double(), torch.from_numpy(found)
         return distance.to(to), found.to(to), norm.to(to)

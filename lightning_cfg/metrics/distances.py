@@ -74,14 +74,15 @@ def kernel_distance(
     # k = (f'.g' + s_f + s_g) / d, f' = f - mu, s_f = f'.mu + (|mu|^2 + d) / 2, and so for g: with
     # mu near the mean, f'.g' is small, and with it what float32 loses. All of it is in numpy, as
     # its threads and torch's would wait for each other.
+    sides = [features.cpu().numpy() for features in (features_x, features_y)]
+    mu = sides[1][np.random.RandomState(0).choice(m, size)].mean(0, dtype=np.float32)
+    level = (np.square(mu, dtype=np.float64).sum() + d) / 2
     random, distances = np.random.RandomState(2020), []
-    sides, mu = [features.cpu().numpy() for features in (features_x, features_y)], None
+    a, b = np.empty((2, size, d), np.float32)  # which new memory for each subset would slow down
     for _ in range(subsets):
-        both = [side[random.choice(len(side), size, replace=False)] for side in sides]
-        if mu is None:
-            mu = both[1].mean(0, dtype=np.float32)
-            level = (np.square(mu, dtype=np.float64).sum() + d) / 2
-        a, b = ((f - mu).astype(np.float32, copy=False) for f in both)
+        for f, side in zip((a, b), sides, strict=True):
+            rows = random.choice(len(side), size, replace=False)
+            np.subtract(side[rows], mu, out=f, casting="same_kind")
         s, t = (np.einsum("ij,j->i", f, mu) + level for f in (a, b))
         within = _cubes(a, s, a, s, pairs=True) + _cubes(b, t, b, t, pairs=True)
         across = _cubes(a, s, b, t, pairs=False)
@@ -90,7 +91,7 @@ def kernel_distance(
 
 
 def _cubes(
-    a: np.ndarray, s: np.ndarray, b: np.ndarray, t: np.ndarray, *, pairs: bool, rows: int = 32
+    a: np.ndarray, s: np.ndarray, b: np.ndarray, t: np.ndarray, *, pairs: bool, rows: int = 64
 ) -> float:
     """sum_ij (a_i.b_j + s_i + t_j)^3, of i < j only where a and b are the same, as `pairs` says."""
     products, total = a @ b.T, 0.0  # numpy computes one half only of a product with itself
