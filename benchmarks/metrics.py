@@ -319,12 +319,12 @@ def child(item: str, who: str, asked: argparse.Namespace) -> None:
     prepare["make"] = lambda who, asked: make(asked)
     run = prepare[item](who, asked)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
-    before, used, total = peak(), own_seconds(), busy_seconds()
+    before, used, total = peak_mib(), own_seconds(), busy_seconds()
     with torch.inference_mode() if item == "images" else nullcontext():
         start = time.perf_counter()
         found = run()
         seconds = time.perf_counter() - start
-    found |= {"seconds": seconds, "peak": peak() - before}
+    found |= {"seconds": seconds, "peak": peak_mib() - before}
     others = busy_seconds() - total - (own_seconds() - used)
     found["others"] = max(0.0, others / seconds / os.cpu_count())
     if "features" in found:
@@ -333,7 +333,7 @@ def child(item: str, who: str, asked: argparse.Namespace) -> None:
     print(json.dumps(found))
 
 
-def peak() -> float:
+def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -467,8 +467,9 @@ def growth(asked: argparse.Namespace) -> None:
     sizes = asked.n // 5, asked.n
     print(f"\npeak MiB of the statistics of one side, in batches of {BATCH} from a generator")
     for who in ("ours", *OTHERS):
-        peaks = [measured("memory", who, asked, n)["peak"] for n in sizes]
-        texts = (f"n = {n}: {one:.0f}" for n, one in zip(sizes, peaks, strict=True))
+        found = [[measured("memory", who, asked, n) for n in sizes] for _ in range(asked.repeats)]
+        peaks = [median_of(ones, "peak") for ones in zip(*found, strict=True)]
+        texts = (f"n = {n}: {peak:.0f}" for n, peak in zip(sizes, peaks, strict=True))
         print(f"    {who:15} {', '.join(texts)}")
 
 
@@ -490,11 +491,8 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores", end="")
     print(*(f", {k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("OPENBLAS_")))
     print("load at the start: {:.2f} {:.2f} {:.2f}".format(*os.getloadavg()))
-    print(
-        f"{asked.n} x {asked.d} features a side, {asked.n_prc} for prc, {asked.images} images, ",
-        end="",
-    )
-    print(f"{asked.repeats} turns")
+    print(f"{asked.n} x {asked.d} features a side, {asked.n_prc} for prc; ", end="")
+    print(f"{asked.images} images; {asked.repeats} turns")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         asked.folder = Path(folder)

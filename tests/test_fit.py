@@ -332,6 +332,9 @@ def test_gradient_clipping_is_the_learners(call, training):
 
 
 def test_wandb_without_a_key_is_offline(call, training, monkeypatch, tmp_path):
+    import wandb
+
+    wandb.teardown()  # what it remembers of this process's other runs, their mode among it
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
