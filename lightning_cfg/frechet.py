@@ -154,7 +154,7 @@ def frechet_distance(a: Moments, b: Moments, *, allow_few: bool = False) -> floa
         values, vectors = torch.linalg.eigh(cov_a)
         factor = vectors * values.clamp(min=0).sqrt()
     product = factor.T @ cov_b @ factor
-    values = torch.linalg.eigvalsh((product + product.T) / 2)
+    values = _eigenvalues((product + product.T) / 2)
     trace_of_root = values.clamp(min=0).sqrt().sum()  # rounding leaves some just below zero
     distance = gap @ gap + cov_a.trace() + cov_b.trace() - 2 * trace_of_root
     return max(distance.item(), 0.0)
@@ -246,6 +246,13 @@ def _gram(f: Tensor) -> Tensor:
         return f.T @ f
     f = f.numpy()
     return torch.from_numpy(f.T @ f)
+
+
+def _eigenvalues(symmetric: Tensor) -> Tensor:
+    """Eigenvalues (d,) of (d, d); numpy's, as the first of torch's on a CPU take a second more."""
+    if symmetric.device.type != "cpu":
+        return torch.linalg.eigvalsh(symmetric)
+    return torch.from_numpy(np.linalg.eigvalsh(symmetric.numpy()))
 
 
 def _same_size(a: Moments, b: Moments) -> None:
