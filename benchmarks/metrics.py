@@ -471,6 +471,8 @@ def growth(asked: argparse.Namespace) -> None:
         peaks = [median_of(ones, "peak") for ones in zip(*found, strict=True)]
         texts = (f"n = {n}: {peak:.0f}" for n, peak in zip(sizes, peaks, strict=True))
         print(f"    {who:15} {', '.join(texts)}")
+    texts = (f"{n * asked.d * 4 / 2**20:.0f}" for n in sizes)
+    print(f"    (the features themselves would be {' and '.join(texts)})")
 
 
 def main() -> None:
@@ -502,7 +504,7 @@ def main() -> None:
             products.append(measured("rates", "all", asked))
             results[item] = turns(item, asked)
             agree(item, results[item], asked)
-        missed = table(results)
+        missed = bool(results) and table(results)
         if "frechet" in results:
             shares(results["frechet"])
         if results:

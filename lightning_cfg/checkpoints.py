@@ -36,8 +36,9 @@ def build_model(config: dict, shape: tuple[int, ...], num_classes: int) -> nn.Mo
 
 
 def restore(path: str | Path, *, weights: str | int = "ema") -> nn.Module:
-    """The model of a checkpoint, frozen, in evaluation mode, with `.shape`, `.num_classes`
-    and `.refines`, whether it starts from samples instead of noise.
+    """The model of a checkpoint, frozen, in evaluation mode, with `.shape`, `.num_classes`,
+    `.refines`, whether it starts from samples instead of noise, and `.pairs`, where those
+    are that it was trained on, if they had a condition (see `data.pairs.Pairs`), otherwise None.
 
     weights  "ema": the average of the first half-life; a number: that of this half-life in
              images; "raw": no average
@@ -60,6 +61,9 @@ def restore(path: str | Path, *, weights: str | int = "ema") -> nn.Module:
         reason = str(error).splitlines()[min(1, str(error).count("\n"))].strip()  # the first
         reason = shorten(reason, 200, placeholder=" ...")  # another network's names fill pages
         raise UserError(f"{path} does not fit the network of its config: {reason}") from error
-    model.shape, model.num_classes = shape, checkpoint["num_classes"]
+    model.shape = shape
     model.refines = checkpoint["config"]["learner"]["name"] == "Refinement"
+    told = checkpoint.get("conditioned")  # {pairs: path, values: how many}
+    model.num_classes = checkpoint["num_classes"] // (told["values"] if told else 1)
+    model.pairs = told and told["pairs"]
     return model.eval().requires_grad_(False)

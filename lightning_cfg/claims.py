@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from lightning_cfg.figures import REAL
 
+OF_THE_PAPER = ("all", "dedicated")  # flows by its recipe; variants are shown, and claim nothing
 KEY = ("method", "scale", "stage", "flow")
 METRICS = {  # name: which way is better, definition
     "frechet": ("lower", "squared Fréchet distance of the points' mean and covariance to held-out "
@@ -113,7 +114,7 @@ def check_claims(rows: list[dict]) -> list[Claim]:
     real = averages.get(REAL, {})
     claims = []
     for (method, scale, stage, flow), after in averages.items():
-        if stage != "after" or scale <= 1:
+        if stage != "after" or scale <= 1 or flow not in OF_THE_PAPER:
             continue
         before = averages[method, scale, "before", ""]
         own = averages.get((method, scale, "after", "dedicated"), {})
@@ -159,7 +160,9 @@ def worse(averages: dict, metrics: list[str]) -> list[str]:
         for (method, scale, stage, flow), after in averages.items():
             before = averages.get((method, scale, "before", ""), {})
             claimed = metric in PROMISES and scale is not None and scale > 1
-            if stage != "after" or claimed or metric not in before or metric not in after:
+            if stage != "after" or flow not in OF_THE_PAPER or claimed:
+                continue
+            if metric not in before or metric not in after:
                 continue
             a, b = after[metric], before[metric]
             loss = {"lower": a - b, "higher": b - a, "real": abs(a - floor) - abs(b - floor)}
@@ -179,7 +182,7 @@ def meaning(column: str) -> tuple[str | None, str]:
     """
     if column in METRICS:
         return METRICS[column]
-    kind = _kind(column)
+    kind = kind_of(column)
     better, text = OF_FEATURES.get(kind, (None, "a metric of one's own"))
     if "_std" in column:
         return None, f"deviation of {kind} over the subsets or splits"
@@ -188,7 +191,7 @@ def meaning(column: str) -> tuple[str | None, str]:
     return better, text
 
 
-def _kind(column: str) -> str:
+def kind_of(column: str) -> str:
     """The longest start of a column's name that is a known one."""
     words = column.split("_")
     starts = ("_".join(words[:i]) for i in range(len(words), 0, -1))
@@ -199,7 +202,7 @@ def show(name: str, value: object) -> str:
     """Three significant digits, shares in per cent; counts whole, words as they are."""
     if value is None or isinstance(value, str):
         return value or ""
-    if name in SHARES or (_kind(name) in SHARES and "_std" not in name):
+    if name in SHARES or (kind_of(name) in SHARES and "_std" not in name):
         return f"{100 * value:.3g} %"
     return f"{value:,.0f}" if abs(value) >= 1000 or isinstance(value, int) else f"{value:.3g}"
 

@@ -108,6 +108,30 @@ Metric = Annotated[dict, Choice("lightning_cfg.metrics")]
 TrainerKeys = Annotated[dict, Keywords("lightning.Trainer")]
 
 
+def changed(annotation, section: dict, change: dict, path: str) -> dict:
+    """A section of a verb's keys with a change laid over it, checked as the section itself is.
+
+    What bears another name is replaced as a whole, everything else key by key. UserError, naming
+    the key below `path`, for what is unknown or of a wrong type.
+    """
+    (mark,) = (m for m in annotation.__metadata__ if isinstance(m, Verb))
+    try:
+        return mark.check(_laid_over(section, change), path)
+    except _Wrong as wrong:
+        raise UserError(str(wrong)) from None
+
+
+def _laid_over(section: dict, change: dict) -> dict:
+    merged = dict(section)
+    for key, value in change.items():
+        old = section.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            if value.get("name", old.get("name")) == old.get("name"):
+                value = _laid_over(old, value)
+        merged[key] = value
+    return merged
+
+
 # What a name means
 
 
@@ -420,9 +444,14 @@ def dump(config: dict) -> str:
 
 
 def identity_difference(a: dict, b: dict) -> str | None:
-    """First difference of two configs, "learner.lr: 0.001 there, 0.0003 here"; None if equal."""
+    """First difference of two configs, "learner.lr: 0.001 there, 0.0003 here"; None if equal.
+
+    A key that is null and one that is not there are the same: an older run knew fewer.
+    """
     for key in a | b:
         one, other = a.get(key, REQUIRED), b.get(key, REQUIRED)
+        if all(value is None or value is REQUIRED for value in (one, other)):
+            continue
         if isinstance(one, dict) and isinstance(other, dict):
             inner = identity_difference(one, other)
             if inner:

@@ -64,8 +64,10 @@ def save_tensors(path: str | Path, /, **tensors: Tensor) -> Path:
     return write(path, lambda temporary: save_file(tensors, temporary))
 
 
-def load_tensors(path: str | Path, *names: str) -> dict[str, Tensor]:
-    """The named tensors of a safetensors file.
+def load_tensors(
+    path: str | Path, *names: str, optional: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """The named tensors of a safetensors file, and those optional ones that it has.
 
     Raises UserError if it is missing, truncated, lacks one of them, or holds NaN or infinity.
     """
@@ -77,7 +79,8 @@ def load_tensors(path: str | Path, *names: str) -> dict[str, Tensor]:
             missing = [name for name in names if name not in have]
             if missing:
                 raise UserError(f"{path} has no {missing[0]!r}; it holds {', '.join(sorted(have))}")
-            tensors = {name: file.get_tensor(name) for name in names}
+            found = [*names, *(name for name in optional if name in have)]
+            tensors = {name: file.get_tensor(name) for name in found}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is truncated or not a safetensors file: {error}") from error
     for name, tensor in tensors.items():

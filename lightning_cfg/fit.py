@@ -30,6 +30,7 @@ from torch import nn  # noqa: E402
 from lightning_cfg.callbacks import AtomicCheckpointIO, Grids, Progress, SaveLast  # noqa: E402
 from lightning_cfg.checkpoints import LAST, build_model, load  # noqa: E402
 from lightning_cfg.data.module import KeyedBatches  # noqa: E402
+from lightning_cfg.data.pairs import bins  # noqa: E402
 from lightning_cfg.draws import Draws, key  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.evaluation import EvaluateSamples  # noqa: E402
@@ -120,6 +121,13 @@ def fit(
         "shape": list(data_set.shape),
         "num_classes": data_set.num_classes,
     }
+    if getattr(data_set, "condition", None) is not None:
+        told = {"pairs": str(data_set.path.absolute()), "values": bins(data_set.condition)}
+        module.described["conditioned"] = told
+        if evaluation is not None:
+            raise UserError(
+                "evaluation: the flow of pairs with a condition is scored by refine and evaluate"
+            )
     callbacks: list[L.Callback] = [Progress()]
     if evaluation is not None:
         callbacks.append(EvaluateSamples(run.directory, **evaluation))

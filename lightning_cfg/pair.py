@@ -15,7 +15,11 @@ from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from lightning_cfg import checkpoints, figures  # noqa: E402
-from lightning_cfg.data.pairs import DIRECTION  # noqa: E402
+from lightning_cfg.data.pairs import (  # noqa: E402
+    DIRECTION,
+    distance_condition,
+    scale_condition,
+)
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.features import Space, as_space  # noqa: E402
 from lightning_cfg.files import save_tensors, write_text  # noqa: E402
@@ -25,6 +29,7 @@ from lightning_cfg.pngs import drawable  # noqa: E402
 from lightning_cfg.runs import Run, content_of  # noqa: E402
 from lightning_cfg.sample_sets import SampleSet, input_of, read_set, real_set  # noqa: E402
 from lightning_cfg.score_table import as_csv  # noqa: E402
+from lightning_cfg.targets import balanced, effective, used_once, used_targets  # noqa: E402
 
 PAIRS = "pairs/pairs.safetensors"
 
@@ -41,6 +46,8 @@ def pair(
     features: Features = {"name": "pixels"},  # noqa: B006  a default section, never changed
     same_class: bool = True,
     keep_close: float = 0.0,
+    balance: bool = False,
+    condition: Literal["scale", "distance"] | None = None,
     memory: float = 4.0,
     device: str = "auto",
     seed: int = 0,
@@ -59,6 +66,10 @@ def pair(
     same_class  neighbours only among real points of the sample's class
     keep_close  a sample that is nearer to a real point than this share of real points are to each
                 other is its own target, so that the flow leaves it where it is; 0 is the paper's
+    balance     draw each sample's neighbours by `targets.balanced`, so that real points are targets
+                equally often; false is the paper's: all k are equally likely
+    condition   what the flow is told beside the class: the sources' guidance scale, or the quarter
+                of the sources, by distance to the data, that a sample is in; null is the paper's
     memory      GiB that sources, bank and search may take: a larger bank is searched in parts, with
                 the same result; what cannot fit is refused before it starts
     """
@@ -76,6 +87,8 @@ def pair(
         key: v for key, v in features.items() if key not in ("path", "weights", "code")
     }
     settings |= {"keep_close": keep_close} if keep_close else {}
+    settings |= {"balance": balance} if balance else {}
+    settings |= {"condition": condition} if condition else {}
     if features.get("path") is not None:
         inputs["features"] = input_of(features["path"], checkpoints.LAST)
     real = build("lightning_cfg.data", data)
@@ -89,7 +102,12 @@ def pair(
         print(f"{run_dir}: finished already")
         return run.directory
 
-    x, c, source, named = _sources(sources, real, n)
+    x, c, source, named, scales = _sources(sources, real, n)
+    if condition == "scale" and None in scales:
+        raise UserError(
+            f"condition=scale: {sources[scales.index(None)]} does not say its guidance scale, as "
+            "runs of `generate` do"
+        )
     space = as_space(build("lightning_cfg.features", features), features["name"])
     space.to(pick_device(device))
     points = real_set(real, split, bank)
@@ -111,7 +129,10 @@ def pair(
     own_rows = len(used) + torch.arange(int(own.sum()))
     all_neighbours = torch.empty_like(index)
     all_neighbours[~own], all_neighbours[own] = neighbours, own_rows[:, None].expand(-1, k)
-    table = used_targets(distance.sqrt(), index, c, source, named)
+    weights = torch.full(index.shape, 1 / k)
+    if balance and not own.all():
+        weights[~own] = balanced(neighbours)
+    table = used_targets(distance.sqrt(), index, c, source, named, weights)
     tensors = {
         "x": x,
         "c": c,
@@ -121,6 +142,11 @@ def pair(
         "source": source,
         "num_classes": torch.tensor(real.num_classes),
     }
+    tensors |= {"weights": weights} if balance else {}
+    if condition == "scale":
+        tensors |= scale_condition(scales, source)
+    if condition == "distance":
+        tensors |= distance_condition(x, c, targets, points.c[used])
     out = [save_tensors(run.directory / PAIRS, **tensors)]
     out.append(write_text(run.directory / "metrics/pairs.csv", as_csv(table)))
     if drawable(tuple(x.shape[1:])):
@@ -135,7 +161,7 @@ def pair(
         "pairs": len(x),
         "mean_distance": float(distance.sqrt().mean()),
         "distinct_targets": len(used),
-        "effective_targets": effective(index),
+        "effective_targets": effective(index, weights),
         "used_once": used_once(index),
         "kept_close": float(own.double().mean()),
     }
@@ -213,9 +239,9 @@ class Size:
 
 def _sources(
     paths: list[str], real: object, n: int | None
-) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-    """Samples x, classes c and numbers of their sources, and what each source is called."""
-    xs, cs, numbers, names = [], [], [], []
+) -> tuple[Tensor, Tensor, Tensor, list[str], list[float | None]]:
+    """Samples x, classes c, numbers of their sources, and each source's name and guidance scale."""
+    xs, cs, numbers, names, scales = [], [], [], [], []
     for i, path in enumerate(paths):
         held = read_set(path, real, as_bytes=False)
         if not held.labelled:
@@ -228,7 +254,8 @@ def _sources(
         cs.append(some.c)
         numbers.append(torch.full((len(some),), i))
         names.append(held.about.get("guidance", str(path)))
-    return torch.cat(xs), torch.cat(cs), torch.cat(numbers), names
+        scales.append(held.scale)
+    return torch.cat(xs), torch.cat(cs), torch.cat(numbers), names, scales
 
 
 def _read(points: SampleSet) -> Tensor:
@@ -261,47 +288,6 @@ def _reach(points: SampleSet, space: Space, rows: int, share: float) -> Tensor:
         own = distance[asked.c == label, 1]  # the first is the point itself
         limits[label] = own.sqrt().quantile(share) if len(own) else 0.0
     return limits
-
-
-def used_targets(
-    distance: Tensor, index: Tensor, c: Tensor, source: Tensor, names: list[str]
-) -> list[dict]:
-    """A row per source and class, and one for all: how far the neighbours are, and how many.
-
-    distance, index (N, k); c and source (N,). `effective_targets` is exp of the entropy of how
-    often each target is used, `used_once` the share of targets that one sample alone has.
-    """
-    rows = []
-    groups = [(i, int(label)) for i in range(len(names)) for label in c.unique()]
-    for i, label in [*groups, ("all", "all")]:
-        own = torch.ones(len(c), dtype=torch.bool) if i == "all" else (source == i) & (c == label)
-        if not own.any():
-            continue
-        rows.append(
-            {
-                "source": names[i] if i != "all" else "all",
-                "class": label,
-                "n": int(own.sum()),
-                "nearest": distance[own, 0].mean().item(),
-                "mean_distance": distance[own].mean().item(),
-                "distinct_targets": len(index[own].unique()),
-                "effective_targets": effective(index[own]),
-                "used_once": used_once(index[own]),
-            }
-        )
-    return rows
-
-
-def effective(index: Tensor) -> float:
-    """exp(-sum_j p_j log p_j), p_j the share of neighbours that target j is."""
-    _, counts = index.unique(return_counts=True)
-    return torch.special.entr(counts.double() / index.numel()).sum().exp().item()
-
-
-def used_once(index: Tensor) -> float:
-    """Share of targets that are a neighbour of one sample only."""
-    _, counts = index.unique(return_counts=True)
-    return (counts == 1).double().mean().item()
 
 
 if __name__ == "__main__":

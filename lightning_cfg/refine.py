@@ -14,6 +14,7 @@ from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from lightning_cfg import checkpoints  # noqa: E402
+from lightning_cfg.data.pairs import Pairs  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.files import output_of, save_tensors  # noqa: E402
 from lightning_cfg.generate import SAMPLES, pick_device  # noqa: E402
@@ -86,10 +87,17 @@ def refine(
         raise UserError(f"batch_size={batch_size} must be at least 1")
     check_images(images, model.shape)
 
+    pairs = None if model.pairs is None else Pairs(path=model.pairs)
+    if pairs is not None and "scales" in pairs.condition and source.scale is None:
+        raise UserError(
+            f"{samples} does not say its guidance scale, on which the flow {flow} is conditioned"
+        )
+
     total = len(source)
     with tqdm(total=total, unit="sample", disable=not sys.stderr.isatty()) as bar:
         parts, evaluations = [], 0
         for x, c in source.batches(batch_size):
+            c = c if pairs is None else pairs.conditioned(x, c, source.scale)
             moved, spent = refined(model, x, c, solver)
             parts.append(moved)
             evaluations += spent

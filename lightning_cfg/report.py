@@ -1,7 +1,5 @@
 """The report of a study: what refinement did, said in sentences, tables and figures."""
 
-import base64
-import html
 import json
 import os
 import platform
@@ -12,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lightning_cfg import figures, trajectory_figures
+from lightning_cfg import figures, trajectory_figures, variant_figures, variant_report
 from lightning_cfg.claims import (
     ONE_FOR_ALL,
     PROMISES,
@@ -26,6 +24,7 @@ from lightning_cfg.claims import (
 )
 from lightning_cfg.figures import REAL, STAGES
 from lightning_cfg.files import write_text
+from lightning_cfg.markdown import as_html, table
 from lightning_cfg.score_table import as_csv
 from lightning_cfg.trace import BOUNDARIES, CURVES, SUMMARY
 from lightning_cfg.trajectory_report import MEANING, told, trends
@@ -54,15 +53,6 @@ PAPER = {
     "one for all": "one flow for all scales is on a par with a flow for each, or better (Zhao & "
     "Schwing 2025, app. A)",
 }
-CSS = """
-body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1240px;margin:2em auto;padding:0 1em}
-h1,h2{line-height:1.2}h2{margin-top:2em;border-bottom:1px solid #ddd;padding-bottom:.2em}
-code{background:#f3f3f3;padding:0 .25em;border-radius:3px}img{max-width:100%;height:auto}
-div.table{overflow-x:auto;margin:1em 0}table{border-collapse:collapse;font-size:13px}
-th,td{padding:.25em .55em;border-bottom:1px solid #e4e4e4;text-align:right;white-space:nowrap}
-th{background:#f6f6f6;white-space:normal;vertical-align:bottom}
-th:first-child,td:first-child{text-align:left}td strong{color:#b3261e}
-"""
 
 
 @dataclass
@@ -126,6 +116,9 @@ def write_report(
             trained_on=list(config["flows"].get("all", [])),
             sections=config["methods"],
         )
+        drawn[case.name] += variant_figures.draw(
+            folder, averages=averages[case.name], config=config, metrics=metrics
+        )
         if case.traced:
             drawn[case.name] += trajectory_figures.draw(
                 folder,
@@ -141,6 +134,11 @@ def write_report(
         for case in cases:
             parts += _headline(case)
             parts += _judged(check_claims(case.rows), averages[case.name], metrics)
+    if config["variants"] or config["published"]:
+        parts += ["## Flows and scales"]
+        for case in cases:
+            parts += _headline(case)
+            parts += variant_report.sections(averages[case.name], config, metrics)
     if any(case.traced for case in cases):
         parts += ["## What guidance did to the trajectories", MEANING]
         for case in cases:
@@ -164,7 +162,7 @@ def write_report(
     parts += ["## Every class"]
     for case in cases:
         body = [_cells(row, columns) for row in case.rows]
-        parts += [*_headline(case), _table([*FRONT, *map(_headed, metrics)], body)]
+        parts += [*_headline(case), table([*FRONT, *map(_headed, metrics)], body)]
     markdown = "\n\n".join(parts) + "\n"
     rows = [({"data": case.name} if case.name else {}) | row for case in cases for row in case.rows]
     write_text(directory / "table.csv", as_csv(rows))
@@ -185,30 +183,6 @@ def write_report(
 
 def _headline(case: Case) -> list[str]:
     return [f"### {case.name}"] if case.name else []
-
-
-def as_html(markdown: str, directory: Path) -> str:
-    """Our own markdown (headings, lists, tables, figures) as one html file, its images inside."""
-    out, title = [], markdown.partition("\n")[0].lstrip("# ")
-    for part in markdown.strip().split("\n\n"):
-        lines = part.split("\n")
-        if part.startswith("#"):
-            marks, text = part.split(" ", 1)
-            out.append(f"<h{len(marks)}>{_inline(text)}</h{len(marks)}>")
-        elif part.startswith("- "):
-            out.append("<ul>" + "\n".join(f"<li>{_inline(i[2:])}</li>" for i in lines) + "</ul>")
-        elif part.startswith("| "):
-            table = [f"<tr>{_html_cells(line, 'td')}</tr>" for line in lines[2:]]
-            table.insert(0, f"<tr>{_html_cells(lines[0], 'th')}</tr>")
-            out.append("<div class=table><table>\n" + "\n".join(table) + "\n</table></div>")
-        elif part.startswith("!["):
-            says, file = re.fullmatch(r"!\[(.*)\]\((.*)\)", part).groups()
-            data = base64.b64encode((directory / file).read_bytes()).decode()
-            out.append(f'<img src="data:image/png;base64,{data}" alt="{html.escape(says)}">')
-        else:
-            out.append(f"<p>{_inline(part)}</p>")
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{CSS}</style>'
-    return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n" + "\n".join(out) + "\n"
 
 
 def _done(config: dict, cases: list[Case]) -> str:
@@ -288,7 +262,7 @@ def _judged(claims: list[Claim], averages: dict, metrics: list[str]) -> list[str
             body.append([method, f"{scale:g}", flow, *map(_verdict, row)])
         floors = {c.metric: f" (real {c.real})" for c in found.values() if c.real}
         titles = [f"{m} {heads[m]}".removesuffix(" itself") + floors.get(m, "") for m in columns]
-        parts.append(_table(["method", "scale", "flow", *titles], body))
+        parts.append(table(["method", "scale", "flow", *titles], body))
         no = [str(claim) for claim in found.values() if not claim.holds]
         if no:
             parts.append(f"{len(found) - len(no)} of {len(found)} checks hold. **At odds with the "
@@ -311,31 +285,20 @@ def _judged(claims: list[Claim], averages: dict, metrics: list[str]) -> list[str
 def _averages_table(averages: dict, metrics: list[str]) -> str:
     """A row per method, scale and sample set, real last."""
     methods = [*dict.fromkeys(key[0] for key in averages if key != REAL), REAL[0]]
-    kinds = [*STAGES, REAL[2:]]
+    variants = {key[2:] for key in averages if key[2:] not in (*STAGES, REAL[2:])}
+    kinds = [*STAGES, *sorted(variants), REAL[2:]]
     body = []
     for key in sorted(
         averages, key=lambda k: (methods.index(k[0]), k[1] or 0, kinds.index(tuple(k[2:])))
     ):
-        name = STAGES.get(key[2:], "fresh draw")
+        name = STAGES.get(key[2:], key[3] or "fresh draw")
         row = {**averages[key], "method": key[0], "scale": key[1], "samples": name}
         body.append(_cells(row, ["method", "scale", "samples", "nfe", "n", *metrics]))
-    return _table(["method", "scale", "samples", "nfe", "n", *map(_headed, metrics)], body)
-
-
-def _table(head: list[str], body: list[list[str]]) -> str:
-    lines = [head, [":--", *["--:"] * (len(head) - 1)], *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table(["method", "scale", "samples", "nfe", "n", *map(_headed, metrics)], body)
 
 
 def _cells(row: dict, names: list[str]) -> list[str]:
     return [show(name, row.get(name)) for name in names]
-
-
-def _html_cells(line: str, tag: str) -> str:
-    cells = [_inline(cell) for cell in line[2:-2].split(" | ")]
-    if tag == "th":  # long names break at their underscores, so that tables stay narrow
-        cells = [cell.replace("_", "_<wbr>") for cell in cells]
-    return "".join(f"<{tag}>{cell}</{tag}>" for cell in cells)
 
 
 def _definition(metric: str) -> str:
@@ -364,10 +327,3 @@ def _time(seconds: float) -> str:
 
 def _text(path: str) -> str:
     return Path(path).read_text() if Path(path).is_file() else ""
-
-
-def _inline(text: str) -> str:
-    """Our few marks, **bold**, `code` and [text](link), as html."""
-    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(text))
-    text = re.sub(r"`(.+?)`", r"<code>\1</code>", text)
-    return re.sub(r"\[(.+?)\]\((.+?)\)", r'<a href="\2">\1</a>', text)

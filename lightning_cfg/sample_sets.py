@@ -28,7 +28,10 @@ class SampleSet:
     c       (n,) their classes; NULL for all where none are known
     seeds   (n,) their seeds; their numbers where they have none
     about   what every number of theirs carries: source, sampler, guidance, seeds, model_weights
+    scale   of the guidance that made them; None where that is not known
     """
+
+    scale: float | None = None
 
     def __init__(
         self,
@@ -61,7 +64,9 @@ class SampleSet:
     def chosen(self, rows: Tensor) -> "SampleSet":
         """Some of the samples."""
         about, seeds = dict(self.about), self.seeds[rows]
-        return SampleSet(self.shape, self.c[rows], lambda i: self._read(rows[i]), about, seeds)
+        some = SampleSet(self.shape, self.c[rows], lambda i: self._read(rows[i]), about, seeds)
+        some.scale = self.scale
+        return some
 
 
 class Generated(SampleSet):
@@ -159,7 +164,9 @@ def read_set(path: str | Path, data: Any = None, *, as_bytes: bool = True) -> Sa
                 f"{file}: images must have values in [-1, 1], and these reach from {x.min():.4g} "
                 f"to {x.max():.4g}"
             )
-    return held(x, tensors["c"], about, seeds=tensors["seed"], as_bytes=as_bytes)
+    samples = held(x, tensors["c"], about, seeds=tensors["seed"], as_bytes=as_bytes)
+    samples.scale = _scale_of(path if path.is_dir() else file.parents[1])
+    return samples
 
 
 def real_set(data: Any, split: str, per_class: int | None) -> SampleSet:
@@ -211,6 +218,16 @@ def _of_run(run: Path) -> dict[str, str]:
     step = f"refined by dopri5 rtol={settings['rtol']:g} atol={settings['atol']:g}"
     sampler = ", ".join(filter(None, [source.get("sampler"), step]))
     return {**source, "sampler": sampler, "model_weights": str(settings["weights"])}
+
+
+def _scale_of(run: Path) -> float | None:
+    """The guidance scale of a run of `generate`, or of what a run of `refine` refined."""
+    file = run / "manifest.json"
+    manifest = json.loads(file.read_text()) if file.is_file() else {"verb": ""}
+    if manifest["verb"] == "refine":
+        return _scale_of(Path(manifest["free"]["samples"]))
+    guidance = manifest["settings"]["guidance"] if manifest["verb"] == "generate" else {}
+    return guidance.get("scale")
 
 
 def _images(files: Files, data: Any) -> SampleSet:

@@ -4,28 +4,23 @@ from lightning_cfg.config import Data, Verb, check_arguments, main
 
 check_arguments(__name__)  # a missing file answers before torch is imported
 
-import difflib  # noqa: E402
-import hashlib  # noqa: E402
 import json  # noqa: E402
 import math  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Annotated, Any  # noqa: E402
+from typing import Annotated  # noqa: E402
 
-from lightning_cfg.config import build, dump  # noqa: E402
+from lightning_cfg.config import build, changed  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.evaluate import evaluate  # noqa: E402
-from lightning_cfg.files import sha256, write_text  # noqa: E402
 from lightning_cfg.fit import fit  # noqa: E402
 from lightning_cfg.generate import (  # noqa: E402
     SAMPLES,
-    SHEET,
     TRAJECTORIES,
     check_roles,
     generate,
 )
 from lightning_cfg.pair import pair  # noqa: E402
-from lightning_cfg.pngs import IMAGES  # noqa: E402
 from lightning_cfg.refine import refine  # noqa: E402
 from lightning_cfg.report import (  # noqa: E402
     Case,
@@ -35,16 +30,10 @@ from lightning_cfg.report import (  # noqa: E402
     trends,
     write_report,
 )
+from lightning_cfg.stages import Stages  # noqa: E402
 from lightning_cfg.trace import trace as trace_trajectories  # noqa: E402
 
 FRESH = 1_000_000  # samples that are evaluated have seeds from here on, sources below
-# What may change without the stage being another one: a longer training goes on where it stopped.
-FREE = {
-    "run_dir", "device", "resume", "trainer", "checkpoint_every", "keep", "keep_by", "log_every",
-    "logger", "grids", "evaluation", "cache", "compile", "channels_last", "matmul_precision",
-    "images",
-}  # fmt: skip
-
 Training = Annotated[dict, Verb("lightning_cfg.fit", without=("data", "seed", "run_dir"))]
 Flow = Annotated[dict, Verb("lightning_cfg.fit", without=("data", "seed", "run_dir"))]
 Generation = Annotated[
@@ -68,6 +57,8 @@ Tracing = Annotated[
     dict, Verb("lightning_cfg.trace", without=("samples", "data", "seed", "run_dir"))
 ]
 Method = Annotated[dict, Verb("lightning_cfg.method")]
+Variant = Annotated[dict, Verb("lightning_cfg.variant")]
+Published = Annotated[dict, Verb("lightning_cfg.published")]
 
 
 def study(
@@ -85,6 +76,8 @@ def study(
     sources: int = 0,
     pairs: Pairing = {},  # noqa: B006
     refinement: Refining = {},  # noqa: B006
+    variants: dict[str, Variant] = {},  # noqa: B006
+    published: list[Published] = [],  # noqa: B006
     evaluation: Evaluation = {},  # noqa: B006
     trace: Tracing | None = None,
     title: str = "",
@@ -104,6 +97,9 @@ def study(
              left out: nothing is refined
     flow     how each flow is trained
     sources  generated samples that train each flow
+    variants changes of pairs, flow and refinement by name: each is a flow for all scales of
+             flows.all too, and refines and is scored beside the study's own recipe
+    published  what a paper has in the place of our rows, shown beside them
     trace    what the trajectories of the fresh samples are measured against, as many as
              generation.trajectories; a method's own classifier is added, named own
     stage    run this one only, which needs those before it to be done, and write no report: so
@@ -125,20 +121,27 @@ def study(
     for name in cases:
         if not name.replace("_", "").isalnum():
             raise UserError(f"cases.{name}: letters, digits and _ only, it names folders and files")
+    own = {"pairs": pairs, "flow": flow, "refinement": refinement, "scales": scales}
+    recipes = _recipes(variants, flows, own)
+    for section in published:
+        _check_published(section, methods, recipes)
     asked = {
         "title": title, "data": data, "cases": cases, "fits": fits, "methods": methods,
         "scales": scales, "flows": flows, "flow": flow, "generation": generation,
         "sources": sources, "samples": samples, "pairs": pairs, "refinement": refinement,
-        "evaluation": evaluation, "trace": trace, "seed": seed,
+        "evaluation": evaluation, "trace": trace, "variants": variants, "published": published,
+        "seed": seed,
     }  # fmt: skip
     root = Path(run_dir)
     data_sets = cases or {"": data}
     stages = Stages(root, seed, only="" if plan else stage)
     stages.claim(asked)
     _check_exact(data_sets, methods, trace)
-    stages.expected = len(data_sets) * _stages_per_case(fits, methods, scales, flows, trace)
-    print(cost(asked, stages.expected, len(data_sets)), flush=True)
-    found = [_case(stages, name, {**asked, "data": part}) for name, part in data_sets.items()]
+    stages.expected = len(data_sets) * _stages_per_case(asked, recipes)
+    print(cost(asked, recipes, stages.expected, len(data_sets)), flush=True)
+    found = [
+        _case(stages, name, {**asked, "data": part}, recipes) for name, part in data_sets.items()
+    ]
     if stages.only is not None:
         stages.tell()
         return root
@@ -149,7 +152,7 @@ def study(
     return root
 
 
-def _case(stages: "Stages", case: str, asked: dict) -> Case:
+def _case(stages: Stages, case: str, asked: dict, recipes: dict[str, dict]) -> Case:
     """Everything that the study does on one data set."""
     data, flows, seed = asked["data"], asked["flows"], asked["seed"]
     sources, scales = asked["sources"], asked["scales"]
@@ -189,33 +192,33 @@ def _case(stages: "Stages", case: str, asked: dict) -> Case:
                 {**asked["generation"], **settings},
             )
 
-        def flow_for(what: str, own: list[float]) -> Path:
+        def flow_for(what: str, own: list[float], recipe: dict) -> Path:
             files = [str(source[scale]) for scale in own]  # noqa: B023
-            made = {**named(asked["pairs"]), "sources": files, "n": sources, "data": data}
+            made = {**named(recipe["pairs"]), "sources": files, "n": sources, "data": data}
             paired = stage(f"pair {name} {what}", pair, made)  # noqa: B023
-            on = {**asked["flow"], "data": {"name": "Pairs", "path": str(paired)}}
+            on = {**recipe["flow"], "data": {"name": "Pairs", "path": str(paired)}}
             return stage(f"fit flow {name} {what}", fit, on)  # noqa: B023
 
         source = {}
         for scale in sorted(set(shared) | set(dedicated)):
             n = sources if scale in dedicated else -(-sources // len(shared))
             source[scale] = generated(scale, n, 0, "sources", trajectories=0)
-        one_for_all = flow_for("all", shared) if shared else None
-        own_flow = {scale: flow_for(f"{scale:g}", [scale]) for scale in dedicated}
+        trained_flows = {}
+        for kind, recipe in recipes.items():
+            for scale in dedicated if kind == "dedicated" else [None] if shared else []:
+                what, own = (kind, shared) if scale is None else (f"{scale:g}", [scale])
+                trained_flows[kind, scale] = flow_for(what, own, recipe)
 
         for scale in scales:
             before = generated(scale, asked["samples"], FRESH, "fresh")
             scored = {("before", ""): before}
-            for kind, trained_flow in (("all", one_for_all), ("dedicated", own_flow.get(scale))):
-                if trained_flow is not None:
+            for (kind, of), trained_flow in trained_flows.items():
+                if scale == of or (of is None and scale in recipes[kind]["scales"]):
+                    how = {"flow": str(trained_flow), "samples": str(before)}
                     scored["after", kind] = stage(
                         f"refine {name} {scale:g} {kind}",
                         refine,
-                        {
-                            **asked["refinement"],
-                            "flow": str(trained_flow),
-                            "samples": str(before),
-                        },
+                        {**recipes[kind]["refinement"], **how},
                     )
             spent |= {} if stages.only is not None else _evaluations(name, scale, scored)
             labels = {f"{when} {kind}".strip(): str(p) for (when, kind), p in scored.items()}
@@ -251,148 +254,60 @@ def _case(stages: "Stages", case: str, asked: dict) -> Case:
     return found
 
 
-def _stages_per_case(
-    fits: dict, methods: dict, scales: list[float], flows: dict, trace: dict | None
-) -> int:
-    shared, dedicated = flows.get("all", []), flows.get("dedicated", [])
-    per_scale = 2 + bool(shared) + (trace is not None)  # generate, evaluate, refine, trace
-    per_method = len({*shared, *dedicated}) + 2 * bool(shared) + 3 * len(dedicated)
-    return len(fits) + len(methods) * (per_method + per_scale * len(scales)) + 1
+def _recipes(variants: dict, flows: dict, own: dict) -> dict[str, dict]:
+    """{kind of flow: its pairs, flow and refinement}: the study's own, then its variants'."""
+    recipes = {kind: own for kind in ("all", "dedicated") if flows.get(kind)}
+    if variants and "all" not in recipes:
+        raise UserError("variants are flows for all scales: they need flows.all")
+    kinds = {"pairs": Pairing, "flow": Flow, "refinement": Refining}
+    for name, section in variants.items():
+        if not name.replace("_", "").isalnum() or name in ("all", "dedicated", "before"):
+            raise UserError(
+                f"variants.{name}: letters, digits and _ only, and not all, dedicated or before"
+            )
+        recipes[name] = {
+            key: changed(kind, own[key], section[key], f"variants.{name}.{key}")
+            for key, kind in kinds.items()
+        }
+        recipes[name]["scales"] = own["scales"] if section["scales"] is None else section["scales"]
+        if beyond := set(recipes[name]["scales"]) - set(own["scales"]):
+            raise UserError(f"variants.{name} has scale {min(beyond):g}, which scales has not")
+    return recipes
 
 
-class Stages:
-    """The stages of a study, each a run directory named by what it is and depends on.
-
-    So a stage is found again as long as its settings and inputs are the same, and a changed
-    setting makes a new directory for it and for what depends on it, and for nothing else.
-
-    only  the one stage to run; None: all of them, "": none, they are only looked at
-    """
-
-    def __init__(self, root: Path, seed: int, only: str | None = None):
-        self.root, self.seed, self.only = root, seed, only
-        self.states: dict[str, str] = {}  # of the stages that were looked at
-        self.done: list[dict] = []
-        self.expected = 0
-        self._hashes: dict[str, str] = {}  # of the files of the data, which a study reads often
-
-    def claim(self, asked: dict) -> None:
-        """Write the study's config.yaml; UserError if the directory is something else's."""
-        if self.root.exists() and (
-            not self.root.is_dir()
-            or (any(self.root.iterdir()) and not (self.root / "study.json").is_file())
-        ):
-            raise UserError(f"{self.root} exists and is no study: give another run_dir")
-        if self.only is None or not (self.root / "study.json").is_file():
-            write_text(self.root / "study.json", json.dumps({"stages": []}))
-        write_text(self.root / "config.yaml", "# lightning_cfg.study\n" + dump(asked))
-
-    def run(self, name: str, verb: Callable, settings: dict[str, Any]) -> Path:
-        """Call the verb in its directory, which tells by itself whether it is done."""
-        settings = {"seed": self.seed, **settings}
-        waits = sorted(set(_waited_for(settings)))
-        if waits:
-            if name == self.only:
-                raise UserError(f"stage={name} needs these to be done before: {', '.join(waits)}")
-            self.states[name] = f"waits for {', '.join(waits)}"
-            return Path(WAITING + name)
-        kept = {k: v for k, v in settings.items() if k not in FREE}
-        if kept.get("data") is not None:
-            kept["data"] = self._data(kept["data"])
-        # trajectories are there for `trace` only: more of them leave the other stages as they are,
-        # and pictures are there to be looked at
-        without = (*SHEET, *IMAGES.values())
-        without += () if verb is trace_trajectories else (TRAJECTORIES,)
-        content = self._content(kept, without)
-        text = json.dumps([verb.__name__, content], sort_keys=True, default=list)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        directory = self.root / "stages" / f"{name.replace(' ', '-')}-{digest}"
-        manifest = directory / "manifest.json"
-        if self.only not in (None, name):
-            done = manifest.is_file()
-            if done and verb is fit:  # which may be asked for more steps than it has
-                steps = json.loads(manifest.read_text())["step"]
-                done = steps == settings["trainer"].get("max_steps")
-            self.states[name] = "done" if done else "ready"
-            return directory if done else Path(WAITING + name)
-        print(f"[{len(self.done) + 1}/{self.expected}] {name}", flush=True)
-        before = manifest.stat().st_mtime_ns if manifest.is_file() else 0
-        verb(**settings, run_dir=str(directory))
-        reused = before != 0 and manifest.stat().st_mtime_ns == before
-        self.done.append(
-            {
-                "name": name,
-                "verb": verb.__name__,
-                "seconds": json.loads(manifest.read_text())["seconds"],
-                "directory": str(directory.relative_to(self.root)),
-                "reused": reused,
-                "hash": digest,
-            }
-        )
-        return directory
-
-    def tell(self) -> None:
-        """Print how the stages stand; UserError where the one that was asked for is none."""
-        if self.only and not self.done:
-            near = difflib.get_close_matches(self.only, self.states, 1)
-            hint = f"did you mean '{near[0]}'?" if near else "plan=true prints them"
-            raise UserError(f"stage={self.only} is no stage of this study; {hint}")
-        if not self.only:
-            for name, state in self.states.items():
-                print(f"{name}: {state}")
-
-    def close(self) -> None:
-        """Record which stage directories the report is made of."""
-        write_text(self.root / "study.json", json.dumps({"stages": self.done}, indent=1))
-
-    def _data(self, section: dict) -> dict:
-        """A data section with the hashes of its files, wherever they lie."""
-        kept = {k: v for k, v in section.items() if k not in ("root", "memory")}
-        for key in ("path", "held_out"):
-            place = kept.get(key)
-            if isinstance(place, str) and Path(place).exists() and not _is_stage(place):
-                if place not in self._hashes:
-                    self._hashes[place] = sha256(place)
-                kept[key] = self._hashes[place]
-        return kept
-
-    def _content(self, value: Any, without: tuple[str, ...]) -> Any:
-        """Paths of stages become the files that they hold, with their content hashes."""
-        if isinstance(value, dict):
-            return {k: self._content(v, without) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._content(v, without) for v in value]
-        if isinstance(value, str) and _is_stage(value):
-            files = json.loads((Path(value) / "manifest.json").read_text())["outputs"]
-            return {name: digest for name, digest in files.items() if name not in without}
-        return value
+def _distinct(recipes: dict[str, dict], *keys: str) -> int:
+    """How many recipes for all scales differ in these keys: the others share what they make."""
+    shared = [recipe for kind, recipe in recipes.items() if kind != "dedicated"]
+    return len({json.dumps([recipe[key] for key in keys], default=list) for recipe in shared})
 
 
-WAITING = "waiting for stage "  # in place of the directory of a stage that is not done
+def _refined(recipes: dict[str, dict], dedicated: list[float]) -> int:
+    """How often samples are refined, for each method."""
+    shared = (recipe["scales"] for kind, recipe in recipes.items() if kind != "dedicated")
+    return sum(map(len, shared)) + len(dedicated)
 
 
-def _waited_for(value: Any) -> Iterator[str]:
-    """The stages whose results a setting needs and that are not there yet."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _waited_for(item)
-    if isinstance(value, str) and value.startswith(WAITING):
-        yield value.removeprefix(WAITING)
+def _stages_per_case(asked: dict, recipes: dict[str, dict]) -> int:
+    shared, dedicated = (asked["flows"].get(kind, []) for kind in ("all", "dedicated"))
+    per_scale = 2 + (asked["trace"] is not None)  # generate, evaluate, trace
+    per_method = len({*shared, *dedicated}) + 2 * len(dedicated)
+    per_method += _distinct(recipes, "pairs") + _distinct(recipes, "pairs", "flow")
+    per_method += per_scale * len(asked["scales"]) + _refined(recipes, dedicated)
+    return len(asked["fits"]) + len(asked["methods"]) * per_method + 1
 
 
-def cost(asked: dict, stages: int, cases: int) -> str:
+def cost(asked: dict, recipes: dict[str, dict], stages: int, cases: int) -> str:
     """What a study will take, in a line: what is done already is not taken off."""
     flows, scales, methods = asked["flows"], asked["scales"], asked["methods"]
     shared, dedicated = flows.get("all", []), flows.get("dedicated", [])
     trainings = [*asked["fits"].values()]
-    trainings += [asked["flow"]] * len(methods) * (bool(shared) + len(dedicated))
+    trainings += (
+        [asked["flow"]] * len(methods) * (_distinct(recipes, "pairs", "flow") + len(dedicated))
+    )
     images = sum(t["batch_size"] * t["trainer"].get("max_steps", 0) for t in trainings) * cases
     sources = len(methods) * asked["sources"] * (bool(shared) + len(dedicated)) * cases
     fresh = len(methods) * asked["samples"] * len(scales) * cases
-    refined = len(methods) * asked["samples"] * cases
-    refined *= bool(shared) * len(scales) + len(dedicated)
+    refined = len(methods) * asked["samples"] * cases * _refined(recipes, dedicated)
     sampler, each = asked["generation"]["sampler"], ""
     if "steps" in sampler:
         steps = 2 * sampler["steps"] - 1 if sampler["name"] == "heun" else sampler["steps"]
@@ -404,10 +319,6 @@ def cost(asked: dict, stages: int, cases: int) -> str:
         f"{stages} stages: {len(trainings) * cases} trainings on {images / 1e6:.3g} M images, "
         f"{sources + fresh:,} samples{each}, {refined:,} refined, about {disk:.2g} GiB of samples"
     )
-
-
-def _is_stage(path: str) -> bool:
-    return (Path(path) / "manifest.json").is_file()
 
 
 def _check(methods: dict, fits: dict, flows: dict, scales: list[float]) -> None:
@@ -427,6 +338,26 @@ def _check(methods: dict, fits: dict, flows: dict, scales: list[float]) -> None:
     for scale in flows.get("dedicated", []):
         if scale not in scales:
             raise UserError(f"flows.dedicated has scale {scale:g}, which scales has not")
+
+
+def _check_published(section: dict, methods: dict, recipes: dict) -> None:
+    """UserError unless a published number has a place in the report."""
+    if section["method"] not in (None, *methods) or (
+        section["method"] is None and len(methods) > 1
+    ):
+        raise UserError(
+            f"published: method={section['method']} must be one of methods ({', '.join(methods)})"
+        )
+    for name, row in section["rows"].items():
+        if name not in ("before", *recipes):
+            raise UserError(
+                f"published: rows.{name} is neither before nor a flow ({', '.join(recipes)})"
+            )
+        for scale in row:
+            try:
+                float(scale)
+            except ValueError:
+                raise UserError(f"published: rows.{name}.{scale} is no guidance scale") from None
 
 
 def _check_exact(data_sets: dict, methods: dict, trace: dict | None) -> None:

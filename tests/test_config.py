@@ -566,7 +566,11 @@ def test_identity_difference():
     assert identity_difference(a, {**a, "shape": [1, 2]}) is None
     b = {**a, "learner": {"lr": 3e-4, "name": "D"}}
     assert identity_difference(a, b) == "learner.lr: 0.001 there, 0.0003 here"
-    assert identity_difference(a, {**a, "new": None}) == "new: nothing there, null here"
+    assert identity_difference(a, {**a, "new": 0}) == "new: nothing there, 0 here"
+    assert identity_difference({**a, "old": None}, {**a, "old": 0}) == "old: null there, 0 here"
+    # a run of before there was a key `limit`, say, is the same with its default
+    assert identity_difference(a, {**a, "new": None}) is None
+    assert identity_difference({**a, "old": None}, a) is None
     assert identity_difference({**a, "old": {"x": 1}}, a) == "old: {'x': 1} there, nothing here"
 
 

@@ -17,10 +17,11 @@ from lightning_cfg.files import load_tensors, save_tensors
 from lightning_cfg.fit import fit
 from lightning_cfg.generate import SAMPLES
 from lightning_cfg.neighbours import nearest, nearest_in_class, nearest_in_shards
-from lightning_cfg.pair import PAIRS, Size, effective, pair, used_once
+from lightning_cfg.pair import PAIRS, Size, pair
 from lightning_cfg.pngs import save_images
 from lightning_cfg.refine import Solver, refine, refined
 from lightning_cfg.samplers import integrate_in_steps
+from lightning_cfg.targets import effective, used_once
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

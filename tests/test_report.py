@@ -135,6 +135,8 @@ CONFIG = {
         m: {"models": {"model": "base"}, "guidance": {"name": m}} for m in ("cfg", "gradient")
     },
     "scales": [1.0, 2.0],
+    "variants": {},
+    "published": [],
     "flows": {"all": [1.0], "dedicated": [2.0]},
     "sources": 300,
     "samples": 300,

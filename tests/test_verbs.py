@@ -631,7 +631,7 @@ def test_a_study_does_everything_on_each_case(cases):
         asked = manifest(cases.root / stage["directory"])
         case = LINES[name.split()[0]]
         data = {**asked["settings"], **asked["free"]}.get("data")
-        assert data == {**case, "weights": None, "seed": 0}
+        assert data == {**case, "weights": None, "seed": 0, "limit": None}
 
 
 def test_a_cases_trajectories_are_traced_against_its_own_classifier_too(cases):

@@ -20,6 +20,7 @@ class CIFAR10(Images):
     root     holds cifar-10-batches-py; where it is absent, the 163 MB are downloaded
     flip     mirror each training image with probability 1/2
     augment  probability of EDM's non-leaking augmentation, 0.12 as they have it; 0: none
+    limit    only the first so many images of each class are there to train on
     Nothing is read, or downloaded, before the first batch is asked for. UserError where the files
     are absent and cannot be had, or are not the published ones.
     """
@@ -27,8 +28,15 @@ class CIFAR10(Images):
     shape = (3, 32, 32)
     num_classes = 10
 
-    def __init__(self, *, root: str = "data", flip: bool = False, augment: float = 0.0):
-        self.root, self.flip = root, flip
+    def __init__(
+        self,
+        *,
+        root: str = "data",
+        flip: bool = False,
+        augment: float = 0.0,
+        limit: int | None = None,
+    ):
+        self.root, self.flip, self.limit = root, flip, limit
         self.augmented(augment)
 
     def _load(self, *, train: bool) -> tuple[Tensor, Tensor]:

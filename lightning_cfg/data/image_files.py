@@ -277,6 +277,7 @@ class ImageZip(Images):
     augment   probability of EDM's non-leaking augmentation, 0.12 as they have it; 0: none
     memory    GiB that a split may take as bytes to be decoded once and kept in each process;
               a larger one is decoded batch by batch, in threads and without reading ahead
+    limit     only the first so many images of each class are there to train on
     UserError where a file is absent, damaged, not as described, or unlike the others.
     """
 
@@ -290,12 +291,14 @@ class ImageZip(Images):
         flip: bool = False,
         augment: float = 0.0,
         memory: float = 2.0,
+        limit: int | None = None,
     ):
         if not memory >= 0:
             raise UserError(f"data.memory={memory} must be 0 GiB or more")
         self._training = self._files(path)
         self._other = None if held_out is None else self._files(held_out)
         self.path, self.flip, self.memory = self._training.path, flip, memory
+        self.limit = limit
         self.augmented(augment)
 
     @property

@@ -26,6 +26,7 @@ class Images:
     truth = None
     flip = False
     pipe: AugmentPipe | None = None
+    limit: int | None = None  # images per class that there are to train on; None: all
 
     @cached_property
     def _bank(self) -> tuple[Tensor, Tensor]:
@@ -57,7 +58,10 @@ class Images:
         is a `pipe`, images are augmented, and "augment" (b, 9) says how.
         """
         y, c = self._bank
-        rows = draws.permuted(len(c))
+        if self.limit is None:
+            rows = draws.permuted(len(c))
+        else:
+            rows = self._limited[draws.permuted(len(self._limited))]
         y = y[rows]
         if self.flip:
             mirrored = (draws.uniform() < 0.5).to(y.device)
@@ -76,7 +80,8 @@ class Images:
         """Bytes that rows (N,) index, the rows of one class after another, and their classes (N,).
 
         split "bank" or "held_out"; the first per_class images of each class in the files' order,
-        None for all. UserError for another split, or for more images than there are.
+        None for all. Of the bank, only those within `limit`. UserError for another split, or for
+        more images than there are.
         """
         name = type(self).__name__
         splits = {"bank": "_bank", "held_out": "_held_out"}
@@ -84,23 +89,37 @@ class Images:
             raise UserError(f"{name} has the splits bank and held_out, got {split!r}")
         y, c = getattr(self, splits[split])
         rows = [(c == k).nonzero()[:, 0] for k in range(max(1, self.num_classes))]
+        if split == "bank" and self.limit is not None:
+            _at_least(self.limit, rows, f"{name}: data.limit", split)
+            rows = [r[: self.limit] for r in rows]
         if per_class is not None:
-            fewest = min(range(len(rows)), key=lambda k: len(rows[k]))
-            if not 1 <= per_class <= len(rows[fewest]):
-                raise UserError(
-                    f"{name}: per_class must be between 1 and {len(rows[fewest])}, the images of "
-                    f"class {fewest} in split {split}, got {per_class}"
-                )
+            _at_least(per_class, rows, f"{name}: per_class", split)
             rows = [r[:per_class] for r in rows]
         rows = torch.cat(rows)
         return y, rows, c[rows]
+
+    @cached_property
+    def _limited(self) -> Tensor:
+        """The rows of the bank that there are to train on."""
+        return self.rows("bank")[1]
+
+
+def _at_least(asked: int, rows: list[Tensor], what: str, split: str) -> None:
+    """UserError unless every class has so many rows."""
+    fewest = min(range(len(rows)), key=lambda k: len(rows[k]))
+    if not 1 <= asked <= len(rows[fewest]):
+        raise UserError(
+            f"{what} must be between 1 and {len(rows[fewest])}, the images of class {fewest} in "
+            f"split {split}, got {asked}"
+        )
 
 
 class MNIST(Images):
     """Handwritten digits (LeCun et al. 1998).
 
     60,000 images to train on, the "bank", and 10,000 that are never trained on, "held_out";
-    shape (1, 28, 28), classes 0 ... 9. Nothing is read, or downloaded to `root` where it is
+    shape (1, 28, 28), classes 0 ... 9. `limit` leaves only the first so many of each class in the
+    bank. Nothing is read, or downloaded to `root` where it is
     absent, before the first batch is asked for. UserError where the files are absent and cannot
     be had, or are damaged.
     """
@@ -108,8 +127,8 @@ class MNIST(Images):
     shape = (1, 28, 28)
     num_classes = 10
 
-    def __init__(self, *, root: str = "data"):
-        self.root = root
+    def __init__(self, *, root: str = "data", limit: int | None = None):
+        self.root, self.limit = root, limit
 
     def _load(self, *, train: bool) -> tuple[Tensor, Tensor]:
         """Bytes (N, 1, 28, 28) uint8 and labels (N,) long of one split."""

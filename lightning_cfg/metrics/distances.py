@@ -74,15 +74,17 @@ def kernel_distance(
     # k = (f'.g' + s_f + s_g) / d, f' = f - mu, s_f = f'.mu + (|mu|^2 + d) / 2, and so for g: with
     # mu near the mean, f'.g' is small, and with it what float32 loses. All of it is in numpy, as
     # its threads and torch's would wait for each other.
-    sides = [features.cpu().numpy() for features in (features_x, features_y)]
+    sides = [features.cpu().contiguous().numpy() for features in (features_x, features_y)]
     mu = sides[1][np.random.RandomState(0).choice(m, size)].mean(0, dtype=np.float32)
     level = (np.square(mu, dtype=np.float64).sum() + d) / 2
     random, distances = np.random.RandomState(2020), []
-    a, b = np.empty((2, size, d), np.float32)  # which new memory for each subset would slow down
+    subset = [np.empty((size, d), side.dtype) for side in sides]  # new memory each time is slower
     for _ in range(subsets):
-        for f, side in zip((a, b), sides, strict=True):
+        for f, side in zip(subset, sides, strict=True):
             rows = random.choice(len(side), size, replace=False)
-            np.subtract(side[rows], mu, out=f, casting="same_kind")
+            np.take(side, rows, 0, out=f, mode="clip")  # or else it takes new memory after all
+            f -= mu
+        a, b = (f.astype(np.float32, copy=False) for f in subset)
         s, t = (np.einsum("ij,j->i", f, mu) + level for f in (a, b))
         within = _cubes(a, s, a, s, pairs=True) + _cubes(b, t, b, t, pairs=True)
         across = _cubes(a, s, b, t, pairs=False)
@@ -95,11 +97,12 @@ def _cubes(
 ) -> float:
     """sum_ij (a_i.b_j + s_i + t_j)^3, of i < j only where a and b are the same, as `pairs` says."""
     products, total = a @ b.T, 0.0  # numpy computes one half only of a product with itself
+    above = np.triu(np.ones((rows, rows)), 1)
     for start in range(0, len(a), rows):  # what is held in float64 fits in a cache
         block, after = slice(start, start + rows), start if pairs else 0
         k = products[block, after:] + t[after:]
         k += s[block, None]
         if pairs:
-            k[:, :rows] = np.triu(k[:, :rows], 1)
+            k[:, :rows] *= above[: len(k), : len(k)]
         total += np.einsum("ij,ij->", k * k, k)
     return float(total)
