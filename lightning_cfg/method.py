@@ -3,8 +3,18 @@
 from lightning_cfg.config import Guidance
 
 
-def method(*, models: dict[str, str], guidance: Guidance) -> None:
+def method(
+    *,
+    models: dict[str, str],
+    guidance: Guidance,
+    scales: list[float] | None = None,
+    generation: dict = {},  # noqa: B006  a default section, never changed
+) -> None:
     """The keys of one entry of a study's `methods`.
 
-    models  {model, weak, classifier}: names in the study's `fits`, paths, or exact
+    models      {model, weak, classifier}: names in the study's `fits`, paths, or exact
+    scales      at which it is tried instead of the study's, as what is much for one is little for
+                another
+    generation  what is different from the study's `generation`, such as a sampler of fewer steps
+                where the method takes more evaluations each
     """

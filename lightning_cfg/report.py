@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lightning_cfg import figures, trajectory_figures, variant_figures, variant_report
+from lightning_cfg import comparison, figures, trajectory_figures, variant_figures, variant_report
 from lightning_cfg.claims import (
     ONE_FOR_ALL,
     PROMISES,
@@ -116,9 +116,10 @@ def write_report(
             trained_on=list(config["flows"].get("all", [])),
             sections=config["methods"],
         )
-        drawn[case.name] += variant_figures.draw(
-            folder, averages=averages[case.name], config=config, metrics=metrics
-        )
+        for more in (variant_figures, comparison):
+            drawn[case.name] += more.draw(
+                folder, averages=averages[case.name], config=config, metrics=metrics
+            )
         if case.traced:
             drawn[case.name] += trajectory_figures.draw(
                 folder,
@@ -134,6 +135,11 @@ def write_report(
         for case in cases:
             parts += _headline(case)
             parts += _judged(check_claims(case.rows), averages[case.name], metrics)
+    compared = [(c, comparison.sections(averages[c.name], config, metrics)) for c in cases]
+    if any(lines for _, lines in compared):
+        parts += ["## Methods compared"]
+        for case, lines in compared:
+            parts += [*_headline(case), *lines]
     if config["variants"] or config["published"]:
         parts += ["## Flows and scales"]
         for case in cases:
@@ -199,15 +205,21 @@ def _done(config: dict, cases: list[Case]) -> str:
         for name, section in config["methods"].items()
     )
     text = f"Data: {data}. Methods: {methods}. "
+    grids = {name: section["scales"] for name, section in config["methods"].items()}
+    scales = sorted({scale for own in grids.values() for scale in own})
     shared, own = (list(config["flows"].get(kind, [])) for kind in ("all", "dedicated"))
     flows = []
     if shared:
-        unseen = [scale for scale in config["scales"] if scale not in shared]
+        unseen = [scale for scale in scales if scale not in shared]
         never = f", and it never saw {_scales(unseen)}" if unseen else ""
         flows.append(f"one for all scales (its samples have scales {_scales(shared)}{never})")
     if own:
         flows.append(f"one of its own for each of the scales {_scales(own)}")
-    fresh = f"{config['samples']:,} fresh samples at each of the scales {_scales(config['scales'])}"
+    fresh = f"{config['samples']:,} fresh samples at each of the scales "
+    if len({tuple(own) for own in grids.values()}) == 1:
+        fresh += _scales(scales)
+    else:
+        fresh += "; ".join(f"{_scales(own)} ({name})" for name, own in grids.items())
     if flows:
         text += (
             f"For each method, {config['sources']:,} generated samples per flow were paired with "

@@ -106,7 +106,18 @@ def study(
              that several machines share a study through its directory
     plan     print every stage and how it stands, and run none
     """
-    _check(methods, fits, flows, scales)
+    written = methods
+    methods = {
+        name: {
+            **section,
+            "scales": scales if section.get("scales") is None else section["scales"],
+            "generation": changed(
+                Generation, generation, section.get("generation", {}), f"methods.{name}.generation"
+            ),
+        }
+        for name, section in methods.items()
+    }
+    _check(methods, fits, flows)
     if (data is None) == (not cases):
         raise UserError("a study needs either data, one data set, or cases, several by name")
     if not 1 <= samples <= FRESH:
@@ -121,7 +132,8 @@ def study(
     for name in cases:
         if not name.replace("_", "").isalnum():
             raise UserError(f"cases.{name}: letters, digits and _ only, it names folders and files")
-    own = {"pairs": pairs, "flow": flow, "refinement": refinement, "scales": scales}
+    tried = sorted({scale for section in methods.values() for scale in section["scales"]})
+    own = {"pairs": pairs, "flow": flow, "refinement": refinement, "scales": tried}
     recipes = _recipes(variants, flows, own)
     for section in published:
         _check_published(section, methods, recipes)
@@ -135,7 +147,7 @@ def study(
     root = Path(run_dir)
     data_sets = cases or {"": data}
     stages = Stages(root, seed, only="" if plan else stage)
-    stages.claim(asked)
+    stages.claim({**asked, "methods": written})
     _check_exact(data_sets, methods, trace)
     stages.expected = len(data_sets) * _stages_per_case(asked, recipes)
     print(cost(asked, recipes, stages.expected, len(data_sets)), flush=True)
@@ -155,8 +167,7 @@ def study(
 def _case(stages: Stages, case: str, asked: dict, recipes: dict[str, dict]) -> Case:
     """Everything that the study does on one data set."""
     data, flows, seed = asked["data"], asked["flows"], asked["seed"]
-    sources, scales = asked["sources"], asked["scales"]
-    shared, dedicated = flows.get("all", []), flows.get("dedicated", [])
+    sources, shared = asked["sources"], flows.get("all", [])
     found = Case(case, build("lightning_cfg.data", data))
 
     def stage(name: str, verb: Callable, settings: dict) -> Path:
@@ -189,7 +200,7 @@ def _case(stages: Stages, case: str, asked: dict, recipes: dict[str, dict]) -> C
             return stage(
                 f"generate {name} {scale:g} {what}",  # noqa: B023
                 generate,
-                {**asked["generation"], **settings},
+                {**section["generation"], **settings},  # noqa: B023
             )
 
         def flow_for(what: str, own: list[float], recipe: dict) -> Path:
@@ -199,6 +210,7 @@ def _case(stages: Stages, case: str, asked: dict, recipes: dict[str, dict]) -> C
             on = {**recipe["flow"], "data": {"name": "Pairs", "path": str(paired)}}
             return stage(f"fit flow {name} {what}", fit, on)  # noqa: B023
 
+        dedicated = [scale for scale in flows.get("dedicated", []) if scale in section["scales"]]
         source = {}
         for scale in sorted(set(shared) | set(dedicated)):
             n = sources if scale in dedicated else -(-sources // len(shared))
@@ -209,7 +221,7 @@ def _case(stages: Stages, case: str, asked: dict, recipes: dict[str, dict]) -> C
                 what, own = (kind, shared) if scale is None else (f"{scale:g}", [scale])
                 trained_flows[kind, scale] = flow_for(what, own, recipe)
 
-        for scale in scales:
+        for scale in section["scales"]:
             before = generated(scale, asked["samples"], FRESH, "fresh")
             scored = {("before", ""): before}
             for (kind, of), trained_flow in trained_flows.items():
@@ -281,33 +293,36 @@ def _distinct(recipes: dict[str, dict], *keys: str) -> int:
     return len({json.dumps([recipe[key] for key in keys], default=list) for recipe in shared})
 
 
-def _refined(recipes: dict[str, dict], dedicated: list[float]) -> int:
-    """How often samples are refined, for each method."""
-    shared = (recipe["scales"] for kind, recipe in recipes.items() if kind != "dedicated")
-    return sum(map(len, shared)) + len(dedicated)
+def _refined(recipes: dict[str, dict], flows: dict, scales: list[float]) -> int:
+    """How often the samples of a method are refined, which has these scales."""
+    own = [recipe["scales"] for kind, recipe in recipes.items() if kind != "dedicated"]
+    own.append(flows.get("dedicated", []))
+    return sum(len(set(scales) & set(some)) for some in own)
 
 
 def _stages_per_case(asked: dict, recipes: dict[str, dict]) -> int:
-    shared, dedicated = (asked["flows"].get(kind, []) for kind in ("all", "dedicated"))
+    flows, total = asked["flows"], len(asked["fits"]) + 1
     per_scale = 2 + (asked["trace"] is not None)  # generate, evaluate, trace
-    per_method = len({*shared, *dedicated}) + 2 * len(dedicated)
-    per_method += _distinct(recipes, "pairs") + _distinct(recipes, "pairs", "flow")
-    per_method += per_scale * len(asked["scales"]) + _refined(recipes, dedicated)
-    return len(asked["fits"]) + len(asked["methods"]) * per_method + 1
+    for section in asked["methods"].values():
+        dedicated = set(flows.get("dedicated", [])) & set(section["scales"])
+        total += len({*flows.get("all", []), *dedicated}) + 2 * len(dedicated)
+        total += _distinct(recipes, "pairs") + _distinct(recipes, "pairs", "flow")
+        total += per_scale * len(section["scales"])
+        total += _refined(recipes, flows, section["scales"])
+    return total
 
 
 def cost(asked: dict, recipes: dict[str, dict], stages: int, cases: int) -> str:
     """What a study will take, in a line: what is done already is not taken off."""
-    flows, scales, methods = asked["flows"], asked["scales"], asked["methods"]
-    shared, dedicated = flows.get("all", []), flows.get("dedicated", [])
-    trainings = [*asked["fits"].values()]
-    trainings += (
-        [asked["flow"]] * len(methods) * (_distinct(recipes, "pairs", "flow") + len(dedicated))
-    )
+    flows, n = asked["flows"], asked["samples"]
+    trainings, sources, fresh, refined = [*asked["fits"].values()], 0, 0, 0
+    for section in asked["methods"].values():
+        own = len(set(flows.get("dedicated", [])) & set(section["scales"]))
+        trainings += [asked["flow"]] * (_distinct(recipes, "pairs", "flow") + own)
+        sources += asked["sources"] * (bool(flows.get("all")) + own) * cases
+        fresh += n * len(section["scales"]) * cases
+        refined += n * _refined(recipes, flows, section["scales"]) * cases
     images = sum(t["batch_size"] * t["trainer"].get("max_steps", 0) for t in trainings) * cases
-    sources = len(methods) * asked["sources"] * (bool(shared) + len(dedicated)) * cases
-    fresh = len(methods) * asked["samples"] * len(scales) * cases
-    refined = len(methods) * asked["samples"] * cases * _refined(recipes, dedicated)
     sampler, each = asked["generation"]["sampler"], ""
     if "steps" in sampler:
         steps = 2 * sampler["steps"] - 1 if sampler["name"] == "heun" else sampler["steps"]
@@ -321,7 +336,7 @@ def cost(asked: dict, recipes: dict[str, dict], stages: int, cases: int) -> str:
     )
 
 
-def _check(methods: dict, fits: dict, flows: dict, scales: list[float]) -> None:
+def _check(methods: dict, fits: dict, flows: dict) -> None:
     for name, section in methods.items():
         check_roles(section["guidance"], section["models"])
         for role, model in section["models"].items():
@@ -336,7 +351,7 @@ def _check(methods: dict, fits: dict, flows: dict, scales: list[float]) -> None:
         if kind not in ("all", "dedicated"):
             raise UserError(f"flows.{kind} is neither flows.all nor flows.dedicated")
     for scale in flows.get("dedicated", []):
-        if scale not in scales:
+        if not any(scale in section["scales"] for section in methods.values()):
             raise UserError(f"flows.dedicated has scale {scale:g}, which scales has not")
 
 

@@ -132,7 +132,8 @@ CONFIG = {
     "cases": {},
     "seed": 0,
     "methods": {
-        m: {"models": {"model": "base"}, "guidance": {"name": m}} for m in ("cfg", "gradient")
+        m: {"models": {"model": "base"}, "guidance": {"name": m}, "scales": [1.0, 2.0]}
+        for m in ("cfg", "gradient")
     },
     "scales": [1.0, 2.0],
     "variants": {},

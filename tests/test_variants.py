@@ -287,7 +287,7 @@ def config(mixture) -> dict:
             {"source": "A paper, table 9", "metric": "frechet",
              "rows": {"before": {"1": 12.5, "3": 6.25}, "k_8": {"2": 4.5}}},
         ],
-        "evaluation": {"metrics": ["frechet", "recall"], "real": 100, "bank": 100},
+        "evaluation": {"metrics": ["frechet", "recall", "outliers"], "real": 100, "bank": 100},
     }  # fmt: skip
 
 
@@ -392,3 +392,65 @@ def test_mistakes_are_one_line(config, change, words, call):
     assert len(outcome.err.strip().splitlines()) == 1
     assert all(word in outcome.err for word in words), outcome.err
     assert not Path("runs").exists()
+
+
+# Methods side by side
+
+
+@pytest.fixture(scope="module")
+def compared(config, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("compared")
+    cfg = config["methods"]["cfg"]
+    methods = {
+        "cfg": cfg,
+        "far": {**cfg, "scales": [1, 3, 6]},
+        "cheap": {**cfg, "generation": {"sampler": {"steps": 3}}},
+    }
+    run({**config, "methods": methods, "variants": {}, "published": []}, root)
+    return root / "study"
+
+
+def test_each_method_has_its_own_scales_and_sampler(compared):
+    with (compared / "table.csv").open() as file:
+        rows = [r for r in csv.DictReader(file) if r["stage"] == "before"]
+    scales = {m: [r["scale"] for r in rows if (r["method"], r["class"]) == (m, "0")]
+              for m in ("cfg", "far", "cheap")}  # fmt: skip
+    assert scales == {"cfg": ["1", "2"], "far": ["1", "3", "6"], "cheap": ["1", "2"]}
+    nfe = {(r["method"], r["scale"]): float(r["nfe"]) for r in rows}
+    assert (nfe["cfg", "1"], nfe["cfg", "2"]) == (11, 22)  # Heun: 2 steps - 1, twice where guided
+    assert (nfe["cheap", "1"], nfe["cheap", "2"]) == (5, 10)
+    text = (compared / "report.md").read_text()
+    assert "1, 2 (cfg); 1, 3, 6 (far); 1, 2 (cheap)" in text
+    names = [s["name"] for s in json.loads((compared / "study.json").read_text())["stages"]]
+    assert "refine far 6 all" in names
+
+
+def test_methods_are_compared_at_their_best_scale(compared):
+    with (compared / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    mean: dict[tuple, float] = {}
+    for row in rows:
+        if row["method"] != "real":
+            key = (row["method"], row["scale"], row["stage"])
+            own = [r for r in rows if (r["method"], r["scale"], r["stage"]) == key]
+            n = sum(int(r["n"]) for r in own)
+            mean[key] = sum(int(r["n"]) * float(r["frechet"]) for r in own) / n
+    text = (compared / "report.md").read_text().split("## Methods compared")[1].split("\n## ")[0]
+    for stage, title in (("before", "**Before"), ("after", "**After")):
+        lines = text.split(title)[1].split("**\n\n")[1].split("\n\n")[0].splitlines()[2:]
+        cells = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in lines]
+        assert [row[0] for row in cells] == ["cfg", "far", "cheap", "real"]
+        for name, scale, *_ in cells[:3]:
+            own = {s: value for (m, s, when), value in mean.items() if (m, when) == (name, stage)}
+            assert scale == min(own, key=own.get)
+    assert (compared / "figures/fidelity_diversity.png").stat().st_size > 3000
+
+
+def test_two_methods_are_not_a_comparison(done):
+    assert "## Methods compared" not in (done / "report.md").read_text()
+
+
+def test_a_methods_generation_is_checked(config, call):
+    outcome = call(study, config, "methods.cfg.generation={sampler: {stepz: 3}}")
+    assert outcome.status == 2
+    assert "methods.cfg.generation.sampler.stepz" in outcome.err
