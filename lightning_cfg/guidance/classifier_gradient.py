@@ -36,7 +36,7 @@ def classifier_gradient(
             return torch.autograd.grad(log_p.sum(), leaf)[0]
 
     def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
-        w = scale_at(scale, sigma) - (base == "conditional")
+        w = scale_at(scale, sigma) - float(base == "conditional")
         D = model(x, sigma, torch.full_like(c, NULL) if base == "unconditional" else c)
         if not isinstance(w, Tensor) and w == 0:
             return D
