@@ -2,15 +2,17 @@
 
 import csv
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from lightning_cfg import checkpoints
+from lightning_cfg import checkpoints, guidance
 from lightning_cfg.config import load
-from lightning_cfg.data import RealOrGenerated
+from lightning_cfg.data import Mixture, RealOrGenerated
 from lightning_cfg.draws import Draws
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluate import evaluate
@@ -20,9 +22,11 @@ from lightning_cfg.generate import SAMPLES, TRAJECTORIES, generate, sample, seed
 from lightning_cfg.guidance import autoguidance
 from lightning_cfg.refine import refine
 from lightning_cfg.sample_sets import read_set
+from lightning_cfg.samplers import euler
 from lightning_cfg.study import study
 
 DOCS = Path(__file__).parent.parent / "docs"
+CONF = DOCS.parent / "conf"
 STEPS = 5
 EULER = {"name": "euler", "steps": STEPS, "sigma_min": 0.02, "sigma_max": 80.0}
 FOUR = {
@@ -311,3 +315,79 @@ def test_a_classifier_of_other_classes_is_no_discriminator(tmp_path):
     guidance = {"name": "discriminator_gradient"}
     with pytest.raises(UserError, match="discriminator has 4 classes, not the two of generated"):
         generate(run_dir=str(tmp_path / "wrong"), guidance=guidance, n=5, **made)
+
+
+# docs/guidance.md
+
+TEXT = (DOCS / "guidance.md").read_text()
+LINES = re.findall(r"```yaml\nguidance: (.*)\n```\nCost: (.*)", TEXT)
+
+
+def costs(text: str) -> dict[str, tuple[int, int]]:
+    """ "model 1 to 2, weak 1. ..." as {role: (least, most)}."""
+    found = {}
+    for role in ("model", "weak", "classifier", "discriminator"):
+        if number := re.search(rf"\b{role} (\d)(?: to (\d))?", text.split(".")[0]):
+            found[role] = int(number[1]), int(number[2] or number[1])
+    return found
+
+
+def test_the_guide_has_every_method():
+    said = " ".join(line for line, _ in LINES)
+    assert [
+        name for name in guidance.__all__ if f"name: {name}," not in said.replace("}", ",")
+    ] == []
+
+
+@pytest.mark.parametrize("line, cost", LINES, ids=[line[7:40] for line, _ in LINES])
+def test_the_guides_lines_work_and_cost_what_it_says(base, tmp_path, line, cost):
+    networks = {"model": base if "cads" in line else "exact", "weak": base, "classifier": "exact"}
+    expected = costs(cost)
+    section = yaml.safe_load(line)
+    if "discriminator" in expected:
+        samples = save_tensors(tmp_path / "samples.safetensors", x=torch.randn(50, 2))
+        settings = yaml.safe_load((CONF / "fractal_discriminator.yaml").read_text())
+        settings["data"] = {"name": "RealOrGenerated", "real": FOUR, "path": str(samples)}
+        settings |= {"batch_size": 16, "trainer": {"max_steps": 2, "accelerator": "cpu"}}
+        networks["discriminator"] = str(fit(**settings, run_dir=str(tmp_path / "judge")))
+    models = {role: networks[role] for role in expected}
+    if "rejection" in line:
+        models["classifier"] = "exact"
+    file = tmp_path / "config.yaml"
+    config = {"models": models, "guidance": section, "sampler": EULER, "data": FOUR, "n": 40}
+    file.write_text(yaml.safe_dump({**config, "run_dir": str(tmp_path / "run")}))
+    run = generate(**load(generate, file))
+    found = manifest(run)["evaluations"]
+    for role, (least, most) in expected.items():
+        assert least * STEPS <= found[role] <= most * STEPS, role
+        assert least == most or least * STEPS < found[role] < most * STEPS, role
+
+
+def test_the_guides_own_method_works(tmp_path, monkeypatch):
+    code = TEXT.split("```python\n# away.py\n")[1].split("```")[0]
+    line = TEXT.split(code)[1].split("```yaml\nguidance: ")[1].split("\n")[0]
+    (tmp_path / "away.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "config.yaml"
+    config = {"models": {"model": "exact"}, "sampler": EULER, "data": FOUR, "n": 30}
+    text = yaml.safe_dump({**config, "run_dir": str(tmp_path / "run")})
+    file.write_text(text + "guidance: " + line)
+    run = generate(**load(generate, file))
+
+    truth = Mixture(**{k: v for k, v in FOUR.items() if k != "name"}).truth
+    noise, c, _ = seeded(list(range(30)), (2,), 4)
+    levels = [sigma for sigma, _ in euler(truth, noise, c, **options(EULER))]
+    x = noise * levels[0]
+    for s, t in pairwise(levels):
+        sigma = torch.full((30,), s, dtype=torch.float64)
+        D = truth(x, sigma, c)
+        other = truth(x, sigma, torch.ones_like(c))
+        D = D + 2 * (D - other) * ((c != 1)[:, None] & (0.1 < s <= 5.0))
+        x = x + (t - s) * (x - D) / s
+    torch.testing.assert_close(x_of(run), x.float())
+    with pytest.raises(UserError, match=r"did you mean 'guidance\.of\.label'"):
+        load(generate, file, ["guidance.of.lable=2"])
+
+
+def options(section: dict) -> dict:
+    return {k: v for k, v in section.items() if k != "name"}
