@@ -182,6 +182,20 @@ def test_a_batch_of_mixed_scales_equals_the_separate_runs(networks, method):
         assert together == {role: n for role, n in alone.items() if n}
 
 
+@pytest.mark.parametrize("method", SCALED)
+def test_the_samples_at_scale_1_are_the_models_own_to_the_last_bit(networks, noisy, method):
+    section = METHODS[method][0]
+    x, sigma, c = noisy
+    scales = torch.where(torch.arange(40) % 3 == 0, 1.0, 2.5).to(F64)
+    guided = guide({**section, "scale": scales}, networks)
+    if hasattr(guided, "begin_step"):
+        guided.begin_step(5, 1.0)
+    if hasattr(guided, "keep_noise"):
+        guided.keep_noise(0.3)
+    ones = scales == 1
+    assert torch.equal(guided(x, sigma, c)[ones], FOUR(x, sigma, c)[ones])
+
+
 def test_scales_that_are_not_one_per_sample_are_refused():
     with pytest.raises(UserError, match=r"scale has shape \(3,\), not \(8,\)"):
         run(classifier_free(FOUR, scale=torch.ones(3)))
@@ -325,6 +339,33 @@ def test_gfcg_with_a_certain_classifier_changes_nothing(noisy):
         assert model.evaluations == 40
 
 
+def test_with_a_certain_classifier_mixed_is_cfg_and_additive_adds_it(noisy):
+    cfg = classifier_free(FOUR, scale=1.5)(*noisy)
+    for combine in ("mixed", "additive"):
+        for tau in (0.0, 0.01):
+            options = {"combine": combine, "cfg_scale": 1.5, "tau": tau}
+            found = gfcg(FOUR, certain(*noisy), scale=3.0, **options)(*noisy)
+            torch.testing.assert_close(found, cfg, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("given", ["denoised", "noisy"])
+def test_the_classifier_reads_what_it_is_told_to(given):
+    seen = []
+
+    def watched(x, sigma):
+        seen.append((x, sigma))
+        return P.log()
+
+    for guided in (
+        gfcg(Affine(), watched, classifier_input=given),
+        gfcg_autoguidance(Affine(), Affine(), watched, classifier_input=given),
+    ):
+        guided(X, SIGMA, C)
+        x, sigma = seen.pop()
+        assert torch.equal(x, D if given == "denoised" else X)
+        assert torch.equal(sigma, torch.zeros(3) if given == "denoised" else SIGMA)
+
+
 @pytest.mark.parametrize("tau", [0.0, 0.01])
 def test_with_a_certain_classifier_the_combination_is_autoguidance(noisy, tau):
     model, weak = Counted(FOUR), Counted(WEAK)
@@ -412,6 +453,15 @@ def test_the_interval_is_switched_at_step_boundaries():
     assert unconditional == [round(LEVELS[i].item(), 6) for i in (2, 3)]
 
 
+def test_an_interval_of_an_interval_is_what_they_share():
+    cfg = partial(classifier_free, scale=3.0)
+    outer = {"sigma_low": LEVELS[4].item(), "sigma_high": LEVELS[1].item()}
+    inner = {"sigma_low": LEVELS[5].item(), "sigma_high": LEVELS[2].item()}
+    nested = interval(FOUR, of=partial(interval, of=cfg, **inner), **outer)
+    shared = {"sigma_low": outer["sigma_low"], "sigma_high": inner["sigma_high"]}
+    assert torch.equal(run(nested, "heun"), run(interval(FOUR, of=cfg, **shared), "heun"))
+
+
 def test_the_interval_needs_steps():
     guided = interval(FOUR, of=partial(classifier_free, scale=2.0), sigma_low=0.1, sigma_high=1.0)
     with pytest.raises(UserError, match="interval must know the sampler's steps, and dopri5"):
@@ -470,6 +520,15 @@ def test_apgs_momentum_by_hand():
             for _ in range(2):
                 expected = torch.tensor([[3.0, 4.0]], dtype=F64) + factor * d
                 torch.testing.assert_close(guided(*ONE), expected)
+    # of a step of Heun the first d is remembered, not that of its second evaluation
+    moving = apg(lambda x, sigma, c: x * (1 + c[:, None]), scale=2.0, eta=1.0, momentum=-0.5)
+    moving.begin_step(0, 1.0)
+    at = {k: (torch.full((1, 2), float(k), dtype=F64), *ONE[1:]) for k in (1, 2, 3)}
+    for k, expected in ((1, 1 + 1), (2, 2 + 2)):  # D_c = x, D_u = 0, d = x
+        assert moving(*at[k]).tolist() == [[expected, expected]]
+    moving.begin_step(1, 0.5)
+    for k, expected in ((2, 2 + 2 - 0.5), (3, 3 + 3 - 0.5)):
+        assert moving(*at[k]).tolist() == [[expected, expected]]
     with pytest.raises(UserError, match="apg must know the sampler's steps"):
         run(apg(FOUR, scale=2.0, momentum=-0.5), "dopri5")
     assert not hasattr(apg(FOUR, scale=2.0), "begin_step")  # without it any sampler will do
@@ -696,15 +755,46 @@ def test_a_sample_of_cads_is_its_seed(learned, name):
 
 
 def test_cads_knows_which_samples_a_method_asks_for(learned):
-    """GFCG evaluates the confused ones alone: each with its own noise."""
-    classifier = NoisyClassifier(Linear((2,), 4))
-    nn.init.normal_(classifier.net.linear.weight, generator=torch.Generator().manual_seed(0))
-    method = {"classifier": classifier, "scale": 3.0, "tau": 0.4}
-    guided = cads(learned, of=partial(gfcg, **method))
-    more = {"sigma_max": 80.0}
-    whole = run(guided, "euler", range(10), **more)
-    alone = torch.cat([run(guided, "euler", [seed], **more) for seed in range(10)])
-    torch.testing.assert_close(whole, alone, rtol=0, atol=1e-4)
+    """Only some of a batch are conditioned: each with its own noise, as if it were alone."""
+    asked = []
+
+    def watched(x, sigma, c):
+        asked.append(len(x))
+        return learned(x, sigma, c)
+
+    watched.class_vectors = learned.class_vectors
+
+    def guided(seeds, scale):
+        _, c, draw = seeded(seeds, (2,), 4)
+        one = cads(watched, of=partial(classifier_free, scale=torch.tensor(scale)))
+        one.draw_from(draw)
+        one.begin_step(0, 50.0)
+        sigma = torch.full((len(seeds),), 50.0, dtype=F64)
+        return one(torch.ones(len(seeds), 2, dtype=F64), sigma, c)
+
+    scales = [0.0, 2.0, 0.0, 3.0]  # at 0 the conditional pass is skipped
+    whole = guided([1, 2, 3, 4], scales)
+    assert asked == [2, 4]
+    alone = [guided([seed], [scale]) for seed, scale in zip([1, 2, 3, 4], scales, strict=True)]
+    torch.testing.assert_close(whole, torch.cat(alone), rtol=0, atol=1e-5)
+
+
+def test_cads_tells_the_other_method_what_it_is_told(learned):
+    told = []
+
+    def listening(model):
+        def guided(x, sigma, c):
+            return model(x, sigma, c)
+
+        guided.draw_from = told.append
+        guided.begin_step = lambda i, sigma: told.append((i, sigma))
+        return guided
+
+    _, _, draw = seeded([0], (2,), 4)
+    guided = cads(learned, of=listening)
+    guided.draw_from(draw)
+    guided.begin_step(3, 0.5)
+    assert told == [draw, (3, 0.5)]
 
 
 def test_cads_refuses_what_it_cannot_do(learned):
