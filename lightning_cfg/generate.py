@@ -372,6 +372,35 @@ def check_roles(guidance: dict, models: dict) -> None:
             )
 
 
+def check_together(guidance: dict, sampler: dict) -> None:
+    """UserError where a sampler cannot do what a guidance asks of it, before there is a network.
+
+    Methods from elsewhere, of which nothing is known, are left to the run itself.
+    """
+    inner = guidance
+    while isinstance(inner, dict):
+        if "." in inner["name"]:
+            return
+        inner = inner.get("of")
+    asks = guide(guidance, {role: _StandIn() for role in _roles(guidance)})
+
+    def denoise(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
+        return x
+
+    for hook in ("begin_step", "keep_noise", "draw_from"):
+        if hasattr(asks, hook):
+            setattr(denoise, hook, getattr(asks, hook))
+    for _ in sample(sampler, denoise, *seeded([0], (1,), 1)):
+        pass
+
+
+class _StandIn:
+    """In place of a network that is not there yet: it answers nothing, but embeds classes."""
+
+    def class_vectors(self, c: Tensor) -> Tensor:
+        return torch.zeros(len(c), 1)
+
+
 def named(guidance: dict) -> str:
     """A method's name, and that of the method which it changes: "interval of classifier_free"."""
     inner = guidance.get("of")

@@ -22,6 +22,7 @@ from lightning_cfg.generate import (  # noqa: E402
     SHEET,
     TRAJECTORIES,
     check_roles,
+    check_together,
     generate,
     with_scale,
 )
@@ -115,7 +116,7 @@ def study(
              that several machines share a study through its directory
     plan     print every stage and how it stands, and run none
     """
-    _check(methods, fits, flows, scales)
+    _check(methods, fits, flows, scales, generation["sampler"])
     if (data is None) == (not cases):
         raise UserError("a study needs either data, one data set, or cases, several by name")
     if not 1 <= samples <= FRESH:
@@ -416,7 +417,7 @@ def _is_stage(path: str) -> bool:
     return (Path(path) / "manifest.json").is_file()
 
 
-def _check(methods: dict, fits: dict, flows: dict, scales: list[float]) -> None:
+def _check(methods: dict, fits: dict, flows: dict, scales: list[float], sampler: dict) -> None:
     for name, section in methods.items():
         check_roles(section["guidance"], section["models"])
         for role, network in section["models"].items():
@@ -429,6 +430,10 @@ def _check(methods: dict, fits: dict, flows: dict, scales: list[float]) -> None:
         if with_scale(section["guidance"], 1.0) is None:
             method = named_guidance(section["guidance"])
             raise UserError(f"methods.{name}: guidance {method} has no scale")
+        try:
+            check_together(section["guidance"], sampler)
+        except UserError as error:
+            raise UserError(f"methods.{name}: {error}") from None
     for kind in flows:
         if kind not in ("all", "dedicated"):
             raise UserError(f"flows.{kind} is neither flows.all nor flows.dedicated")

@@ -248,6 +248,39 @@ def test_a_study_refuses_a_method_without_a_scale(tmp_path):
         study(**config)
 
 
+@pytest.mark.parametrize(
+    "guidance, sampler, words",
+    [
+        ({"name": "interval", "of": CFG, "sigma_low": 0.1, "sigma_high": 1.0}, "dopri5",
+         "methods.one: interval must know the sampler's steps, and dopri5"),
+        ({"name": "cads", "of": CFG}, "dopri5", "methods.one: cads must know the sampler's steps"),
+        ({"name": "cfg_plus_plus"}, "heun", "methods.one: cfg_plus_plus is for steps of the form"),
+        ({"name": "rescale", "of": "cfg_plus_plus"}, "euler", "methods.one: rescale cannot take"),
+    ],
+)  # fmt: skip
+def test_a_study_refuses_what_does_not_go_together_before_it_trains(
+    training, tmp_path, guidance, sampler, words
+):
+    base = training()
+    base.pop("data")
+    config = {
+        "data": FOUR,
+        "fits": {"base": base},
+        "methods": {"one": {"models": {"model": "base"}, "guidance": guidance}},
+        "scales": [2.0],
+        "samples": 4,
+        "generation": {"sampler": sampler},
+        "run_dir": str(tmp_path / "study"),
+    }
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(config))
+    config = load(study, file)
+    with pytest.raises(UserError) as error:
+        study(**config)
+    assert words in str(error.value)
+    assert not (tmp_path / "study").exists()
+
+
 def test_the_trajectories_of_rejection_end_in_its_samples(tmp_path):
     made = {"models": {"model": "exact", "classifier": "exact"}, "data": FOUR, "sampler": EULER}
     guidance = {"name": "rejection", "candidates": 3}
