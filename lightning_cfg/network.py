@@ -4,7 +4,7 @@ from typing import Annotated
 
 from lightning_cfg.config import Verb
 
-Networks = dict[str, str | Annotated[dict, Verb("lightning_cfg.network")]]
+Networks = dict[str, str | Annotated[dict, Verb("lightning_cfg.network", short="path")]]
 
 
 def network(*, path: str, weights: str | int | None = None) -> tuple[str, str | int | None]:

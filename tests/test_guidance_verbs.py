@@ -96,6 +96,14 @@ def test_a_mistake_in_a_network_is_named(tmp_path, models, words):
     assert words in str(error.value)
 
 
+def test_an_override_gives_a_network_its_weights(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("guidance: autoguidance\nsampler: euler\nn: 4\nmodels: {model: P, weak: P}\n")
+    config = load(generate, file, ["models.weak.weights=raw"])
+    assert config["models"] == {"model": "P", "weak": {"path": "P", "weights": "raw"}}
+    assert load(generate, file)["models"] == {"model": "P", "weak": "P"}
+
+
 def test_a_half_life_that_the_run_has_not_is_named(base, tmp_path):
     models = {"model": base, "weak": {"path": base, "weights": 7}}
     made = {"guidance": {"name": "autoguidance", "scale": 3.0}, "sampler": EULER, "n": 8}
