@@ -84,7 +84,7 @@ class Claim:
 def averaged(rows: list[dict]) -> dict[tuple, dict]:
     """Means over the classes, weighted by n: {(method, scale, stage, flow): {nfe, n, metrics}}.
 
-    A number that some class lacks is left out; n is the sum.
+    A number that some class lacks is left out; n is the sum. A text is that of the first class.
     """
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
@@ -93,7 +93,9 @@ def averaged(rows: list[dict]) -> dict[tuple, dict]:
     for key, group in groups.items():
         total = sum(row["n"] for row in group)
         out[key] = {
-            name: sum(row["n"] * row[name] for row in group) / total
+            name: group[0][name]
+            if isinstance(group[0][name], str)
+            else sum(row["n"] * row[name] for row in group) / total
             for name in group[0]
             if name not in (*KEY, "class") and all(row.get(name) is not None for row in group)
         }

@@ -81,10 +81,14 @@ class Keywords:
 
 @dataclass(frozen=True)
 class Verb:
-    """Section with the schema of another verb, without the keys that the caller gives."""
+    """Section with the schema of another verb, without the keys that the caller gives.
+
+    short  the key that a text in place of the section stands for, where one may stand there
+    """
 
     module: str
     without: tuple[str, ...] = ()
+    short: str = ""
 
     def __str__(self):
         return f"keys of {self.module}"
@@ -94,7 +98,10 @@ class Verb:
         return {key: keys[key] for key in keys if key not in self.without}
 
     def check(self, value, path: str) -> dict:
-        return _check_keys(_section(value, path, self), self.keys(), path, self.module)
+        value = _section(value, path, self)
+        if self.short and "name" in value:  # an override has made a section of the text
+            value = {self.short if key == "name" else key: item for key, item in value.items()}
+        return _check_keys(value, self.keys(), path, self.module)
 
 
 Data = Annotated[dict, Choice("lightning_cfg.data")]
@@ -199,7 +206,7 @@ def _join(path: str, key: str) -> str:
 
 
 def _show(value) -> str:
-    text = "null" if value is None else repr(value)
+    text = "null" if value is None else getattr(value, "__name__", None) or repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -19,6 +19,7 @@ from lightning_cfg.features import as_space  # noqa: E402
 from lightning_cfg.files import output_of, sha256, write_text  # noqa: E402
 from lightning_cfg.gather import ALL  # noqa: E402
 from lightning_cfg.generate import check_roles, pick_device  # noqa: E402
+from lightning_cfg.network import own_weights, path_and_weights  # noqa: E402
 from lightning_cfg.reference import Real, published  # noqa: E402
 from lightning_cfg.runs import Run, content_of  # noqa: E402
 from lightning_cfg.sample_sets import (  # noqa: E402
@@ -103,9 +104,10 @@ def evaluate(
     inputs = {label: input_of(path) for label, path in samples.items()}
     for label, keys in generate.items():
         check_roles(keys["guidance"], keys["models"])
-        models = {role: path for role, path in keys["models"].items() if path != "exact"}
-        for role, path in models.items():
-            inputs[f"generate.{label}.{role}"] = output_of(path, checkpoints.LAST)
+        for role, network in keys["models"].items():
+            path, _ = path_and_weights(network)
+            if path != "exact":
+                inputs[f"generate.{label}.{role}"] = output_of(path, checkpoints.LAST)
     for label, section in sections.items():
         if section.get("path") is not None:
             inputs[f"features.{label}"] = output_of(section["path"], checkpoints.LAST)
@@ -115,7 +117,9 @@ def evaluate(
     settings = {"metrics": metrics, "real": real, "bank": bank, "by_class": by_class}
     settings |= {"fresh": fresh, "draws": draws, "reference": reference, "seed": seed}
     settings["generate"] = {
-        label: {k: v for k, v in keys.items() if k != "models"} for label, keys in generate.items()
+        label: {k: v for k, v in keys.items() if k != "models"}
+        | ({"own_weights": own} if (own := own_weights(keys["models"])) else {})
+        for label, keys in generate.items()
     }
     places = ("path", "weights", "code")
     settings["features"] = {

@@ -6,6 +6,7 @@ One function per figure; each returns a matplotlib Figure and leaves global sett
 """
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +222,7 @@ def compared(averages: dict[tuple, dict], sections: dict[str, dict]) -> Any:
 
     metrics = [m for m in AGAINST_SCALE if any(m in row for row in averages.values())]
     kinds = {
-        name: (section["guidance"]["name"], section["models"].get("classifier"))
+        name: (_apart_from_scale(section["guidance"]), section["models"].get("classifier"))
         for name, section in sections.items()
     }
     colours = {
@@ -253,6 +254,11 @@ def compared(averages: dict[tuple, dict], sections: dict[str, dict]) -> Any:
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", frameon=False)
     return figure
+
+
+def _apart_from_scale(guidance: dict) -> str:
+    """What makes a method another one, all that its section says but the scale."""
+    return json.dumps({k: v for k, v in guidance.items() if k != "scale"}, sort_keys=True)
 
 
 def contact_sheet(

@@ -6,7 +6,8 @@ check_arguments(__name__)  # a missing file answers before torch is imported
 
 import inspect  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Literal  # noqa: E402
@@ -16,9 +17,11 @@ from torch import Tensor, nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from lightning_cfg import checkpoints, figures  # noqa: E402
+from lightning_cfg.draws import keyed  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.files import load_tensors, output_of, save_tensors  # noqa: E402
 from lightning_cfg.interfaces import Denoiser  # noqa: E402
+from lightning_cfg.network import Networks, own_weights, path_and_weights  # noqa: E402
 from lightning_cfg.pngs import IMAGES, check_images, drawable, save_images  # noqa: E402
 from lightning_cfg.runs import Run, content_of  # noqa: E402
 
@@ -29,7 +32,7 @@ SHEET = ("figures/samples.png", "figures/samples.pdf")
 
 def generate(
     *,
-    models: dict[str, str],
+    models: Networks,
     guidance: Guidance,
     sampler: Sampler,
     run_dir: str,
@@ -47,8 +50,9 @@ def generate(
 
     Of images, figures/samples.png shows the first ones.
 
-    models       {model, weak, classifier}: run directories or checkpoints, as the guidance needs
-                 them; exact: the closed form of `data`
+    models       {model, weak, classifier, discriminator}: run directories or checkpoints, as the
+                 guidance needs them; exact: the closed form of `data`. With weights of its own:
+                 weak: {path: runs/base/checkpoints/best_001000.ckpt, weights: 100_000}
     class_label  of all samples; left out, each seed draws its own
     weights      ema, raw, or the half-life in images of the average wanted
     trajectories of the first so many samples are kept: samples/trajectories.safetensors with
@@ -56,12 +60,13 @@ def generate(
     images       also as 8-bit PNGs (`save_images`), in samples/images/ or samples/images.zip; a
                  finished run makes them of its samples
     """
+    paths = {role: path_and_weights(network)[0] for role, network in models.items()}
     inputs = {
         f"models.{role}": output_of(path, checkpoints.LAST)
-        for role, path in models.items()
+        for role, path in paths.items()
         if path != "exact"
     }
-    exact = {role: path for role, path in models.items() if path == "exact"}
+    exact = {role: path for role, path in paths.items() if path == "exact"}
     section = data
     if data is not None:
         section, files = content_of(data, build("lightning_cfg.data", data))
@@ -69,6 +74,7 @@ def generate(
     settings = {"guidance": guidance, "sampler": sampler, "n": n, "seed": seed, "data": section}
     settings |= {"class_label": class_label, "weights": weights, "batch_size": batch_size}
     settings |= {"trajectories": trajectories, "models": exact}
+    settings |= {"own_weights": own} if (own := own_weights(models)) else {}
     check_roles(guidance, models)
     free = {"models": models, "data": data, "images": images, "device": device}
     run = Run(run_dir, "generate", settings, inputs, free)
@@ -98,11 +104,11 @@ def generate(
         raise UserError(f"trajectories={trajectories} must be from 0 to n={n}")
 
     xs, cs, paths, sigmas = [], [], [], []
-    seeds = torch.arange(seed, seed + n)
+    seeds, began = torch.arange(seed, seed + n), time.monotonic()
     with tqdm(total=n, unit="sample", disable=not sys.stderr.isatty()) as bar, torch.no_grad():
         for some in seeds.split(batch_size):
-            c, steps = ready.start(some)
             wanted = min(max(0, trajectories - int(some[0]) + seed), len(some))
+            c, steps = ready.start(some, wanted)
             path, levels = [], []
             for sigma, x in steps:
                 if wanted:
@@ -120,6 +126,7 @@ def generate(
                 paths.append(torch.stack(path, 1))
                 sigmas = levels
             bar.update(len(some))
+    seconds = (time.monotonic() - began) / n
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
     x, c = torch.cat(xs), torch.cat(cs)
     out = [save_tensors(run.directory / SAMPLES, x=x, c=c, seed=seeds)]
@@ -136,7 +143,8 @@ def generate(
         figures.save(sheet, run.directory / "figures/samples", colours=32 if shape[0] == 1 else 0)
         out += [run.directory / name for name in SHEET]
     evaluations = {role: net.evaluations / n for role, net in ready.networks.items()}
-    facts = {"evaluations": evaluations, "weights": weights, "num_classes": classes}
+    facts = {"evaluations": evaluations, "seconds_per_sample": seconds}
+    facts |= {"weights": weights, "num_classes": classes}
     run.finish(*out, **facts, solver_dtype="float64")
     print(f"{run_dir}: {n} samples, {sum(evaluations.values()):.0f} evaluations each")
     return run.directory
@@ -154,17 +162,20 @@ class Prepared:
     class_label: int | None
     device: torch.device
 
-    def start(self, seeds: Tensor) -> tuple[Tensor, Iterator[tuple[float, Tensor]]]:
-        """Classes (B,) and the sampler's steps (sigma, x), whose last x are the samples."""
+    def start(self, seeds: Tensor, rows: int = 0) -> tuple[Tensor, Iterator[tuple[float, Tensor]]]:
+        """Classes (B,) and the sampler's steps (sigma, x), whose last x are the samples.
+
+        rows  of how many samples, the first, the trajectory is wanted; see `sample`
+        """
         noise, c, draw = seeded(
             seeds.tolist(), self.shape, self.classes, self.class_label, self.device
         )
-        return c, sample(self.sampler, self.denoise, noise, c, draw)
+        return c, sample(self.sampler, self.denoise, noise, c, draw, rows)
 
 
 def prepare(
     *,
-    models: dict[str, str],
+    models: Networks,
     guidance: dict,
     sampler: dict,
     data: dict | None = None,
@@ -178,14 +189,17 @@ def prepare(
     """
     check_roles(guidance, models)
     place = pick_device(device)
-    networks = {
-        role: Counted(
-            network(f"models.{role}", path, data, weights, classifies=role == "classifier").to(
-                place
-            )
+    networks = {}
+    for role, named_so in models.items():
+        path, own = path_and_weights(named_so)
+        net = network(
+            f"models.{role}",
+            path,
+            data,
+            weights if own is None else own,
+            classifies=role in ("classifier", "discriminator"),
         )
-        for role, path in models.items()
-    }
+        networks[role] = Counted(net.to(place))
     shape, classes = _agree(networks)
     if class_label is not None and not 0 <= class_label < max(1, classes):
         raise UserError(f"class_label={class_label} is outside 0 ... {max(1, classes) - 1}")
@@ -243,7 +257,7 @@ class Draw:
     BLOCK = 32  # draws made at once per sample: part of what a seed means, so never change it
 
     def __init__(self, generators: list[torch.Generator], shape: tuple[int, ...], device: object):
-        self._generators, self._shape, self._device = generators, shape, device
+        self._generators, self._shape, self.device = generators, tuple(shape), device
         self._left: list[Tensor] = []
 
     def __call__(self) -> Tensor:
@@ -251,39 +265,171 @@ class Draw:
             block = (self.BLOCK, *self._shape)
             rows = torch.stack([torch.randn(block, generator=g) for g in self._generators], 1)
             self._left = list(rows)
-        return self._left.pop(0).double().to(self._device)
+        return self._left.pop(0).double().to(self.device)
+
+    def other(self, name: str, shape: tuple[int, ...] | None = None) -> "Draw":
+        """Draws of another purpose: of the same seeds, and leaving these here as they are."""
+        generators = [keyed(name, g.initial_seed()) for g in self._generators]
+        return Draw(generators, self._shape if shape is None else shape, self.device)
 
 
-def sample(sampler: dict, denoise: object, noise: Tensor, c: Tensor, draw: Draw) -> "object":
-    """The generator of a sampler section, with the samples' own noise if it is stochastic."""
+def sample(
+    sampler: dict, denoise: Denoiser, noise: Tensor, c: Tensor, draw: Draw, rows: int = 0
+) -> Iterator[tuple[float, Tensor]]:
+    """The generator of a sampler section, with the samples' own noise if it is stochastic.
+
+    rows  of how many samples, the first, the trajectory is wanted: where several candidates are
+          made of each, only these have one
+    """
     function = resolve("lightning_cfg.samplers", sampler["name"])
-    extra = (draw,) if "draw" in inspect.signature(function).parameters else ()
-    return build("lightning_cfg.samplers", sampler, denoise, noise, c, *extra)
+    stochastic = "draw" in inspect.signature(function).parameters
+
+    def steps(noise: Tensor, draw: Draw) -> Iterator[tuple[float, Tensor]]:
+        if hasattr(denoise, "draw_from"):
+            denoise.draw_from(draw)
+        return build("lightning_cfg.samplers", sampler, denoise, noise, c, *[draw] * stochastic)
+
+    if hasattr(denoise, "candidates"):
+        return _most_probable(denoise, steps, noise, c, draw, rows)
+    return steps(noise, draw)
 
 
-def guide(guidance: dict, networks: dict[str, Counted]) -> object:
-    """The guided denoiser: a method's positional parameters name the networks it gets."""
-    roles = _roles(guidance)
-    return build("lightning_cfg.guidance", guidance, *(networks[role] for role in roles))
+def _most_probable(
+    denoise: Denoiser, steps: Callable, noise: Tensor, c: Tensor, draw: Draw, rows: int
+) -> Iterator[tuple[float, Tensor]]:
+    """The trajectory of each sample whose end is the most probable of its candidates.
+
+    The first candidate is the sample that there would be without the others.
+    """
+    path, best = [], None
+    for j in range(denoise.candidates):
+        own = draw if j == 0 else draw.other(f"candidate {j}")
+        new = []
+        for sigma, x in steps(noise if j == 0 else own(), own):
+            new.append((sigma, x[:rows]))
+        log_p = denoise.log_p(x, c)
+        if best is None:
+            path, end, best = new, x, log_p
+            continue
+        better = log_p > best
+        best = torch.where(better, log_p, best)
+        end = _chosen(better, x, end)
+        path = [
+            (sigma, _chosen(better[:rows], y, x))
+            for (sigma, x), (_, y) in zip(path, new, strict=True)
+        ]
+    yield from path[:-1]
+    yield path[-1][0], end
 
 
-def check_roles(guidance: dict, models: dict[str, str]) -> None:
+def _chosen(better: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def guide(guidance: dict, networks: dict[str, Denoiser]) -> Denoiser:
+    """The guided denoiser: a method's positional parameters name the networks it gets.
+
+    A section `scale` is a schedule; a section `of` is another method, with the same networks but
+    the model that this one gives it.
+    """
+    function = resolve("lightning_cfg.guidance", guidance["name"])
+    keys = {key: value for key, value in guidance.items() if key != "name"}
+    if isinstance(keys.get("scale"), dict):
+        keys["scale"] = build("lightning_cfg.guidance.schedules", keys["scale"])
+    inner = keys.get("of")
+    if isinstance(inner, dict):
+        keys["of"] = lambda model: guide(inner, {**networks, "model": model})
+    return function(*(networks[role] for role in _own_roles(guidance)), **keys)
+
+
+def with_scale(guidance: dict, scale: float) -> dict | None:
+    """The section with another scale: its own, a schedule's, or that of the method it changes.
+
+    None where there is no scale to set.
+    """
+    for key in ("scale", "of"):
+        if isinstance(guidance.get(key), dict):
+            inner = with_scale(guidance[key], scale)
+            return None if inner is None else {**guidance, key: inner}
+        if key == "scale" and key in guidance:
+            return {**guidance, "scale": scale}
+    return None
+
+
+def scale_of(guidance: dict) -> float | None:
+    """The scale that `with_scale` sets; None where there is none."""
+    for key in ("scale", "of"):
+        if isinstance(guidance.get(key), dict):
+            return scale_of(guidance[key])
+        if key == "scale" and key in guidance:
+            return guidance["scale"]
+    return None
+
+
+def check_roles(guidance: dict, models: dict) -> None:
     """UserError unless `models` has just the networks that the guidance asks for."""
     roles = _roles(guidance)
     for role in roles:
         if role not in models:
             raise UserError(
-                f"guidance {guidance['name']} needs models.{role}, which the run does not have"
+                f"guidance {named(guidance)} needs models.{role}, which the run does not have"
             )
     for role in models:
         if role not in roles:
             raise UserError(
-                f"models.{role} is not used by guidance {guidance['name']}, which takes "
+                f"models.{role} is not used by guidance {named(guidance)}, which takes "
                 + " and ".join(f"models.{r}" for r in roles)
             )
 
 
+def check_together(guidance: dict, sampler: dict) -> None:
+    """UserError where a sampler cannot do what a guidance asks of it, before there is a network.
+
+    Methods from elsewhere, of which nothing is known, are left to the run itself.
+    """
+    inner = guidance
+    while isinstance(inner, dict):
+        if "." in inner["name"]:
+            return
+        inner = inner.get("of")
+    asks = guide(guidance, {role: _StandIn() for role in _roles(guidance)})
+
+    def denoise(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
+        return x
+
+    for hook in ("begin_step", "keep_noise", "draw_from"):
+        if hasattr(asks, hook):
+            setattr(denoise, hook, getattr(asks, hook))
+    for _ in sample(sampler, denoise, *seeded([0], (1,), 1)):
+        pass
+
+
+class _StandIn:
+    """In place of a network that is not there yet: it answers nothing, but embeds classes."""
+
+    def class_vectors(self, c: Tensor) -> Tensor:
+        return torch.zeros(len(c), 1)
+
+
+def named(guidance: dict) -> str:
+    """A method's name, and that of the method which it changes: "interval of classifier_free"."""
+    inner = guidance.get("of")
+    return guidance["name"] + (f" of {named(inner)}" if isinstance(inner, dict) else "")
+
+
 def _roles(guidance: dict) -> list[str]:
+    roles, inner = _own_roles(guidance), guidance.get("of")
+    if not isinstance(inner, dict):
+        return roles
+    if "model" not in _own_roles(inner):
+        raise UserError(
+            f"guidance {guidance['name']} changes what its `of` does with `model`, and "
+            f"{inner['name']} has no parameter of this name"
+        )
+    return list(dict.fromkeys([*roles, *_roles(inner)]))
+
+
+def _own_roles(guidance: dict) -> list[str]:
     function = resolve("lightning_cfg.guidance", guidance["name"])
     parameters = inspect.signature(function).parameters.values()
     return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -360,7 +506,13 @@ def _agree(networks: dict[str, Counted]) -> tuple[tuple[int, ...], int]:
     for role, net in networks.items():
         for what in ("shape", "num_classes"):
             own, other = getattr(model, what), getattr(net, what)
-            if own != other:
+            if role == "discriminator" and what == "num_classes":
+                if other != 2:
+                    raise UserError(
+                        f"models.discriminator has {other} classes, not the two of generated and "
+                        "real: train it on data RealOrGenerated"
+                    )
+            elif own != other:
                 raise UserError(f"models.{role} has {what} {other}, but models.model has {own}")
     return tuple(model.shape), model.num_classes
 

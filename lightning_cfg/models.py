@@ -3,6 +3,8 @@
 Every model computes in the dtype of x and runs its network in the network's own.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +51,11 @@ class EDM(nn.Module):
         c_noise = sigma.log() / 4
         return c_skip * x + c_out * _run(self.net, c_in * x, c_noise, c, augment)
 
+    @property
+    def class_vectors(self) -> Callable[[Tensor], Tensor] | None:
+        """The network's embedding of classes, (B,) -> (B, d), which it also takes as c."""
+        return getattr(self.net, "class_vectors", None)
+
     def loss(self, y: Tensor, c: Tensor, draws: Draws, augment: Tensor | None = None) -> Tensor:
         """Weighted squared error per sample, summed over dimensions, (B,)."""
         sigma = (self.P_mean + self.P_std * draws.normal()).exp().to(y)
@@ -80,6 +87,11 @@ class DDPM(nn.Module):
         s = over(sigma, x)
         noise = ddpm_time(sigma, self.sigmas) / self.T
         return x - s * _run(self.net, x / (1 + s**2).sqrt(), noise, c)
+
+    @property
+    def class_vectors(self) -> Callable[[Tensor], Tensor] | None:
+        """The network's embedding of classes, (B,) -> (B, d), which it also takes as c."""
+        return getattr(self.net, "class_vectors", None)
 
     def loss(self, y: Tensor, c: Tensor, draws: Draws) -> Tensor:
         """|eps - n|^2 per sample, summed over dimensions, (B,)."""
@@ -128,6 +140,11 @@ class Flow(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
         """The denoiser D(x, sigma, c) of the flow from Gaussian noise."""
         return denoiser_of(self.velocity)(x, sigma, c)
+
+    @property
+    def class_vectors(self) -> Callable[[Tensor], Tensor] | None:
+        """The network's embedding of classes, (B,) -> (B, d), which it also takes as c."""
+        return getattr(self.net, "class_vectors", None)
 
     def loss(self, y: Tensor, c: Tensor, draws: Draws, x0: Tensor | None = None) -> Tensor:
         """|v(x_t, t, c) - (y - x0)|^2 per sample, (B,), t uniform; x0 None: Gaussian noise."""

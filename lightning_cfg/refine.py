@@ -5,6 +5,7 @@ from lightning_cfg.config import check_arguments, main
 check_arguments(__name__)  # a missing file answers before torch is imported
 
 import sys  # noqa: E402
+import time  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Literal  # noqa: E402
@@ -95,20 +96,21 @@ def refine(
 
     total = len(source)
     with tqdm(total=total, unit="sample", disable=not sys.stderr.isatty()) as bar:
-        parts, evaluations = [], 0
+        parts, evaluations, began = [], 0, time.monotonic()
         for x, c in source.batches(batch_size):
             c = c if pairs is None else pairs.conditioned(x, c, source.scale)
             moved, spent = refined(model, x, c, solver)
             parts.append(moved)
             evaluations += spent
             bar.update(len(x))
-    x = torch.cat(parts)
+    x, seconds = torch.cat(parts), (time.monotonic() - began) / total
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
     out = [save_tensors(run.directory / SAMPLES, x=x, c=source.c, seed=source.seeds)]
     if images is not None:
         place, labelled = run.directory / IMAGES[images], model.num_classes > 0
         out.append(save_images(place, x=x, c=source.c, seed=source.seeds, labelled=labelled))
-    run.finish(*out, evaluations={"flow": evaluations / total}, weights=weights)
+    facts = {"evaluations": {"flow": evaluations / total}, "seconds_per_sample": seconds}
+    run.finish(*out, **facts, weights=weights)
     print(f"{run_dir}: {total} samples, {evaluations / total:.0f} evaluations each")
     return run.directory
 

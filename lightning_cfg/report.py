@@ -40,7 +40,7 @@ __all__ = [
     "write_report",
 ]
 
-FRONT = ("method", "scale", "class", "stage", "flow", "nfe", "n")
+FRONT = ("method", "scale", "class", "stage", "flow", "nfe", "evaluations", "seconds", "n")
 WAYS = {  # (in the head of a table, in its definition)
     "lower": (" ↓", "; lower is better"),
     "higher": (" ↑", "; higher is better"),
@@ -85,7 +85,7 @@ class Case:
 
     name: str  # "" where it is the only one
     data_set: Any
-    # of the table: method, scale, class, stage, flow, nfe, n, then the metrics
+    # of the table: FRONT, then the metrics
     rows: list[dict] = field(default_factory=list)
     # {(method, scale, stage, flow): sample file}
     sets: dict[tuple, Path] = field(default_factory=dict)
@@ -153,8 +153,10 @@ def write_report(
         "## Table",
         "Classes averaged, weighted by n; every class by itself stands below and, with more "
         "digits, in [table.csv](table.csv). `nfe` is network evaluations per sample from the "
-        "noise on. The last row, `real`, is a fresh draw of real data, scored in the same way: "
-        "the floor. Where closer to real is better, lower than the floor is not better.",
+        "noise on, `evaluations` how many of each network, `seconds` the wall time per sample on "
+        "the machine that made it. The last row, `real`, is a fresh draw of real data, scored in "
+        "the same way: the floor. Where closer to real is better, lower than the floor is not "
+        "better.",
     ]
     for case in cases:
         parts += [*_headline(case), _averages_table(averages[case.name], metrics)]
@@ -299,14 +301,14 @@ def _averages_table(averages: dict, metrics: list[str]) -> str:
     methods = [*dict.fromkeys(key[0] for key in averages if key != REAL), REAL[0]]
     variants = {key[2:] for key in averages if key[2:] not in (*STAGES, REAL[2:])}
     kinds = [*STAGES, *sorted(variants), REAL[2:]]
-    body = []
+    body, front = [], ["method", "scale", "samples", "nfe", "evaluations", "seconds", "n"]
     for key in sorted(
         averages, key=lambda k: (methods.index(k[0]), k[1] or 0, kinds.index(tuple(k[2:])))
     ):
         name = STAGES.get(key[2:], key[3] or "fresh draw")
         row = {**averages[key], "method": key[0], "scale": key[1], "samples": name}
-        body.append(_cells(row, ["method", "scale", "samples", "nfe", "n", *metrics]))
-    return table(["method", "scale", "samples", "nfe", "n", *map(_headed, metrics)], body)
+        body.append(_cells(row, [*front, *metrics]))
+    return table([*front, *map(_headed, metrics)], body)
 
 
 def _cells(row: dict, names: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """What is scored: samples in batches, wherever they come from, and what is known of them."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from lightning_cfg.data.image_files import Files, Folder, Zip
 from lightning_cfg.data.images import quantised, signed
 from lightning_cfg.errors import UserError
 from lightning_cfg.files import load_samples, load_tensors, output_of
-from lightning_cfg.generate import SAMPLES, Prepared, check_finite, prepare
+from lightning_cfg.generate import SAMPLES, Prepared, check_finite, prepare, scale_of
 from lightning_cfg.interfaces import NULL
+from lightning_cfg.network import own_weights
 from lightning_cfg.pngs import drawable
 
 BEYOND = (
@@ -74,6 +76,8 @@ class Generated(SampleSet):
 
     def __init__(self, made: Prepared, seeds: Tensor, batch_size: int, about: dict[str, str]):
         self._made, self._seeds, self._rows = made, seeds, batch_size
+        self._spent: dict[str, int] = {}  # evaluations of each network
+        self._seconds, self._n = 0.0, 0
         self.shape = made.shape
         first, last = int(seeds[0]), int(seeds[-1])
         self.about = {"source": "generated", **about, "seeds": f"{first} ... {last}"}
@@ -89,10 +93,23 @@ class Generated(SampleSet):
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Samples and classes, in batches of the generation's own size."""
         for seeds in self._seeds.split(self._rows):
+            before = {role: net.evaluations for role, net in self._made.networks.items()}
+            began = time.monotonic()
             c, steps = self._made.start(seeds)
             *_, (_, x) = steps
             check_finite(x, seeds)
-            yield as_8_bit(x.float().cpu()), c.cpu()
+            x, c = as_8_bit(x.float().cpu()), c.cpu()
+            self._cost(before, began, len(x))
+            yield x, c
+
+    def _cost(self, before: dict[str, int], began: float, n: int) -> None:
+        """Say in `about` what the samples have cost so far, of which these n are the last."""
+        spent = {r: net.evaluations - before[r] for r, net in self._made.networks.items()}
+        self._spent = {role: self._spent.get(role, 0) + k for role, k in spent.items()}
+        self._seconds += time.monotonic() - began
+        self._n += n
+        evaluations = {role: k / self._n for role, k in self._spent.items()}
+        self.about |= cost(evaluations, self._seconds / self._n)
 
     def part(self, i: int, parts: int) -> "Generated":
         """A draw of as many samples from the seeds that follow: n is of each draw."""
@@ -103,7 +120,8 @@ def generated(*, n: int, seed: int, batch_size: int, **keys: Any) -> Generated:
     """Samples by the keys of the verb `generate`; UserError as it raises them."""
     if n < 1 or batch_size < 1:
         raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
-    return Generated(prepare(**keys), torch.arange(seed, seed + n), batch_size, told(keys))
+    about = told({**keys, "own_weights": own_weights(keys["models"])})
+    return Generated(prepare(**keys), torch.arange(seed, seed + n), batch_size, about)
 
 
 def held(
@@ -190,16 +208,29 @@ def as_8_bit(x: Tensor) -> Tensor:
 
 def told(settings: dict) -> dict[str, str]:
     """The settings of a generation in the words of a result."""
+    own = (f"{role} {weights}" for role, weights in settings.get("own_weights", {}).items())
     return {
         "sampler": _section(settings["sampler"]),
         "guidance": _section(settings["guidance"]),
-        "model_weights": str(settings["weights"]),
+        "model_weights": ", ".join([str(settings["weights"]), *own]),
+    }
+
+
+def cost(evaluations: dict[str, float], seconds: float) -> dict[str, str]:
+    """What a sample has cost, in the words of a result: evaluations per network, wall time."""
+    return {
+        "evaluations": ", ".join(f"{role} {n:.4g}" for role, n in evaluations.items()),
+        "seconds_per_sample": f"{seconds:.3g}",
     }
 
 
 def _section(section: dict) -> str:
-    """{name: heun, steps: 18} as "heun steps=18"."""
-    numbers = (f"{k}={v}" for k, v in section.items() if k != "name" and v is not None)
+    """{name: heun, steps: 18} as "heun steps=18"; what is inside, in parentheses."""
+    numbers = (
+        f"{k}=({_section(v)})" if isinstance(v, dict) else f"{k}={v}"
+        for k, v in section.items()
+        if k != "name" and v is not None
+    )
     return " ".join([section["name"], *numbers])
 
 
@@ -210,14 +241,25 @@ def _of_run(run: Path) -> dict[str, str]:
         return {}
     manifest = json.loads(file.read_text())
     settings = manifest["settings"]
+    seconds = manifest.get("seconds_per_sample")  # which older runs do not say
     if manifest["verb"] == "generate":
-        return told(settings)
+        spent = {} if seconds is None else cost(manifest["evaluations"], seconds)
+        return told(settings) | spent
     if manifest["verb"] != "refine":
         return {}
     source = _of_run(Path(manifest["free"]["samples"]))
     step = f"refined by dopri5 rtol={settings['rtol']:g} atol={settings['atol']:g}"
+    if "method" in settings:
+        step = f"refined by {settings['method']} steps={settings['steps']}"
+    for key in ("strength", "scale"):
+        step += f" {key}={settings[key]:g}" if key in settings else ""
     sampler = ", ".join(filter(None, [source.get("sampler"), step]))
-    return {**source, "sampler": sampler, "model_weights": str(settings["weights"])}
+    about = {**source, "sampler": sampler, "model_weights": str(settings["weights"])}
+    if seconds is None or "evaluations" not in source:
+        return about
+    own, before = cost(manifest["evaluations"], seconds), float(source["seconds_per_sample"])
+    evaluations = f"{source['evaluations']}, {own['evaluations']}"
+    return {**about, "evaluations": evaluations, "seconds_per_sample": f"{before + seconds:.3g}"}
 
 
 def _scale_of(run: Path) -> float | None:
@@ -227,7 +269,7 @@ def _scale_of(run: Path) -> float | None:
     if manifest["verb"] == "refine":
         return _scale_of(Path(manifest["free"]["samples"]))
     guidance = manifest["settings"]["guidance"] if manifest["verb"] == "generate" else {}
-    return guidance.get("scale")
+    return scale_of(guidance)
 
 
 def _images(files: Files, data: Any) -> SampleSet:

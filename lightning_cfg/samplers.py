@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.interfaces import Denoiser, Velocity
+from lightning_cfg.interfaces import Denoiser, Velocity  # and what a denoiser may ask: HOOKS
 from lightning_cfg.models import ddpm_time, linear_beta_sigmas, velocity_of
 
 __all__ = ["ddim", "ddpm", "dopri5", "euler", "heun"]  # what a config can name
@@ -105,7 +105,8 @@ def heun(
     levels = karras_levels(steps, sigma_min, sigma_max, rho).tolist()
     x = noise * levels[0]
     yield levels[0], x
-    for s, t in pairwise(levels):
+    for i, (s, t) in enumerate(pairwise(levels)):
+        _begin_step(denoise, i, s, None)
         slope = (x - denoise(x, _full(s, x), c)) / s
         euler_step = x + (t - s) * slope
         if t > 0:
@@ -134,8 +135,9 @@ def ddpm(
     levels = linear_beta_levels(steps, sigma_min, sigma_max).tolist()
     x = noise * levels[0]
     yield levels[0], x
-    for s, t in pairwise(levels):
+    for i, (s, t) in enumerate(pairwise(levels)):
         ratio = (t / s) ** 2
+        _begin_step(denoise, i, s, ratio)
         x = ratio * x + (1 - ratio) * denoise(x, _full(s, x), c)
         if t > 0:
             x = x + t * (1 - ratio) ** 0.5 * draw()
@@ -160,8 +162,14 @@ def dopri5(
     singular. The step is shared by the batch.
     points  noise levels after the start at which the trajectory is given, evenly spaced in
             sigma^(1/7); those before the last are interpolated and cost no evaluation
-    Raises UserError past max_evaluations.
+    Raises UserError past max_evaluations, and for a guidance that must know the step.
     """
+    for hook in ("begin_step", "keep_noise"):
+        if hasattr(denoise, hook):
+            raise UserError(
+                f"{_method(denoise, hook)} must know the sampler's steps, and dopri5 tries and "
+                "repeats its own: sampler euler, ddim or ddpm, or heun where no step is renoised"
+            )
     low = SIGMA_MIN if sigma_min is None else sigma_min
     high = SIGMA_MAX if sigma_max is None else sigma_max
     if low <= 0:
@@ -256,9 +264,29 @@ def _euler_along(denoise: Denoiser, noise: Tensor, c: Tensor, levels: Tensor) ->
     levels = levels.tolist()
     x = noise * levels[0]
     yield levels[0], x
-    for s, t in pairwise(levels):
+    for i, (s, t) in enumerate(pairwise(levels)):
+        _begin_step(denoise, i, s, t / s)
         x = x + (t - s) * (x - denoise(x, _full(s, x), c)) / s
         yield t, x
+
+
+def _begin_step(denoise: Denoiser, i: int, sigma: float, share: float | None) -> None:
+    """Tell a denoiser that asks for it which step starts, and what it keeps of the noise x - D."""
+    if hasattr(denoise, "keep_noise"):
+        if share is None:
+            raise UserError(
+                f"{_method(denoise, 'keep_noise')} is for steps of the form x <- D + k (x - D), "
+                "which heun's are not: sampler euler, ddim or ddpm"
+            )
+        denoise.keep_noise(share)
+    if hasattr(denoise, "begin_step"):
+        denoise.begin_step(i, sigma)
+
+
+def _method(denoise: Denoiser, hook: str) -> str:
+    """The name of the function, or class, in which this hook of a denoiser was written."""
+    name = getattr(getattr(denoise, hook), "__qualname__", type(denoise).__name__)
+    return name.partition(".")[0]
 
 
 def _full(sigma: float, x: Tensor) -> Tensor:

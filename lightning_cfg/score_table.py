@@ -71,6 +71,7 @@ def as_markdown(rows: list[dict], numbers: list[dict]) -> str:
     sets: dict[str, list[str]] = {}
     for number in numbers:
         keys = ("source", "sampler", "guidance", "model_weights", "seeds")
+        keys += ("evaluations", "seconds_per_sample")  # of each network, and by the clock
         said = ", ".join(f"{key} {number[key]}" for key in keys if number.get(key))
         if said not in sets.setdefault(number["samples"], []):
             sets[number["samples"]].append(said)

@@ -18,8 +18,12 @@ from lightning_cfg.generate import (  # noqa: E402
     SAMPLES,
     TRAJECTORIES,
     check_roles,
+    check_together,
     generate,
+    with_scale,
 )
+from lightning_cfg.generate import named as named_guidance  # noqa: E402
+from lightning_cfg.network import path_and_weights, told  # noqa: E402
 from lightning_cfg.pair import pair  # noqa: E402
 from lightning_cfg.refine import refine  # noqa: E402
 from lightning_cfg.report import (  # noqa: E402
@@ -34,6 +38,8 @@ from lightning_cfg.stages import Stages  # noqa: E402
 from lightning_cfg.trace import trace as trace_trajectories  # noqa: E402
 
 FRESH = 1_000_000  # samples that are evaluated have seeds from here on, sources below
+NOTHING = {"nfe": None, "evaluations": None, "seconds": None}  # what a real sample has cost
+
 Training = Annotated[dict, Verb("lightning_cfg.fit", without=("data", "seed", "run_dir"))]
 Flow = Annotated[dict, Verb("lightning_cfg.fit", without=("data", "seed", "run_dir"))]
 Generation = Annotated[
@@ -158,7 +164,8 @@ def study(
         stages.tell()
         return root
     stages.close()
-    write_report(root, title=title or root.name, config=asked, cases=found, stages=stages.done)
+    config = {**asked, "methods": {name: _in_words(m) for name, m in methods.items()}}
+    write_report(root, title=title or root.name, config=config, cases=found, stages=stages.done)
     print(summary([c for case in found for c in (*check_claims(case.rows), *trends(case))]))
     print(root / "report.html")
     return root
@@ -189,12 +196,12 @@ def _case(stages: Stages, case: str, asked: dict, recipes: dict[str, dict]) -> C
             for key, value in section.items()
         }
 
-    spent: dict[tuple, float] = {}
+    spent: dict[tuple, dict] = {}
     for name, section in asked["methods"].items():
         models = named(section["models"])
 
         def generated(scale: float, n: int, first: int, what: str, **others: int) -> Path:
-            guidance = {**section["guidance"], "scale": scale}  # noqa: B023
+            guidance = with_scale(section["guidance"], scale)  # noqa: B023
             settings = {"models": models, "guidance": guidance, "n": n, "data": data}  # noqa: B023
             settings |= {**others, "seed": first + 2 * FRESH * seed}
             return stage(
@@ -232,7 +239,7 @@ def _case(stages: Stages, case: str, asked: dict, recipes: dict[str, dict]) -> C
                         refine,
                         {**recipes[kind]["refinement"], **how},
                     )
-            spent |= {} if stages.only is not None else _evaluations(name, scale, scored)
+            spent |= {} if stages.only is not None else _spent(name, scale, scored)
             labels = {f"{when} {kind}".strip(): str(p) for (when, kind), p in scored.items()}
             table = stage(
                 f"evaluate {name} {scale:g}",
@@ -246,7 +253,7 @@ def _case(stages: Stages, case: str, asked: dict, recipes: dict[str, dict]) -> C
             if asked["trace"] is not None:
                 against = named(asked["trace"]["classifiers"])
                 if "classifier" in models:
-                    against = {"own": models["classifier"], **against}
+                    against = {"own": path_and_weights(models["classifier"])[0], **against}
                 settings = {"classifiers": against, "samples": {"before": str(before)}}
                 seen = stage(
                     f"trace {name} {scale:g}",
@@ -262,7 +269,7 @@ def _case(stages: Stages, case: str, asked: dict, recipes: dict[str, dict]) -> C
         {**named(asked["evaluation"]), "samples": {}, "data": data, "fresh": fresh},
     )
     if stages.only is None:
-        found.rows.extend(_rows(floor, "real", ("real", None, "real", ""), None))
+        found.rows.extend(_rows(floor, "real", ("real", None, "real", ""), NOTHING))
     return found
 
 
@@ -339,14 +346,20 @@ def cost(asked: dict, recipes: dict[str, dict], stages: int, cases: int) -> str:
 def _check(methods: dict, fits: dict, flows: dict) -> None:
     for name, section in methods.items():
         check_roles(section["guidance"], section["models"])
-        for role, model in section["models"].items():
+        for role, network in section["models"].items():
+            model, _ = path_and_weights(network)
             if model not in fits and model != "exact" and not Path(model).exists():
                 raise UserError(
                     f"methods.{name}.models.{role}={model} is neither one of fits "
                     f"({', '.join(fits)}), nor exact, nor a path that exists"
                 )
-        if "scale" not in section["guidance"]:
-            raise UserError(f"methods.{name}: guidance {section['guidance']['name']} has no scale")
+        if with_scale(section["guidance"], 1.0) is None:
+            method = named_guidance(section["guidance"])
+            raise UserError(f"methods.{name}: guidance {method} has no scale")
+        try:
+            check_together(section["guidance"], section["generation"]["sampler"])
+        except UserError as error:
+            raise UserError(f"methods.{name}: {error}") from None
     for kind in flows:
         if kind not in ("all", "dedicated"):
             raise UserError(f"flows.{kind} is neither flows.all nor flows.dedicated")
@@ -377,9 +390,9 @@ def _check_published(section: dict, methods: dict, recipes: dict) -> None:
 
 def _check_exact(data_sets: dict, methods: dict, trace: dict | None) -> None:
     named = [
-        (f"methods.{name}.models.{role}", path)
+        (f"methods.{name}.models.{role}", path_and_weights(network)[0])
         for name, section in methods.items()
-        for role, path in section["models"].items()
+        for role, network in section["models"].items()
     ]
     if trace is not None:
         named += [(f"trace.classifiers.{k}", path) for k, path in trace["classifiers"].items()]
@@ -405,17 +418,30 @@ def _check_trace(trace: dict, kept: int, methods: dict, fits: dict) -> None:
             raise UserError(f"trace.classifiers is empty, and methods.{name} has none of its own")
 
 
-def _evaluations(name: str, scale: float, scored: dict[tuple, Path]) -> dict[tuple, float]:
-    """Network evaluations per sample from the noise on, all networks together."""
-    own = {
-        stage: sum(json.loads((p / "manifest.json").read_text())["evaluations"].values())
-        for stage, p in scored.items()
-    }
-    base = own["before", ""]
-    return {(name, scale, *s): n + (base if s[0] == "after" else 0) for s, n in own.items()}
+def _in_words(method: dict) -> dict:
+    """A method for the report: its guidance with what that changes, its networks as texts."""
+    guidance = {**method["guidance"], "name": named_guidance(method["guidance"])}
+    models = {role: told(network) for role, network in method["models"].items()}
+    return {**method, "guidance": guidance, "models": models}
 
 
-def _rows(table: Path, label: str, key: tuple, nfe: float | None) -> list[dict]:
+def _spent(name: str, scale: float, scored: dict[tuple, Path]) -> dict[tuple, dict]:
+    """What a sample has cost from the noise on: the columns nfe, evaluations and seconds."""
+    out = {}
+    for stage, directory in scored.items():
+        runs = [scored["before", ""]] + ([directory] if stage[0] == "after" else [])
+        manifests = [json.loads((run / "manifest.json").read_text()) for run in runs]
+        counts = [(role, n) for m in manifests for role, n in m["evaluations"].items()]
+        seconds = [m.get("seconds_per_sample") for m in manifests]  # older runs do not say
+        out[name, scale, *stage] = {
+            "nfe": sum(n for _, n in counts),
+            "evaluations": ", ".join(f"{role} {n:.4g}" for role, n in counts),
+            "seconds": None if None in seconds else sum(seconds),
+        }
+    return out
+
+
+def _rows(table: Path, label: str, key: tuple, spent: dict) -> list[dict]:
     """The rows of one sample set, with the study's columns in front."""
     name, scale, stage, kind = key
     out = []
@@ -423,7 +449,7 @@ def _rows(table: Path, label: str, key: tuple, nfe: float | None) -> list[dict]:
         if row["samples"] == label:
             front = {"method": name, "scale": scale, "class": row["class"], "stage": stage}
             metrics = {k: v for k, v in row.items() if k not in ("samples", "class", "n")}
-            out.append({**front, "flow": kind, "nfe": nfe, "n": row["n"], **metrics})
+            out.append({**front, "flow": kind, **spent, "n": row["n"], **metrics})
     return out
 
 

@@ -19,7 +19,8 @@ GUIDANCE = {  # in words
     "classifier_gradient": "classifier guidance",
     "unguided": "no guidance",
 }
-PLAIN = ("classifier_free", "autoguidance")  # at scale 1 the conditional model itself
+# at scale 1 the conditional model itself
+PLAIN = ("classifier_free", "autoguidance", "apg", "cfg_zero_star")
 PER_CLASS = 20  # trajectories drawn: more make the files large
 SIMPLER = 0.5  # pixels by which their lines may differ from all levels joined: smaller files
 MOST_ROWS = 6  # methods in one grid

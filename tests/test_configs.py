@@ -65,6 +65,9 @@ def small_data(section: dict, tmp_path: Path) -> dict:
             num_classes=torch.tensor(classes),
         )
         return {"name": "Pairs", "path": str(path)}
+    if section["name"] == "RealOrGenerated":
+        path = save_tensors(tmp_path / "samples.safetensors", x=torch.randn(8, 2))
+        return {**section, "path": str(path)}
     if "root" not in section:
         return section
     sizes = {"MNIST": ("L", 28), "CIFAR10": ("RGB", 32)}

@@ -11,13 +11,14 @@ import lightning_cfg
 
 PACKAGE = Path(lightning_cfg.__file__).parent
 SCIENCE = [
-    *(f"{name}.py" for name in ("interfaces", "guidance", "samplers", "models", "draws", "ema")),
+    *(f"{name}.py" for name in ("interfaces", "network", "samplers", "models", "draws", "ema")),
     *(f"{name}.py" for name in ("frechet", "neighbours", "features", "errors", "files", "pngs")),
     *(f"{name}.py" for name in ("assets", "gather", "reference", "sample_sets", "scoring")),
     *("precision.py", "score_table.py"),
     *(f"{name}.py" for name in ("checkpoints", "claims", "figures", "trajectories")),
     *(f"{name}.py" for name in ("trajectory_figures", "trajectory_report")),
     *sorted(f"data/{p.name}" for p in (PACKAGE / "data").glob("*.py") if p.stem != "module"),
+    *sorted(f"guidance/{path.name}" for path in (PACKAGE / "guidance").glob("*.py")),
     *sorted(f"metrics/{path.name}" for path in (PACKAGE / "metrics").glob("*.py")),
     *sorted(f"nets/{path.name}" for path in (PACKAGE / "nets").glob("*.py")),
 ]

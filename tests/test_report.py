@@ -24,7 +24,8 @@ AFTER = {"outliers": 0.1, "nll_mean": 0.0, "nearest_real": 0.004, "wrong_class":
 def row(method, scale, c, stage, flow="", n=N, **metrics):
     nfe = None if stage == "real" else 64.0
     front = {"method": method, "scale": scale, "class": c, "stage": stage, "flow": flow}
-    return {**front, "nfe": nfe, "n": n, **metrics}
+    spent = {"nfe": nfe, "evaluations": nfe and "model 64", "seconds": nfe and 0.25}
+    return {**front, **spent, "n": n, **metrics}
 
 
 def rows_with(shared=None, own=None, scale=2.0, before=BEFORE, real=REAL):
@@ -189,7 +190,7 @@ def test_table_csv_has_the_rows_as_they_are(written):
     directory, rows = written
     with open(directory / "table.csv", newline="") as file:
         table = list(csv.DictReader(file))
-    front = ["method", "scale", "class", "stage", "flow", "nfe", "n"]
+    front = ["method", "scale", "class", "stage", "flow", "nfe", "evaluations", "seconds", "n"]
     assert list(table[0]) == [*front, *REAL, "recall"]
     assert len(table) == len(rows)
     assert table[-1]["scale"] == table[-1]["nfe"] == ""
@@ -226,7 +227,8 @@ def test_html_holds_every_figure_and_every_row(written):
     assert len(cells) == len(rows)
     for have, want in zip(cells, rows, strict=True):
         assert (have[0], have[3], have[4]) == (want["method"], want["stage"], want["flow"])
-        assert have[7] == f"{100 * want['outliers']:.3g} %"
+        assert have[5:8] == (["64", "model 64", "0.25"] if want["nfe"] else ["", "", ""])
+        assert have[9] == f"{100 * want['outliers']:.3g} %"
     assert len({len(line) for line in cells}) == 1
 
 
@@ -244,7 +246,7 @@ def test_cases_have_their_own_rows_and_figures_and_nothing_is_refined(tmp_path):
     write_report(tmp_path, title="t", config=config, cases=cases, stages=[])
     with open(tmp_path / "table.csv", newline="") as file:
         table = list(csv.DictReader(file))
-    front = ["method", "scale", "class", "stage", "flow", "nfe", "n"]
+    front = ["method", "scale", "class", "stage", "flow", "nfe", "evaluations", "seconds", "n"]
     assert list(table[0]) == ["data", *front, *REAL]
     assert [line["data"] for line in table] == ["far"] * 10 + ["close"] * 10
     assert [float(line["outliers"]) for line in table] == [0.1] * 10 + [0.01] * 10

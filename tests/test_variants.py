@@ -454,3 +454,18 @@ def test_a_methods_generation_is_checked(config, call):
     outcome = call(study, config, "methods.cfg.generation={sampler: {stepz: 3}}")
     assert outcome.status == 2
     assert "methods.cfg.generation.sampler.stepz" in outcome.err
+
+
+def test_results_say_how_samples_were_refined(done):
+    from lightning_cfg.sample_sets import read_set
+
+    stages = done / "stages"
+    found = {}
+    for name in ("all", "one_step", "k_8"):
+        (folder,) = stages.glob(f"refine-cfg-2-{name}-*")
+        held = read_set(folder)
+        found[name] = held.about["sampler"]
+        assert held.scale == 2.0
+        assert held.about["guidance"] == "classifier_free scale=2.0"
+    assert found["all"].endswith("refined by dopri5 rtol=0.01 atol=0.01")
+    assert found["one_step"].endswith("refined by euler steps=1")

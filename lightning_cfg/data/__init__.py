@@ -5,5 +5,15 @@ from lightning_cfg.data.image_files import ImageFolder, ImageZip
 from lightning_cfg.data.images import MNIST
 from lightning_cfg.data.mixture import Fractal, Mixture
 from lightning_cfg.data.pairs import Pairs
+from lightning_cfg.data.real_or_generated import RealOrGenerated
 
-__all__ = ["CIFAR10", "MNIST", "Fractal", "ImageFolder", "ImageZip", "Mixture", "Pairs"]
+__all__ = [
+    "CIFAR10",
+    "MNIST",
+    "Fractal",
+    "ImageFolder",
+    "ImageZip",
+    "Mixture",
+    "Pairs",
+    "RealOrGenerated",
+]

@@ -229,16 +229,20 @@ class ADMUNet(DownPath):
         embedding = self.embed(noise, x)  # (B, 4 channels)
         if self.label_emb is not None:
             c = torch.full_like(noise, NULL, dtype=torch.long) if c is None else c
-            if not self.null_class and (c == NULL).any():
-                raise UserError(
-                    "ADMUNet: null_class=false has no embedding for 'no class' (NULL), which "
-                    "label_dropout and guidance without a class need; set net.null_class=true"
-                )
-            embedding = embedding + self.label_emb(c % self.label_emb.num_embeddings)
+            embedding = embedding + (c.to(x) if c.is_floating_point() else self.class_vectors(c))
         h, skips = self.descend(x, embedding)
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], 1), embedding)
         return self.out(h)  # (B, C, H, W)
+
+    def class_vectors(self, c: Tensor) -> Tensor:
+        """Embeddings (B, 4 channels) of classes (B,), which `forward` also takes in their place."""
+        if not self.null_class and (c == NULL).any():
+            raise UserError(
+                "ADMUNet: null_class=false has no embedding for 'no class' (NULL), which "
+                "label_dropout and guidance without a class need; set net.null_class=true"
+            )
+        return self.label_emb(c % self.label_emb.num_embeddings)
 
 
 class ADMEncoder(DownPath):

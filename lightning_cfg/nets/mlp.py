@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
 
 
@@ -55,13 +56,19 @@ class MLP(nn.Module):
         embedding = self.noise_embedding(noise)
         if self.class_embedding is not None:
             c = noise.new_full(noise.shape, NULL, dtype=torch.long) if c is None else c
-            # NULL = -1 is the last entry
-            embedding = embedding + self.class_embedding(c % self.class_embedding.num_embeddings)
+            embedding = embedding + (c.to(x) if c.is_floating_point() else self.class_vectors(c))
         h = self.enter(x)
         embedding = nn.functional.silu(embedding)
         for block in self.blocks:
             h = block(h, embedding)
         return self.leave(nn.functional.silu(h)).reshape(-1, *self.output_shape)
+
+    def class_vectors(self, c: Tensor) -> Tensor:
+        """Embeddings (B, width) of classes (B,), which `forward` also takes in their place."""
+        if self.class_embedding is None:
+            raise UserError("MLP: net.embed_class=false, or data without classes, embed no class")
+        # NULL = -1 is the last entry
+        return self.class_embedding(c % self.class_embedding.num_embeddings)
 
 
 class Block(nn.Module):

@@ -129,13 +129,19 @@ class SongUNet(nn.Module):
             h = block(h, embedding)
         return leave(F.silu(norm(h)))
 
+    def class_vectors(self, c: Tensor) -> Tensor:
+        """Embeddings (B, mapped) of classes (B,), which `forward` also takes in their place."""
+        one_hot = c[:, None] == torch.arange(self.num_classes, device=c.device)  # NULL: zeros
+        # times sqrt(classes): then the row has variance 1, as other inputs of a layer
+        weight = self.map_label.weight
+        return self.map_label(one_hot.to(weight) * math.sqrt(self.num_classes))
+
     def embed(self, noise: Tensor, c: Tensor | None, augment: Tensor | None) -> Tensor:
         embedding = self.map_noise(noise)
         if self.map_label is not None:
             c = torch.full_like(noise, -1, dtype=torch.long) if c is None else c
-            one_hot = c[:, None] == torch.arange(self.num_classes, device=c.device)  # NULL: zeros
-            # times sqrt(classes): then the row has variance 1, as other inputs of a layer
-            embedding = embedding + self.map_label(one_hot.to(noise) * math.sqrt(self.num_classes))
+            vectors = c.to(noise) if c.is_floating_point() else self.class_vectors(c)
+            embedding = embedding + vectors
         if augment is not None and augment.shape != (len(noise), self.augment_dim):
             raise UserError(
                 f"SongUNet: augmentation labels of shape {tuple(augment.shape)} for a batch of "

@@ -93,7 +93,7 @@ class UnshuffleUNet(nn.Module):
         embedding = self.noise(noise.to(x.dtype))  # (B, 2 channels)
         if self.classes is not None:
             c = torch.full_like(noise, -1, dtype=torch.long) if c is None else c
-            embedding = embedding + self.classes(c % (self.num_classes + 1))
+            embedding = embedding + (c.to(x) if c.is_floating_point() else self.class_vectors(c))
         embedding = F.silu(self.mix(F.silu(embedding)))
 
         h = self.enter(F.pixel_unshuffle(x, 2))  # (B, channels, H/2, W/2)
@@ -109,6 +109,10 @@ class UnshuffleUNet(nn.Module):
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
         h = self.leave(F.silu(self.norm(h)))  # (B, 4 C, H/2, W/2)
         return F.pixel_shuffle(h, 2)  # (B, C, H, W)
+
+    def class_vectors(self, c: Tensor) -> Tensor:
+        """Embeddings (B, 2 channels) of classes (B,), which `forward` also takes in their place."""
+        return self.classes(c % (self.num_classes + 1))
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -1,0 +1,41 @@
+"""Guidance: functions from denoisers to a denoiser, one file per method, each readable alone.
+
+`scale` = 1 is the unguided conditional model, above 1 is guided, and a pass that would be
+multiplied by zero is skipped. Positional parameters are networks, keyword-only ones are numbers;
+a keyword `of` is another method, which this one changes. To add a method, write such a function
+anywhere and name it in the config by its dotted path. docs/guidance.md has an overview.
+"""
+
+from lightning_cfg.guidance.apg import apg
+from lightning_cfg.guidance.autoguidance import autoguidance
+from lightning_cfg.guidance.cads import cads
+from lightning_cfg.guidance.cfg_plus_plus import cfg_plus_plus
+from lightning_cfg.guidance.cfg_zero_star import cfg_zero_star
+from lightning_cfg.guidance.classifier_free import classifier_free
+from lightning_cfg.guidance.classifier_gradient import classifier_gradient
+from lightning_cfg.guidance.discriminator_gradient import discriminator_gradient
+from lightning_cfg.guidance.gfcg import gfcg
+from lightning_cfg.guidance.gfcg_autoguidance import gfcg_autoguidance
+from lightning_cfg.guidance.interval import interval
+from lightning_cfg.guidance.needs import require_classes as require_classes
+from lightning_cfg.guidance.needs import require_null as require_null
+from lightning_cfg.guidance.rejection import rejection
+from lightning_cfg.guidance.rescale import rescale
+from lightning_cfg.guidance.unguided import unguided
+
+__all__ = [
+    "apg",
+    "autoguidance",
+    "cads",
+    "cfg_plus_plus",
+    "cfg_zero_star",
+    "classifier_free",
+    "classifier_gradient",
+    "discriminator_gradient",
+    "gfcg",
+    "gfcg_autoguidance",
+    "interval",
+    "rejection",
+    "rescale",
+    "unguided",
+]  # what a config can name

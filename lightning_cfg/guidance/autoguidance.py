@@ -1,0 +1,23 @@
+"""Autoguidance (ATG)."""
+
+from torch import Tensor
+
+from lightning_cfg.guidance.scales import Scale, between, pass_where, scale_at
+from lightning_cfg.interfaces import Denoiser
+
+
+def autoguidance(model: Denoiser, weak: Denoiser, *, scale: Scale = 2.0) -> Denoiser:
+    """D_w = D_weak + w (D - D_weak), same label (Karras et al. 2024).
+
+    scale  w: 0 is the weak model, 1 the model itself
+    weak   a smaller network that was trained less, or of the model's own run a checkpoint of
+           before or an average of another half-life: models.weak: {path: ..., weights: ...}
+    """
+
+    def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
+        w = scale_at(scale, sigma)
+        D = pass_where(w != 0, model, x, sigma, c)
+        D_weak = pass_where(w != 1, weak, x, sigma, c)
+        return between(D_weak, D, w)
+
+    return guided

@@ -1,0 +1,39 @@
+"""Discriminator guidance."""
+
+import torch
+from torch import Tensor
+
+from lightning_cfg.guidance.composed import Changed, Of
+from lightning_cfg.guidance.scales import Scale, pass_where, scale_at
+from lightning_cfg.guidance.unguided import unguided
+from lightning_cfg.interfaces import Classifier, Denoiser, over
+
+
+def discriminator_gradient(
+    model: Denoiser, discriminator: Classifier, *, of: Of = unguided, scale: Scale = 2.0
+) -> Denoiser:
+    """D + (w - 1) sigma^2 grad log(d / (1 - d)), d(x; sigma) = p(real): Kim et al. (2023).
+
+    With a perfect discriminator w = 2, the paper's weight 1, makes of the score of what the model
+    generates that of the real data; w = 1 is the model itself, as everywhere here. The paper's
+    discriminator knows the class; ours does not.
+
+    discriminator  a noisy classifier of generated (0) and real (1), as `fit` trains on the data
+                   set RealOrGenerated
+    of             another method, on the model that is corrected so
+    """
+
+    def gradient(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            logits = discriminator(leaf, sigma)
+            return torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), leaf)[0]
+
+    def corrected(x: Tensor, sigma: Tensor, c: Tensor, **rows: Tensor) -> Tensor:
+        w = scale_at(scale, sigma)
+        D = model(x, sigma, c, **rows)
+        if not isinstance(w, Tensor) and w == 1:
+            return D
+        return D + over((w - 1) * sigma**2, x) * pass_where(w != 1, gradient, x, sigma, c)
+
+    return of(Changed(model, corrected))

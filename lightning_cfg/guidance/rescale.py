@@ -1,0 +1,49 @@
+"""Guidance rescale."""
+
+import torch
+from torch import Tensor
+
+from lightning_cfg.errors import UserError
+from lightning_cfg.guidance.composed import Changed, Of, pass_on
+from lightning_cfg.interfaces import Denoiser, over
+
+
+def rescale(model: Denoiser, *, of: Of, phi: float = 0.7) -> Denoiser:
+    """D = (phi std(D_c) / std(D_w) + 1 - phi) D_w: rescaled guidance (Lin et al. 2024, sec. 3.4).
+
+    The deviations are over all dimensions of a sample, and D_w is another method's. The D_c that
+    it has evaluated is used again, so nothing is added to its passes. The paper rescales what its
+    network predicts, v or eps; here it is always D.
+
+    phi  0 is the other method as it is
+    Raises UserError for a method that returns no estimate of the clean signal.
+    """
+    if not 0 <= phi <= 1:
+        raise UserError(f"guidance.phi={phi:g} must be from 0 to 1")
+    labels = D_c = None
+
+    def remembered(x: Tensor, sigma: Tensor, c: Tensor, **rows: Tensor) -> Tensor:
+        nonlocal D_c
+        D = model(x, sigma, c, **rows)
+        D_c = D if c is labels else D_c
+        return D
+
+    within = of(Changed(model, remembered))
+    if hasattr(within, "keep_noise"):
+        raise UserError(
+            "rescale cannot take cfg_plus_plus as `of`: what that returns stands for a whole step "
+            "and is no estimate of the clean signal, whose deviation could be compared"
+        )
+
+    def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
+        nonlocal labels, D_c
+        labels, D_c = c, None
+        D_w = within(x, sigma, c)
+        if phi == 0 or D_w is D_c:
+            return D_w
+        D_c = model(x, sigma, c) if D_c is None else D_c
+        std_c, std_w = (D.flatten(1).std(1) for D in (D_c, D_w))
+        ratio = torch.where(std_w > 0, std_c / std_w, 1.0)
+        return D_w * over(1 + phi * (ratio - 1), x)
+
+    return pass_on(guided, within)

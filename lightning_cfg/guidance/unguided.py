@@ -1,0 +1,8 @@
+"""No guidance."""
+
+from lightning_cfg.interfaces import Denoiser
+
+
+def unguided(model: Denoiser) -> Denoiser:
+    """D(x; sigma, c): the conditional model as it is."""
+    return model
