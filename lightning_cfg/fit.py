@@ -36,7 +36,7 @@ from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.evaluation import EvaluateSamples  # noqa: E402
 from lightning_cfg.files import output_of  # noqa: E402
 from lightning_cfg.precision import matmul  # noqa: E402
-from lightning_cfg.runs import PLACES, Run  # noqa: E402
+from lightning_cfg.runs import Run, placeless  # noqa: E402
 
 GridKeys = Annotated[dict, Keywords("lightning_cfg.callbacks.Grids")]
 EvaluationKeys = Annotated[dict, Keywords("lightning_cfg.evaluation.EvaluateSamples")]
@@ -301,8 +301,7 @@ def _start(resume: str, last: Path, recipe: dict, max_steps: int) -> Path | None
 
 def _placeless(recipe: dict) -> dict:
     """The recipe without the places of its files."""
-    data = {k: v for k, v in recipe["data"].items() if k not in PLACES}
-    return {**recipe, "data": data}
+    return {**recipe, "data": placeless(recipe["data"])}
 
 
 def _logger(name: str, run: Run) -> object:

@@ -107,7 +107,14 @@ def content_of(data: dict, data_set: object) -> tuple[dict, dict[str, Path]]:
     files = {"data": Path(data_set.path)}
     if data.get("held_out") is not None:
         files["held_out"] = Path(data["held_out"])
-    return {k: v for k, v in data.items() if k not in PLACES}, files
+    return placeless(data), files
+
+
+def placeless(data: dict) -> dict:
+    """A data section, and those inside it, without the places of their files."""
+    return {
+        k: placeless(v) if isinstance(v, dict) else v for k, v in data.items() if k not in PLACES
+    }
 
 
 def _packages() -> dict[str, str]:

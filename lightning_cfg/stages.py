@@ -120,6 +120,7 @@ class Stages:
         """A data section with the hashes of its files, wherever they lie."""
         places = ("root", "memory")
         kept = {k: v for k, v in section.items() if k not in places and v is not None}
+        kept = {k: self._data(v) if isinstance(v, dict) else v for k, v in kept.items()}
         for key in ("path", "held_out"):
             place = kept.get(key)
             if isinstance(place, str) and Path(place).exists() and not _is_stage(place):

@@ -5,12 +5,12 @@ from lightning_cfg.config import Data, Verb, check_arguments, main
 check_arguments(__name__)  # a missing file answers before torch is imported
 
 import json  # noqa: E402
-import math  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Annotated  # noqa: E402
 
 from lightning_cfg.config import build, changed  # noqa: E402
+from lightning_cfg.discriminator import Training  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.evaluate import evaluate  # noqa: E402
 from lightning_cfg.fit import fit  # noqa: E402
@@ -25,6 +25,7 @@ from lightning_cfg.generate import (  # noqa: E402
 from lightning_cfg.generate import named as named_guidance  # noqa: E402
 from lightning_cfg.network import path_and_weights, told  # noqa: E402
 from lightning_cfg.pair import pair  # noqa: E402
+from lightning_cfg.plan import cost, sources_of, stages_per_case  # noqa: E402
 from lightning_cfg.refine import refine  # noqa: E402
 from lightning_cfg.report import (  # noqa: E402
     Case,
@@ -40,7 +41,6 @@ from lightning_cfg.trace import trace as trace_trajectories  # noqa: E402
 FRESH = 1_000_000  # samples that are evaluated have seeds from here on, sources below
 NOTHING = {"nfe": None, "evaluations": None, "seconds": None}  # what a real sample has cost
 
-Training = Annotated[dict, Verb("lightning_cfg.fit", without=("data", "seed", "run_dir"))]
 Flow = Annotated[dict, Verb("lightning_cfg.fit", without=("data", "seed", "run_dir"))]
 Generation = Annotated[
     dict,
@@ -63,6 +63,7 @@ Tracing = Annotated[
     dict, Verb("lightning_cfg.trace", without=("samples", "data", "seed", "run_dir"))
 ]
 Method = Annotated[dict, Verb("lightning_cfg.method")]
+Discriminator = Annotated[dict, Verb("lightning_cfg.discriminator")]
 Variant = Annotated[dict, Verb("lightning_cfg.variant")]
 Published = Annotated[dict, Verb("lightning_cfg.published")]
 
@@ -77,6 +78,7 @@ def study(
     run_dir: str,
     data: Data | None = None,
     cases: dict[str, Data] = {},  # noqa: B006  a default section, never changed
+    discriminators: dict[str, Discriminator] = {},  # noqa: B006
     flows: dict[str, list[float]] = {},  # noqa: B006
     flow: Flow | None = None,
     sources: int = 0,
@@ -96,6 +98,7 @@ def study(
     Before it starts it says what that will take: trainings, samples, evaluations, disk.
 
     fits     what is trained on the data, by name; a model of `methods` names one, a path or exact
+    discriminators  what learns to tell a fit's samples from the data, by name, for `methods`
     scales   guidance scales at which fresh samples are generated, refined and evaluated
     samples  fresh samples per method and scale to evaluate
     cases    instead of `data`: several data sets by name, with everything done on each
@@ -123,7 +126,13 @@ def study(
         }
         for name, section in methods.items()
     }
-    _check(methods, fits, flows)
+    for name, section in discriminators.items():
+        if section["of"] not in fits or name in fits or not 1 <= section["n"] <= FRESH:
+            raise UserError(
+                f"discriminators.{name} needs a name that is not in fits, of={section['of']} among "
+                f"fits ({', '.join(fits)}), and n={section['n']} from 1 to {FRESH}"
+            )
+    _check(methods, [*fits, *discriminators], flows)
     if (data is None) == (not cases):
         raise UserError("a study needs either data, one data set, or cases, several by name")
     if not 1 <= samples <= FRESH:
@@ -145,6 +154,7 @@ def study(
         _check_published(section, methods, recipes)
     asked = {
         "title": title, "data": data, "cases": cases, "fits": fits, "methods": methods,
+        "discriminators": discriminators,
         "scales": scales, "flows": flows, "flow": flow, "generation": generation,
         "sources": sources, "samples": samples, "pairs": pairs, "refinement": refinement,
         "evaluation": evaluation, "trace": trace, "variants": variants, "published": published,
@@ -155,7 +165,7 @@ def study(
     stages = Stages(root, seed, only="" if plan else stage)
     stages.claim({**asked, "methods": written})
     _check_exact(data_sets, methods, trace)
-    stages.expected = len(data_sets) * _stages_per_case(asked, recipes)
+    stages.expected = len(data_sets) * stages_per_case(asked, recipes)
     print(cost(asked, recipes, stages.expected, len(data_sets)), flush=True)
     found = [
         _case(stages, name, {**asked, "data": part}, recipes) for name, part in data_sets.items()
@@ -174,7 +184,7 @@ def study(
 def _case(stages: Stages, case: str, asked: dict, recipes: dict[str, dict]) -> Case:
     """Everything that the study does on one data set."""
     data, flows, seed = asked["data"], asked["flows"], asked["seed"]
-    sources, shared = asked["sources"], flows.get("all", [])
+    sources = asked["sources"]
     found = Case(case, build("lightning_cfg.data", data))
 
     def stage(name: str, verb: Callable, settings: dict) -> Path:
@@ -184,6 +194,14 @@ def _case(stages: Stages, case: str, asked: dict, recipes: dict[str, dict]) -> C
         name: stage(f"fit {name}", fit, {**section, "data": data})
         for name, section in asked["fits"].items()
     }
+
+    for name, section in asked["discriminators"].items():
+        models = {"model": str(trained[section["of"]])}
+        settings = {"models": models, "guidance": {"name": "unguided"}}
+        settings |= {"n": section["n"], "data": data, "seed": 2 * FRESH * seed, "trajectories": 0}
+        made = stage(f"generate for {name}", generate, {**asked["generation"], **settings})
+        on = {"data": {"name": "RealOrGenerated", "real": data, "path": str(made)}}
+        trained[name] = stage(f"fit {name}", fit, {**section["fit"], **on})
 
     def named(section: dict) -> dict:
         """Names of fits in a section become their run directories."""
@@ -217,6 +235,7 @@ def _case(stages: Stages, case: str, asked: dict, recipes: dict[str, dict]) -> C
             on = {**recipe["flow"], "data": {"name": "Pairs", "path": str(paired)}}
             return stage(f"fit flow {name} {what}", fit, on)  # noqa: B023
 
+        shared = sources_of(section, flows, asked["scales"])
         dedicated = [scale for scale in flows.get("dedicated", []) if scale in section["scales"]]
         source = {}
         for scale in sorted(set(shared) | set(dedicated)):
@@ -294,56 +313,7 @@ def _recipes(variants: dict, flows: dict, own: dict) -> dict[str, dict]:
     return recipes
 
 
-def _distinct(recipes: dict[str, dict], *keys: str) -> int:
-    """How many recipes for all scales differ in these keys: the others share what they make."""
-    shared = [recipe for kind, recipe in recipes.items() if kind != "dedicated"]
-    return len({json.dumps([recipe[key] for key in keys], default=list) for recipe in shared})
-
-
-def _refined(recipes: dict[str, dict], flows: dict, scales: list[float]) -> int:
-    """How often the samples of a method are refined, which has these scales."""
-    own = [recipe["scales"] for kind, recipe in recipes.items() if kind != "dedicated"]
-    own.append(flows.get("dedicated", []))
-    return sum(len(set(scales) & set(some)) for some in own)
-
-
-def _stages_per_case(asked: dict, recipes: dict[str, dict]) -> int:
-    flows, total = asked["flows"], len(asked["fits"]) + 1
-    per_scale = 2 + (asked["trace"] is not None)  # generate, evaluate, trace
-    for section in asked["methods"].values():
-        dedicated = set(flows.get("dedicated", [])) & set(section["scales"])
-        total += len({*flows.get("all", []), *dedicated}) + 2 * len(dedicated)
-        total += _distinct(recipes, "pairs") + _distinct(recipes, "pairs", "flow")
-        total += per_scale * len(section["scales"])
-        total += _refined(recipes, flows, section["scales"])
-    return total
-
-
-def cost(asked: dict, recipes: dict[str, dict], stages: int, cases: int) -> str:
-    """What a study will take, in a line: what is done already is not taken off."""
-    flows, n = asked["flows"], asked["samples"]
-    trainings, sources, fresh, refined = [*asked["fits"].values()], 0, 0, 0
-    for section in asked["methods"].values():
-        own = len(set(flows.get("dedicated", [])) & set(section["scales"]))
-        trainings += [asked["flow"]] * (_distinct(recipes, "pairs", "flow") + own)
-        sources += asked["sources"] * (bool(flows.get("all")) + own) * cases
-        fresh += n * len(section["scales"]) * cases
-        refined += n * _refined(recipes, flows, section["scales"]) * cases
-    images = sum(t["batch_size"] * t["trainer"].get("max_steps", 0) for t in trainings) * cases
-    sampler, each = asked["generation"]["sampler"], ""
-    if "steps" in sampler:
-        steps = 2 * sampler["steps"] - 1 if sampler["name"] == "heun" else sampler["steps"]
-        each = f" of {steps} evaluations of each network"
-    data = asked["data"] or next(iter(asked["cases"].values()))
-    size = math.prod(build("lightning_cfg.data", data).shape)
-    disk = 4 * size * (sources * (2 + bool(flows)) + fresh + refined) / 2**30
-    return (
-        f"{stages} stages: {len(trainings) * cases} trainings on {images / 1e6:.3g} M images, "
-        f"{sources + fresh:,} samples{each}, {refined:,} refined, about {disk:.2g} GiB of samples"
-    )
-
-
-def _check(methods: dict, fits: dict, flows: dict) -> None:
+def _check(methods: dict, fits: list[str], flows: dict) -> None:
     for name, section in methods.items():
         check_roles(section["guidance"], section["models"])
         for role, network in section["models"].items():

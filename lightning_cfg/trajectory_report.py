@@ -111,7 +111,12 @@ def by_classifier(case: Any) -> dict[tuple, dict]:
 
 
 def displacement(case: Any, a: str, b: str, scale: float) -> Tensor | None:
-    """|x_a - x_b| of two methods' samples of the same seeds, (n,); None if the seeds are others."""
+    """|x_a - x_b| of two methods' samples of the same seeds, (n,).
+
+    None if the seeds are others, or one of the two was not tried at this scale.
+    """
+    if any((method, scale, "before", "") not in case.sets for method in (a, b)):
+        return None
     one, other = (
         load_tensors(case.sets[method, scale, "before", ""], "x", "c", "seed") for method in (a, b)
     )
@@ -205,9 +210,11 @@ def _side_by_side(case: Any, methods: dict[str, dict]) -> list[str]:
                 if guidance != "classifier_free" and kind in both and kind in plain:
                     moved = displacement(case, both[kind], plain[kind], scale)
                 cells.append("" if moved is None else show("", moved.mean().item()))
-                if moved is not None and kind == EXACT and classifier == "exact":
+                if moved is None or guidance != "classifier_gradient":
+                    continue
+                if kind == EXACT and classifier == "exact":
                     largest = max(largest or 0.0, moved.max().item())
-                if moved is not None and scale == 1:
+                if scale == 1:
                     beside[kind, classifier] = moved.mean().item()
             moved = None if len(both) < 2 else displacement(case, both[EXACT], both[LEARNED], scale)
             cells.append("" if moved is None else show("", moved.mean().item()))
