@@ -299,8 +299,8 @@ def _judged(claims: list[Claim], averages: dict, metrics: list[str]) -> list[str
 def _averages_table(averages: dict, metrics: list[str]) -> str:
     """A row per method, scale and sample set, real last."""
     methods = [*dict.fromkeys(key[0] for key in averages if key != REAL), REAL[0]]
-    variants = {key[2:] for key in averages if key[2:] not in (*STAGES, REAL[2:])}
-    kinds = [*STAGES, *sorted(variants), REAL[2:]]
+    variants = (key[2:] for key in averages if key[2:] not in (*STAGES, REAL[2:]))
+    kinds = [*STAGES, *dict.fromkeys(variants), REAL[2:]]
     body, front = [], ["method", "scale", "samples", "nfe", "evaluations", "seconds", "n"]
     for key in sorted(
         averages, key=lambda k: (methods.index(k[0]), k[1] or 0, kinds.index(tuple(k[2:])))

@@ -49,7 +49,8 @@ def against_scale(
     across = min(3, max(1, len(metrics)))
     down = -(-max(1, len(metrics)) // across)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.7 * across + 1.6, 2.2 * down), layout="constrained")
+        height = max(2.2 * down, 0.4 + 0.17 * (len(flows) + 1))  # that of the legend, if it is long
+        figure = Figure(figsize=(2.7 * across + 1.6, height), layout="constrained")
         panels = figure.subplots(down, across, squeeze=False)
         for panel in panels.flat[len(metrics) :]:
             panel.axis("off")
