@@ -34,6 +34,7 @@ from lightning_cfg.guidance import (
     interval,
     rejection,
     rescale,
+    scales,
     unguided,
 )
 from lightning_cfg.guidance.schedules import constant, cosine, exponential, linear, step
@@ -439,7 +440,7 @@ def test_the_interval_is_switched_at_step_boundaries():
     calls = []
 
     def watched(x, sigma, c):
-        calls.append((round(sigma[0].item(), 6), bool((c == NULL).all())))
+        calls.append((round(sigma[0].item(), 6), bool((c == NULL).any())))
         return FOUR(x, sigma, c)
 
     one = interval(
@@ -908,6 +909,73 @@ def test_with_scale_finds_the_scale_that_there_is():
     assert with_scale(own, 3.0) == {**own, "scale": 3.0}
     assert with_scale({"name": "unguided"}, 3.0) is None
     assert with_scale({"name": "cads", "of": {"name": "unguided"}}, 3.0) is None
+
+
+# Two passes as one batch
+
+BOTH = [
+    partial(classifier_free, scale=2.0),
+    partial(classifier_free, scale=torch.tensor([2.0, 3.0, 0.5])),
+    partial(classifier_free, scale=constant(scale=2.0)),
+    partial(cfg_plus_plus, scale=0.6),
+    partial(cfg_zero_star, scale=2.0, zero_steps=0),
+    partial(apg, scale=3.0, norm=1.0),
+    partial(gfcg, classifier=ExactClassifier(FOUR), combine="additive", scale=1.0, cfg_scale=2.0),
+]
+
+
+class Calls(Counted):
+    """A network that also counts its calls."""
+
+    calls = 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        return super().__call__(*args)
+
+
+@pytest.mark.parametrize("method", BOTH)
+@pytest.mark.parametrize("exact", [True, False])
+def test_few_samples_have_both_passes_in_one_batch(learned, noisy, monkeypatch, method, exact):
+    """Equal to two passes but for rounding, and as many evaluations."""
+    x, sigma, c = (of[18:21] for of in noisy)
+    found, nets = [], []
+    for most in (scales.TOGETHER, 0):
+        monkeypatch.setattr(scales, "TOGETHER", most)
+        nets.append(Calls(FOUR if exact else learned))
+        guided = method(nets[-1])
+        if hasattr(guided, "keep_noise"):
+            guided.keep_noise(0.3)
+        found.append(guided(x, sigma, c))
+    assert [net.calls for net in nets] == [1, 2]
+    assert [net.evaluations for net in nets] == [6, 6]
+    torch.testing.assert_close(*found, rtol=0, atol=1e-12 if exact else 1e-5)
+
+
+def test_two_passes_stay_apart_where_one_is_not_of_all_or_the_batch_is_large(noisy):
+    def calls(n, scale):
+        model = Calls(FOUR)
+        classifier_free(model, scale=scale)(*(of[:n] for of in noisy))
+        return model.calls, model.evaluations
+
+    most = scales.TOGETHER
+    assert calls(most, 2.0) == (1, 2 * most)
+    assert calls(most + 1, 2.0) == (2, 2 * (most + 1))
+    assert calls(3, 1.0) == calls(3, 0.0) == (1, 3)
+    assert calls(3, torch.tensor([1.0, 2.0, 3.0])) == (2, 3 + 2)
+    assert calls(3, torch.tensor([0.0, 2.0, 1.0])) == (2, 2 + 2)
+
+
+@pytest.mark.parametrize("outer", [partial(rescale, phi=0.7), partial(cads, tau_1=0.0, tau_2=0.2)])
+def test_a_changed_model_sees_the_passes_one_by_one(learned, outer):
+    """rescale knows D_c by its labels, and cads has noise of every sample: few are as many."""
+    model = Calls(learned)
+    guided = outer(model, of=partial(classifier_free, scale=2.0))
+    whole = run(guided, seeds=range(6))
+    assert (model.calls, model.evaluations) == (2 * STEPS, 6 * 2 * STEPS)
+    parts = [run(guided, seeds=seeds) for seeds in (range(2), range(2, 6))]
+    assert (model.calls, model.evaluations) == (6 * STEPS, 2 * 6 * 2 * STEPS)
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-4)
 
 
 # In a config

@@ -1,11 +1,10 @@
 """Adaptive projected guidance (APG)."""
 
-import torch
 from torch import Tensor
 
 from lightning_cfg.guidance.needs import require_null
-from lightning_cfg.guidance.scales import Scale, pass_where, scale_at
-from lightning_cfg.interfaces import NULL, Denoiser, over
+from lightning_cfg.guidance.scales import Scale, both, scale_at
+from lightning_cfg.interfaces import Denoiser, over
 
 
 def apg(
@@ -40,10 +39,10 @@ def apg(
     def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
         nonlocal latest
         w = scale_at(scale, sigma)
-        D_c = model(x, sigma, c)
+        D_c, D_u = both(model, x, sigma, c, True, w != 1)
         if not isinstance(w, Tensor) and w == 1:
             return D_c
-        d = D_c - pass_where(w != 1, model, x, sigma, torch.full_like(c, NULL))
+        d = D_c - D_u
         if before is not None:
             d = d + momentum * before
         latest = d if latest is None else latest

@@ -2,13 +2,12 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.needs import require_null
-from lightning_cfg.guidance.scales import Scale, between, pass_where, scale_at
-from lightning_cfg.interfaces import NULL, Denoiser
+from lightning_cfg.guidance.scales import Scale, between, both, scale_at
+from lightning_cfg.interfaces import Denoiser
 
 
 def cfg_plus_plus(
@@ -41,8 +40,7 @@ def cfg_plus_plus(
             raise UserError("cfg_plus_plus is for the steps of a sampler, which has not begun one")
         w, unguided = scale_at(scale, sigma), float(base == "conditional")
         w = unguided + (w - unguided) / (1 - kept)
-        D_c = pass_where(w != 0, model, x, sigma, c)
-        D_u = pass_where(w != 1, model, x, sigma, torch.full_like(c, NULL))
+        D_c, D_u = both(model, x, sigma, c, w != 0, w != 1)
         return between(D_u, D_c, w)
 
     guided.keep_noise = keep_noise

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.needs import require_null
-from lightning_cfg.guidance.scales import Scale, between, pass_where, scale_at
-from lightning_cfg.interfaces import NULL, Denoiser, over
+from lightning_cfg.guidance.scales import Scale, between, both, pass_where, scale_at
+from lightning_cfg.interfaces import Denoiser, over
 
 
 def cfg_zero_star(model: Denoiser, *, scale: Scale = 2.0, zero_steps: int = 1) -> Denoiser:
@@ -37,8 +37,7 @@ def cfg_zero_star(model: Denoiser, *, scale: Scale = 2.0, zero_steps: int = 1) -
         x_t = over(1 / (1 + sigma), x) * x
         if zero:
             return between(x_t, pass_where(w == 1, model, x, sigma, c), 1.0 * (w == 1))
-        D_c = model(x, sigma, c)
-        D_u = pass_where(w != 1, model, x, sigma, torch.full_like(c, NULL))
+        D_c, D_u = both(model, x, sigma, c, True, w != 1)
         v_c, v_u = (D_c - x_t).flatten(1), (D_u - x_t).flatten(1)  # times 1 - t, which cancels
         s = (v_c * v_u).sum(1) / v_u.square().sum(1).clamp(min=torch.finfo(v_u.dtype).tiny)
         return between(x_t + over(s, x) * (D_u - x_t), D_c, w)

@@ -1,11 +1,10 @@
 """Classifier-free guidance (CFG)."""
 
-import torch
 from torch import Tensor
 
 from lightning_cfg.guidance.needs import require_null
-from lightning_cfg.guidance.scales import Scale, between, pass_where, scale_at
-from lightning_cfg.interfaces import NULL, Denoiser
+from lightning_cfg.guidance.scales import Scale, between, both, scale_at
+from lightning_cfg.interfaces import Denoiser
 
 
 def classifier_free(model: Denoiser, *, scale: Scale = 1.0) -> Denoiser:
@@ -19,8 +18,7 @@ def classifier_free(model: Denoiser, *, scale: Scale = 1.0) -> Denoiser:
 
     def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
         w = scale_at(scale, sigma)
-        D_c = pass_where(w != 0, model, x, sigma, c)
-        D_u = pass_where(w != 1, model, x, sigma, torch.full_like(c, NULL))
+        D_c, D_u = both(model, x, sigma, c, w != 0, w != 1)
         return between(D_u, D_c, w)
 
     return guided

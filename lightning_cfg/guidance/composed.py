@@ -34,7 +34,10 @@ def tell(denoise: Denoiser, hook: str, *what: object) -> None:
 
 
 class Changed:
-    """A model with another answer; everything else is the model's own."""
+    """A model with another answer; everything else is the model's own.
+
+    It answers one pass at a time, since `scales.both` makes no single batch of two for it.
+    """
 
     def __init__(self, model: Denoiser, answer: Denoiser):
         self._model, self._answer = model, answer

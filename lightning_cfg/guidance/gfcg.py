@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.needs import require_classes, require_null
-from lightning_cfg.guidance.scales import Scale, between, pass_where, scale_at
+from lightning_cfg.guidance.scales import Scale, between, both, pass_where, scale_at
 from lightning_cfg.interfaces import NULL, Classifier, Denoiser, over
 
 Reference = Literal["most_confused", "unconditional"]
@@ -55,7 +55,7 @@ def gfcg(
     def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
         w_max = scale_at(scale, sigma)
         w_cfg = 1.0 if combine is None else w_max if cfg_scale is None else cfg_scale
-        D = model(x, sigma, c)
+        D, D_null = both(model, x, sigma, c, True, combine == "additive" and w_cfg != 1)
         D_w = D
         if not (is_one(w_max) and (combine != "mixed" or is_one(w_cfg))):
             r, u = confusion(classifier, classifier_input, x, sigma, c, D, confidence)
@@ -65,7 +65,6 @@ def gfcg(
             r = torch.where(confused, r, NULL)
             D_w = between(pass_where(w != 1, model, x, sigma, r), D, w)
         if combine == "additive":
-            D_null = pass_where(w_cfg != 1, model, x, sigma, torch.full_like(c, NULL))
             D_w = D_w if is_one(w_cfg) else D_w + over(w_cfg - 1, x) * (D - D_null)
         return D_w
 
