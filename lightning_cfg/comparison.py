@@ -9,6 +9,7 @@ from lightning_cfg.markdown import table
 
 DISTANCE = ("fid", "fd_dinov2", "fd", "frechet")  # by the first of which a scale is the best
 FIDELITY = ("precision", "outliers", "class_accuracy", "wrong_class")
+CLASS = ("wrong_class", "class_accuracy")
 DIVERSITY = ("recall", "coverage")
 LEAST = 3  # methods from which on they are compared
 
@@ -55,7 +56,48 @@ def sections(averages: dict[tuple, dict], config: dict, metrics: list[str]) -> l
             lines.append(["real", "", "", *(show(m, floor.get(m)) for m in shown)])
         title = "Before refinement" if stage == "before" else f"After refinement, flow `{flow}`"
         parts += [f"**{title}**", table(["method", "scale", "nfe", *shown], lines)]
-    return parts
+    return parts + _matched(averages, list(config["methods"]), distance, first(metrics, CLASS))
+
+
+def _matched(
+    averages: dict[tuple, dict], methods: list[str], distance: str, error: str | None
+) -> list[str]:
+    """What every method reaches in class errors at no larger distance than the first one has."""
+    if error is None:
+        return []
+    own = {
+        m: [row for key, row in averages.items() if key[0] == m and key[2] == "before"]
+        for m in methods
+    }
+    own = {m: [row for row in rows if {distance, error} <= set(row)] for m, rows in own.items()}
+    limits = {
+        key[1]: row[distance]
+        for key, row in averages.items()
+        if key[0] == methods[0] and key[2] == "before" and distance in row
+    }
+    fewest = max if meaning(error)[0] == "higher" else min
+    found = {
+        (m, scale): fewest((r[error] for r in rows if r[distance] <= limit), default=None)
+        for m, rows in own.items()
+        for scale, limit in limits.items()
+    }
+    best = {
+        scale: fewest(v for m in methods if (v := found[m, scale]) is not None) for scale in limits
+    }
+    heads = [f"≤ {show(distance, limit)} ({scale:g})" for scale, limit in limits.items()]
+    lines = []
+    for m in methods:
+        cells = []
+        for scale in limits:
+            text = show(error, found[m, scale])
+            cells.append(f"**{text}**" if text and found[m, scale] == best[scale] else text)
+        lines.append([m, *cells])
+    return [
+        f"**At matched distance**: the best `{error}` that each method reaches, before refinement, "
+        f"at any of its scales where `{distance}` is no larger than that of {methods[0]} at the "
+        "scale in brackets; empty where it has none.",
+        table(["method", *heads], lines),
+    ]
 
 
 def draw(

@@ -446,6 +446,26 @@ def test_methods_are_compared_at_their_best_scale(compared):
     assert (compared / "figures/fidelity_diversity.png").stat().st_size > 3000
 
 
+def test_methods_at_matched_distance():
+    """The best class errors among the scales at which a method is no farther from the data."""
+    from lightning_cfg.comparison import sections
+
+    def row(frechet: float, wrong: float) -> dict:
+        return {"frechet": frechet, "wrong_class": wrong, "n": 10}
+
+    averages = {
+        ("a", 1.0, "before", ""): row(1.0, 0.4), ("a", 2.0, "before", ""): row(2.0, 0.2),
+        ("b", 1.0, "before", ""): row(0.9, 0.5), ("b", 2.0, "before", ""): row(1.5, 0.3),
+        ("b", 3.0, "before", ""): row(2.0, 0.1), ("b", 4.0, "before", ""): row(2.1, 0.0),
+        ("c", 1.0, "before", ""): row(1.1, 0.3), ("a", 2.0, "after", "all"): row(0.1, 0.0),
+    }  # fmt: skip
+    config = {"methods": {name: {} for name in "abc"}}
+    text = sections(averages, config, ["frechet", "wrong_class"])[-1]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert rows[0] == ["method", "≤ 1 (1)", "≤ 2 (2)"]
+    assert rows[2:] == [["a", "**40 %**", "20 %"], ["b", "50 %", "**10 %**"], ["c", "", "30 %"]]
+
+
 def test_two_methods_are_not_a_comparison(done):
     assert "## Methods compared" not in (done / "report.md").read_text()
 
