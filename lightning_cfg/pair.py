@@ -20,9 +20,11 @@ from lightning_cfg.data.pairs import (  # noqa: E402
     distance_condition,
     scale_condition,
 )
+from lightning_cfg.draws import keyed  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.features import Space, as_space  # noqa: E402
 from lightning_cfg.files import save_tensors, write_text  # noqa: E402
+from lightning_cfg.frechet import Moments, frechet_distance  # noqa: E402
 from lightning_cfg.generate import pick_device  # noqa: E402
 from lightning_cfg.neighbours import AT_ONCE, nearest_in_shards  # noqa: E402
 from lightning_cfg.pngs import drawable  # noqa: E402
@@ -55,7 +57,9 @@ def pair(
     """Find the k nearest real points of every generated sample; the run holds pairs/.
 
     It also holds metrics/pairs.csv, distances and how many targets are used by source and class,
-    and of images figures/pairs.png, sources beside their neighbours.
+    and of images figures/pairs.png, sources beside their neighbours. Where they suffice for it, the
+    manifest has frechet_sources and frechet_targets, of the samples and of as many targets as they
+    are drawn to the real points, in the space: a flow ends in the distribution of its targets.
 
     sources     runs of `generate`, sample files, or folders or zips of images with classes; several
                 share n equally
@@ -116,8 +120,15 @@ def pair(
     print(size.told(rows))
     queries = space(x)
     with tqdm(total=len(points), unit=" real", disable=not sys.stderr.isatty()) as bar:
+        moments, few = Moments(), min(len(x), len(points)) <= queries[0].numel()
+
+        def seen(features: Tensor) -> None:
+            bar.update(len(features))
+            if not few and queries[0].numel() <= WIDEST:
+                moments.add(features.flatten(1))
+
         distance, index = nearest_in_shards(
-            queries, _shards(points, space, rows, bar.update), k=k, c=c if same_class else None
+            queries, _shards(points, space, rows, seen), k=k, c=c if same_class else None
         )
     own = torch.zeros(len(x), dtype=torch.bool)
     if keep_close:
@@ -165,6 +176,12 @@ def pair(
         "used_once": used_once(index),
         "kept_close": float(own.double().mean()),
     }
+    if moments.count:  # what a perfect flow would reach, beside where it starts
+        drawn = torch.multinomial(weights, 1, generator=keyed("targets", seed))
+        ends = tensors["targets"][all_neighbours.gather(1, drawn)[:, 0]]
+        for what, features in (("sources", queries), ("targets", space(ends))):
+            told = Moments().add(features.flatten(1))
+            facts[f"frechet_{what}"] = frechet_distance(told, moments)
     run.finish(*out, **facts)
     print(
         f"{run_dir}: {len(x)} samples, {k} of {len(points)} real points each, "
@@ -172,9 +189,17 @@ def pair(
         f"effectively {facts['effective_targets']:.0f}"
         + (f", {facts['kept_close']:.1%} their own" if keep_close else "")
     )
+    if moments.count:
+        before, after = facts["frechet_sources"], facts["frechet_targets"]
+        print(
+            f"squared Fréchet distance to the real points in this space: {len(x)} samples "
+            f"{before:.4g}, as many of their targets {after:.4g}"
+            + (": a flow that reached them would be farther from the data" * (after > before))
+        )
     return run.directory
 
 
+WIDEST = 4096  # dimensions up to which a Fréchet distance takes less time than the search
 SHOWN = 500  # samples among which the picture finds some of each class
 
 
@@ -263,13 +288,14 @@ def _read(points: SampleSet) -> Tensor:
 
 
 def _shards(
-    points: SampleSet, space: Space, rows: int, progress: Callable = lambda n: None
+    points: SampleSet, space: Space, rows: int, progress: Callable = lambda features: None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Features and classes of the real points, so many at a time."""
     for some in torch.arange(len(points)).split(rows):
         part = points.chosen(some)
-        yield space(_read(part)), part.c
-        progress(len(some))
+        features = space(_read(part))
+        yield features, part.c
+        progress(features)
 
 
 def _reach(points: SampleSet, space: Space, rows: int, share: float) -> Tensor:

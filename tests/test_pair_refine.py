@@ -124,6 +124,40 @@ def test_a_sample_among_the_data_is_its_own_target(mixture, tmp_path):
     assert not (held["targets"][held["neighbours"]] == x[:, None]).all(-1).any()
 
 
+def test_pairs_say_how_far_from_the_data_their_targets_are(mixture, tmp_path, capsys):
+    """Fréchet distances of samples and of drawn targets, against scipy's root."""
+    import numpy as np
+    from scipy.linalg import sqrtm
+
+    from lightning_cfg.data import Mixture
+
+    data = Mixture(**{k: v for k, v in mixture.items() if k != "name"})
+    bank, _ = data.real("bank", 400)
+    x, c = normal(300, 2) * 0.3, torch.arange(300) % 2
+    file = save_tensors(tmp_path / "s.safetensors", x=x, c=c, seed=torch.arange(300))
+    told = {}
+    for balance in (False, True):
+        run = pair(
+            sources=[str(file)], data=mixture, bank=400, k=150, balance=balance,
+            run_dir=str(tmp_path / str(balance)),
+        )  # fmt: skip
+        told[balance] = json.loads((run / "manifest.json").read_text())
+    a, b = (points.double().numpy() for points in (x, bank))
+    root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+    assert told[False]["frechet_sources"] == pytest.approx(expected, rel=1e-6)
+    # with most of a class as neighbours, even draws are nearly the data
+    assert told[True]["frechet_targets"] < 0.3 * told[False]["frechet_targets"]
+    assert "squared Fréchet distance to the real points" in capsys.readouterr().out
+    far = save_tensors(
+        tmp_path / "f.safetensors", x=bank, c=torch.arange(800) // 400, seed=c.new_ones(800)
+    )
+    pair(sources=[str(far)], data=mixture, bank=400, k=150, run_dir=str(tmp_path / "worse"))
+    assert (
+        "farther from the data" in capsys.readouterr().out
+    )  # real points themselves are no better
+
+
 def test_how_many_targets_there_are():
     index = torch.tensor([[0, 1], [0, 2], [0, 3], [0, 4]])
     assert used_once(index) == pytest.approx(4 / 5)
