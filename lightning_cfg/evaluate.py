@@ -315,8 +315,11 @@ def _fresh(side: Real, per_class: int) -> tuple[SampleSet, Real | None]:
     of_class = [(held_out.c == k).nonzero().flatten() for k in classes]
     if min(map(len, of_class)) <= per_class:
         raise UserError(f"fresh={per_class} leaves no held-out point of some class to compare with")
-    chosen = held_out.chosen(torch.cat([own[:per_class] for own in of_class]))
-    others = held_out.chosen(torch.cat([own[per_class:] for own in of_class]))
+    # evenly spaced, as files have an order: the later half of MNIST's is by other writers
+    taken = torch.zeros(len(held_out), dtype=torch.bool)
+    for own in of_class:
+        taken[own[torch.arange(per_class) * len(own) // per_class]] = True
+    chosen, others = (held_out.chosen(mask.nonzero().flatten()) for mask in (taken, ~taken))
     return chosen, side.replaced("held_out", others)
 
 
