@@ -506,6 +506,12 @@ def _arguments(argv: list[str]) -> _Arguments:
     return arguments
 
 
+def from_arguments(verb_function: Callable, argv: list[str]) -> dict:
+    """The config that a verb's own command line, without its name, gives; UserError as `load`."""
+    arguments = _arguments(argv)
+    return load(verb_function, arguments.file, arguments.overrides)
+
+
 def _stop(message, status: int):
     print(f"lightning_cfg: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(status)

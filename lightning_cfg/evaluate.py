@@ -8,12 +8,12 @@ import json  # noqa: E402
 import sys  # noqa: E402
 from functools import lru_cache  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Annotated, Any  # noqa: E402
+from typing import Annotated, Any, Literal  # noqa: E402
 
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from lightning_cfg import assets, checkpoints  # noqa: E402
+from lightning_cfg import assets, checkpoints, wandb_run  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.features import as_space  # noqa: E402
 from lightning_cfg.files import output_of, sha256, write_text  # noqa: E402
@@ -58,6 +58,7 @@ def evaluate(
     batch_size: int = 512,
     cache: bool = True,
     device: str = "auto",
+    logger: Literal["csv", "wandb"] = "csv",
     seed: int = 0,
 ) -> Path:
     """Score samples; the run holds metrics/metrics.csv and .json, numbers.csv and .json, table.md.
@@ -84,6 +85,7 @@ def evaluate(
     draws       each set is scored in so many equal parts, generated ones as often anew, and then
                 their minimum and mean: 3 of 50,000 is EDM's protocol
     cache       keep features and moments of real data in the user's cache
+    logger      wandb: the scores are a run there too, as those of a sweep's agent have to be
     """
     if not samples and not generate and fresh is None:
         raise UserError("samples and generate name nothing to score")
@@ -131,9 +133,10 @@ def evaluate(
         settings["data"], read = content_of(data, build("lightning_cfg.data", data))
     free = {"samples": samples, "features": features, "classifier": classifier, "data": data}
     free |= {"statistics": statistics, "generate": generate}
-    free |= {"batch_size": batch_size, "cache": cache, "device": device}
+    free |= {"batch_size": batch_size, "cache": cache, "device": device, "logger": logger}
     run = Run(run_dir, "evaluate", settings, inputs | read, free)
     if run.finished():
+        _send(run)
         print(f"{run_dir}: finished already")
         return run.directory
 
@@ -196,6 +199,7 @@ def evaluate(
         write_text(folder / "table.md", as_markdown(rows, numbers)),
     ]
     run.finish(*out, metrics=[metric.__name__ for metric, _ in scorer.metrics])
+    _send(run)
     if sys.stdout.isatty():
         print(as_text(rows))
     print(f"{run_dir}: {len(rows)} rows of {len(scorer.metrics)} metrics")
@@ -243,6 +247,13 @@ def scorer_of(
         device=device,
         batch_size=batch_size,
     )
+
+
+def _send(run: Run) -> None:
+    """The scores of a finished run to where else they are wanted."""
+    if run.free["logger"] == "wandb":
+        rows = json.loads((run.directory / "metrics/metrics.json").read_text())
+        wandb_run.log_scores(run.directory, {**run.identity["settings"], **run.free}, rows)
 
 
 def _labelled(features: dict | None) -> dict[str, dict]:

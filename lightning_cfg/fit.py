@@ -27,6 +27,7 @@ import torch  # noqa: E402
 from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
 from torch import nn  # noqa: E402
 
+from lightning_cfg import wandb_run  # noqa: E402
 from lightning_cfg.callbacks import AtomicCheckpointIO, Grids, Progress, SaveLast  # noqa: E402
 from lightning_cfg.checkpoints import LAST, build_model, load  # noqa: E402
 from lightning_cfg.data.module import KeyedBatches  # noqa: E402
@@ -154,6 +155,8 @@ def fit(
         )
     data_set.batch(Draws(seed=seed, step=0, batch_size=1))
     run.begin()
+    if logger == "wandb" and engine.is_global_zero:
+        wandb_run.keep_id(run.directory, engine.logger.version)
     try:
         with matmul(speed["matmul_precision"]):
             engine.fit(module, batches, ckpt_path=start, weights_only=True)
@@ -163,6 +166,7 @@ def fit(
     if not last.is_file() or engine.global_step > load(last)["global_step"]:
         engine.save_checkpoint(last)  # stopped by something other than max_steps
     facts = {"step": engine.global_step, **speed, "device": str(engine.strategy.root_device)}
+    facts |= {"loss": module.logged.get("loss")}  # as it was logged last
     run.finish(last, **facts, seconds=round(load(last)["seconds"], 1))
     print(f"{run_dir}: {engine.global_step} steps")
     return run.directory
@@ -307,14 +311,19 @@ def _placeless(recipe: dict) -> dict:
 
 def _logger(name: str, run: Run) -> object:
     if name == "wandb":
-        import wandb
         from lightning.pytorch.loggers import WandbLogger
 
-        # without a key, W&B would stop the run: its files can be sent later by `wandb sync`
-        mode = os.environ.get("WANDB_MODE") or (None if wandb.login(prompt=False) else "offline")
         folder, title = run.directory, run.directory.name
         folder.mkdir(parents=True, exist_ok=True)
-        return WandbLogger(save_dir=folder, project="lightning_cfg", name=title, mode=mode)
+        config = wandb_run.dotted({**run.identity["settings"], **run.free})
+        return WandbLogger(
+            save_dir=folder,
+            project=wandb_run.PROJECT,
+            name=title,
+            id=wandb_run.run_id(folder),  # so that a run that goes on continues its curve
+            mode=wandb_run.mode(),
+            config=config,
+        )
     if name == "tensorboard":
         from lightning.pytorch.loggers import TensorBoardLogger
 
