@@ -21,12 +21,13 @@ import yaml  # OmegaConf's own reader; here for the name of its errors
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_cfg.errors import Diverged, UserError
+from lightning_cfg.errors import Diverged, Preempted, RankLost, UserError
 
 REQUIRED = inspect.Parameter.empty
 SCALARS = (int, float, bool, str, types.NoneType)
 SEQUENCES = (list, tuple, abc.Sequence, abc.Iterable)
 MAPPINGS = (dict, abc.Mapping)
+REQUEUE = 75  # exit status, EX_TEMPFAIL in sysexits.h: the batch scripts in launch/ know it
 
 
 class _Wrong(Exception):
@@ -527,7 +528,11 @@ def check_arguments(module_name: str) -> None:
 
 
 def main(verb_function: Callable) -> None:
-    """Run a verb from the command line: status 2 for a user's mistake, 1 for divergence."""
+    """Run a verb from the command line.
+
+    Status 2 for a user's mistake, 1 for divergence or a lost rank, 75 for a run that was asked to
+    end early and is to be started again.
+    """
     try:
         arguments = _arguments(sys.argv[1:])
         if arguments.help:
@@ -540,8 +545,10 @@ def main(verb_function: Callable) -> None:
         verb_function(**config)
     except UserError as error:
         _stop(f"error: {error}", 2)
-    except Diverged as error:
+    except (Diverged, RankLost) as error:
         _stop(f"error: {error}", 1)
+    except Preempted as error:
+        _stop(error, REQUEUE)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
 

@@ -1,5 +1,6 @@
 """`fit`: a config becomes a trained checkpoint."""
 
+from lightning_cfg import preemption
 from lightning_cfg.config import (
     Data,
     Keywords,
@@ -14,10 +15,11 @@ from lightning_cfg.config import (
 )
 
 check_arguments(__name__)  # a missing file answers before torch is imported
+if __name__ == "__main__":
+    preemption.watch()  # a signal during the imports, which take seconds, would kill the run
 
 import difflib  # noqa: E402
 import logging  # noqa: E402
-import os  # noqa: E402
 import warnings  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Annotated, Literal  # noqa: E402
@@ -28,15 +30,22 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException  # n
 from torch import nn  # noqa: E402
 
 from lightning_cfg import wandb_run  # noqa: E402
-from lightning_cfg.callbacks import AtomicCheckpointIO, Grids, Progress, SaveLast  # noqa: E402
+from lightning_cfg.callbacks import (  # noqa: E402
+    AtomicCheckpointIO,
+    Grids,
+    Progress,
+    SaveLast,
+    StopWhenAsked,
+)
 from lightning_cfg.checkpoints import LAST, build_model, load  # noqa: E402
 from lightning_cfg.data.module import KeyedBatches  # noqa: E402
 from lightning_cfg.data.pairs import bins  # noqa: E402
 from lightning_cfg.draws import Draws, key  # noqa: E402
-from lightning_cfg.errors import UserError  # noqa: E402
+from lightning_cfg.errors import Preempted, RankLost, UserError  # noqa: E402
 from lightning_cfg.evaluation import EvaluateSamples  # noqa: E402
 from lightning_cfg.files import output_of  # noqa: E402
 from lightning_cfg.precision import matmul  # noqa: E402
+from lightning_cfg.ranks import launched, with_launch  # noqa: E402
 from lightning_cfg.runs import PLACES, Run  # noqa: E402
 
 GridKeys = Annotated[dict, Keywords("lightning_cfg.callbacks.Grids")]
@@ -88,6 +97,8 @@ def fit(
         raise UserError("trainer.max_steps is needed: the number of optimiser steps, 1 or more")
     if min(checkpoint_every, log_every) < 1:
         raise UserError(f"{checkpoint_every=} and {log_every=} must be at least 1")
+    launch = launched()
+    trainer = with_launch(trainer, launch)
     recipe = {"data": data, "net": net, "model": model, "learner": learner}
     recipe |= {"seed": seed, "batch_size": batch_size}
     if keep < 0:
@@ -135,10 +146,13 @@ def fit(
         callbacks[-1].check(module, data_set, data, device=_device(trainer))
     _check_keep(keep, keep_by, checkpoint_every, callbacks[-1] if evaluation is not None else None)
     # after the evaluation of the same step, by which a checkpoint may be kept
-    callbacks.append(SaveLast(run.directory, every=checkpoint_every, keep=keep, by=keep_by))
+    save = SaveLast(run.directory, every=checkpoint_every, keep=keep, by=keep_by)
+    callbacks.append(save)
     if grids is not None:
         callbacks.append(Grids(run.directory, **grids))
         callbacks[-1].check(module, data_set)
+    stop = StopWhenAsked(save)
+    callbacks.append(stop)
     engine = trainer_for(
         {**trainer, "precision": speed["precision"]},
         run.directory,
@@ -148,28 +162,58 @@ def fit(
     )
     batches = KeyedBatches(data_set, seed=seed, batch_size=batch_size)
     # a size that does not divide, or data that cannot be read, stop before anything is written
-    batches.rows_per_batch(engine)
+    rows = batches.rows_per_batch(engine)
     if evaluation is not None and evaluation.get("n", engine.world_size) < engine.world_size:
         raise UserError(
             f"evaluation.n={evaluation['n']} is less than the {engine.world_size} ranks"
         )
     data_set.batch(Draws(seed=seed, step=0, batch_size=1))
-    run.begin()
-    if logger == "wandb" and engine.is_global_zero:
-        wandb_run.keep_id(run.directory, engine.logger.version)
+    first = engine.is_global_zero  # the rank that writes and speaks for all
+    if first:
+        run.begin()
+        if launch.by or engine.world_size > 1:
+            tasks = launch.tasks if launch.by else engine.num_devices
+            print(
+                f"{launch.by or 'fit'}: nodes {engine.num_nodes}, tasks per node {tasks}, "
+                f"devices per node {engine.num_devices}, world size {engine.world_size}, global "
+                f"batch {batch_size} = {engine.world_size} ranks x "
+                f"{engine.accumulate_grad_batches} accumulated x {rows}",
+                flush=True,
+            )
+        if logger == "wandb":
+            wandb_run.keep_id(run.directory, engine.logger.version)
     try:
-        with matmul(speed["matmul_precision"]):
+        with matmul(speed["matmul_precision"]), preemption.watching():
             engine.fit(module, batches, ckpt_path=start, weights_only=True)
+    except RuntimeError as error:
+        if engine.world_size > 1 and _of_ranks(error):
+            raise RankLost(
+                f"rank {engine.global_rank}: another rank has ended or cannot be reached, and says "
+                f"itself why; the last checkpoint is kept ({str(error).splitlines()[0]})"
+            ) from error
+        raise
     finally:
         if logger == "wandb" and engine.logger is not None:
             engine.logger.experiment.finish()  # or the next fit of this process writes to it too
+    if stop.signal:
+        raise Preempted(
+            f"{run_dir}: {stop.signal} ended it at step {engine.global_step}, where it is saved; "
+            "started again it goes on"
+        )
     if not last.is_file() or engine.global_step > load(last)["global_step"]:
         engine.save_checkpoint(last)  # stopped by something other than max_steps
     facts = {"step": engine.global_step, **speed, "device": str(engine.strategy.root_device)}
     facts |= {"loss": module.logged.get("loss")}  # as it was logged last
-    run.finish(last, **facts, seconds=round(load(last)["seconds"], 1))
-    print(f"{run_dir}: {engine.global_step} steps")
+    if first:
+        run.finish(last, **facts, seconds=round(load(last)["seconds"], 1))
+        print(f"{run_dir}: {engine.global_step} steps")
     return run.directory
+
+
+def _of_ranks(error: RuntimeError) -> bool:
+    """Whether this is what torch says where a rank cannot be reached any more."""
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset", "TCPStore")
+    return isinstance(error, torch.distributed.DistError) or any(w in str(error) for w in words)
 
 
 def speed_of(
@@ -205,7 +249,7 @@ def _device(trainer: dict) -> torch.device:
     """Where this process will train, as far as it is known before there is a Trainer."""
     if not _on_cuda(trainer):
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda", launched().local_rank)
 
 
 def prepare(model: nn.Module, speed: dict) -> None:
@@ -239,7 +283,7 @@ def trainer_for(
             "not finite, which here count as bad; use bf16-mixed"
         )
     try:
-        return L.Trainer(
+        made = L.Trainer(
             **{
                 "inference_mode": False,  # the default breaks classifier guidance in validation
                 "max_epochs": -1,
@@ -256,6 +300,9 @@ def trainer_for(
             plugins=[AtomicCheckpointIO()],
             callbacks=callbacks,
         )
+        # its handlers start collectives wherever a signal lands, and hang: see `preemption`
+        made._signal_connector.register_signal_handlers = lambda: None
+        return made
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"trainer: Lightning refuses it: {error}") from error
 

@@ -10,6 +10,7 @@ from lightning_cfg import __version__
 from lightning_cfg.config import dump, identity_difference
 from lightning_cfg.errors import UserError
 from lightning_cfg.files import sha256, write_text
+from lightning_cfg.ranks import launched
 
 PLACES = ("root", "path", "held_out", "memory")  # of a data section: where it lies, not what it is
 PACKAGES = ("torch", "lightning", "torchvision", "faiss-gpu", "faiss-cpu", "torchdiffeq", "numpy")
@@ -91,6 +92,8 @@ class Run:
                     f"{self.directory} belongs to another run ({difference}): "
                     "give another run_dir, or remove it"
                 )
+        elif launched().rank > 0:
+            return  # the first rank may be about to write it, and refuses for all
         elif self.directory.exists() and (
             not self.directory.is_dir() or any(self.directory.iterdir())
         ):
