@@ -4,7 +4,6 @@ import csv
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,6 @@ import torch
 import yaml
 
 from lightning_cfg.checkpoints import load
-from lightning_cfg.config import main
 from lightning_cfg.errors import UserError
 from lightning_cfg.fit import fit
 from lightning_cfg.learners import Diffusion
@@ -41,80 +39,6 @@ class Dies(Diffusion):
         if self.trainer.global_step == 5 and os.environ["DIES"] == str(self.trainer.global_rank):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().training_step(batch, batch_idx)
-
-
-@pytest.fixture(scope="session")
-def processes():
-    """A context whose processes are copies of one that has imported everything once."""
-    context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lightning_cfg.fit"])
-    return context
-
-
-def as_rank(verb: Callable, folder: str, words: list[str], environment: dict[str, str]) -> None:
-    """What each process does: the verb as from the command line, with what it says in files."""
-    os.environ.update(environment)
-    os.chdir(folder)
-    torch.set_num_threads(1)
-    rank = environment["RANK"]
-    sys.argv = [verb.__name__, "--config", "config.yaml", *words]
-    sys.stdout, sys.stderr = (open(f"{name}_{rank}", "w", buffering=1) for name in ("out", "err"))
-    main(verb)
-
-
-class Together:
-    """Processes of one verb in a folder, with the environment that torchrun would give them."""
-
-    def __init__(
-        self, context: object, folder: Path, verb: Callable, config: dict, *words: object,
-        ranks: int = 2, **environment: str,
-    ):  # fmt: skip
-        folder.mkdir(exist_ok=True)
-        self.folder = folder
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        common = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1",
-                  "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks), "GROUP_WORLD_SIZE": "1",
-                  "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(ranks), **environment}  # fmt: skip
-        self.processes = [
-            context.Process(
-                target=as_rank,
-                args=(verb, str(folder), [*map(str, words)],
-                      {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}),
-            )
-            for rank in range(ranks)
-        ]  # fmt: skip
-        for process in self.processes:
-            process.start()
-
-    def wait(self, seconds: float = 120) -> list[int | None]:
-        """The exit status of each; None for one that still ran, and is killed."""
-        end = time.monotonic() + seconds
-        for process in self.processes:
-            process.join(max(0, end - time.monotonic()))
-        codes = [process.exitcode for process in self.processes]
-        for process in self.processes:
-            process.kill()
-        return codes
-
-    def said(self, what: str) -> list[str]:
-        """What each has written to `out` or `err`."""
-        return [(self.folder / f"{what}_{i}").read_text() for i in range(len(self.processes))]
-
-
-@pytest.fixture
-def together(processes, tmp_path) -> Callable[..., Together]:
-    started = []
-
-    def start(verb: Callable, config: dict, *words: object, **how: object) -> Together:
-        started.append(Together(processes, tmp_path, verb, config, *words, **how))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.wait(0)
 
 
 def curve(run: str | Path) -> list[dict]:
