@@ -6,6 +6,7 @@ check_arguments(__name__)  # a missing file answers before torch is imported
 
 import json  # noqa: E402
 import sys  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from functools import lru_cache  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Annotated, Any, Literal  # noqa: E402
@@ -17,9 +18,10 @@ from lightning_cfg import assets, checkpoints, wandb_run  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.features import as_space  # noqa: E402
 from lightning_cfg.files import output_of, sha256, write_text  # noqa: E402
-from lightning_cfg.gather import ALL  # noqa: E402
+from lightning_cfg.gather import ALL, Gathered  # noqa: E402
 from lightning_cfg.generate import check_roles, pick_device  # noqa: E402
 from lightning_cfg.network import own_weights, path_and_weights  # noqa: E402
+from lightning_cfg.ranks import Ranks, launched, sharing  # noqa: E402
 from lightning_cfg.reference import Real, published  # noqa: E402
 from lightning_cfg.runs import Run, content_of  # noqa: E402
 from lightning_cfg.sample_sets import (  # noqa: E402
@@ -137,7 +139,7 @@ def evaluate(
     run = Run(run_dir, "evaluate", settings, inputs | read, free)
     if run.finished():
         _send(run)
-        print(f"{run_dir}: finished already")
+        run.say("finished already")
         return run.directory
 
     side = None
@@ -173,21 +175,24 @@ def evaluate(
     parts = {label: 1 if label == "real" else draws for label in sets}
     total = sum(len(held) * (parts[k] if isinstance(held, Generated) else 1)
                 for k, held in sets.items())  # fmt: skip
-    with tqdm(total=total, unit=" samples", disable=not sys.stderr.isatty()) as bar:
-        for label, held in sets.items():
-            for draw in range(parts[label]):
-                some = held.part(draw, parts[label]) if parts[label] > 1 else held
-                found = scorer.gather(some, bar.update)
-                for group in scorer.groups:
-                    n = len(found.of(group).c)
-                    if not n:
-                        source = some.about.get("source", label)
-                        raise UserError(f"{source} holds no sample of class {group}")
-                    row, records = scorer.score(found, group, others if label == "real" else None)
-                    front = {"samples": label, "class": group}
-                    front |= {"draw": draw + 1} if parts[label] > 1 else {}
-                    rows.append({**front, "n": n, **row})
-                    numbers += [{**front, **record, **some.about} for record in records]
+    hidden = launched().rank > 0 or not sys.stderr.isatty()
+    with tqdm(total=total, unit=" samples", disable=hidden) as bar:
+        with sharing() as ranks:
+            pieces = _pieces(sets, parts, scorer, ranks, bar.update)
+            if ranks.size > 1:  # all are gathered, and the ranks part, before the first one scores
+                pieces = list(pieces)
+        if not ranks.first:
+            return run.directory
+        for label, draw, some, found in pieces:
+            for group in scorer.groups:
+                n = len(found.of(group).c)
+                if not n:
+                    source = some.about.get("source", label)
+                    raise UserError(f"{source} holds no sample of class {group}")
+                row, records = scorer.score(found, group, others if label == "real" else None)
+                front = {"samples": label, "class": group, **draw}
+                rows.append({**front, "n": n, **row})
+                numbers += [{**front, **record, **some.about} for record in records]
     rows = spread(rows)
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
     folder = run.directory / "metrics"
@@ -251,9 +256,27 @@ def scorer_of(
 
 def _send(run: Run) -> None:
     """The scores of a finished run to where else they are wanted."""
-    if run.free["logger"] == "wandb":
+    if run.free["logger"] == "wandb" and launched().rank == 0:
         rows = json.loads((run.directory / "metrics/metrics.json").read_text())
         wandb_run.log_scores(run.directory, {**run.identity["settings"], **run.free}, rows)
+
+
+def _pieces(
+    sets: dict[str, SampleSet],
+    parts: dict[str, int],
+    scorer: Scorer,
+    ranks: Ranks,
+    progress: Callable[[int], Any],
+) -> Iterator[tuple[str, dict, SampleSet, Gathered]]:
+    """Every set's every draw, gathered by all ranks: (label, {draw}, the samples, all of them)."""
+    for label, held in sets.items():
+        for draw in range(parts[label]):
+            some = held.part(draw, parts[label]) if parts[label] > 1 else held
+            ranks.check(len(some), label)
+            own = some.shared(ranks) if ranks.size > 1 else some
+            found = ranks.together(lambda own=own: scorer.gather(own, progress))
+            numbered = {"draw": draw + 1} if parts[label] > 1 else {}
+            yield label, numbered, own, found.all_gather()
 
 
 def _labelled(features: dict | None) -> dict[str, dict]:

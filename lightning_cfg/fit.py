@@ -45,7 +45,7 @@ from lightning_cfg.errors import Preempted, RankLost, UserError  # noqa: E402
 from lightning_cfg.evaluation import EvaluateSamples  # noqa: E402
 from lightning_cfg.files import output_of  # noqa: E402
 from lightning_cfg.precision import matmul  # noqa: E402
-from lightning_cfg.ranks import launched, with_launch  # noqa: E402
+from lightning_cfg.ranks import launched, lost, told_lost, with_launch  # noqa: E402
 from lightning_cfg.runs import PLACES, Run  # noqa: E402
 
 GridKeys = Annotated[dict, Keywords("lightning_cfg.callbacks.Grids")]
@@ -186,11 +186,8 @@ def fit(
         with matmul(speed["matmul_precision"]), preemption.watching():
             engine.fit(module, batches, ckpt_path=start, weights_only=True)
     except RuntimeError as error:
-        if engine.world_size > 1 and _of_ranks(error):
-            raise RankLost(
-                f"rank {engine.global_rank}: another rank has ended or cannot be reached, and says "
-                f"itself why; the last checkpoint is kept ({str(error).splitlines()[0]})"
-            ) from error
+        if engine.world_size > 1 and lost(error):
+            raise RankLost(told_lost(engine.global_rank, error)) from error
         raise
     finally:
         if logger == "wandb" and engine.logger is not None:
@@ -208,12 +205,6 @@ def fit(
         run.finish(last, **facts, seconds=round(load(last)["seconds"], 1))
         print(f"{run_dir}: {engine.global_step} steps")
     return run.directory
-
-
-def _of_ranks(error: RuntimeError) -> bool:
-    """Whether this is what torch says where a rank cannot be reached any more."""
-    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset", "TCPStore")
-    return isinstance(error, torch.distributed.DistError) or any(w in str(error) for w in words)
 
 
 def speed_of(

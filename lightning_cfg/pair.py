@@ -26,6 +26,7 @@ from lightning_cfg.files import save_tensors, write_text  # noqa: E402
 from lightning_cfg.generate import pick_device  # noqa: E402
 from lightning_cfg.neighbours import AT_ONCE, nearest_in_shards  # noqa: E402
 from lightning_cfg.pngs import drawable  # noqa: E402
+from lightning_cfg.ranks import sharing  # noqa: E402
 from lightning_cfg.runs import Run, content_of  # noqa: E402
 from lightning_cfg.sample_sets import SampleSet, input_of, read_set, real_set  # noqa: E402
 from lightning_cfg.score_table import as_csv  # noqa: E402
@@ -99,7 +100,7 @@ def pair(
     free = {"sources": sources, "data": data, "features": features}
     run = Run(run_dir, "pair", settings, inputs | read, free | {"memory": memory, "device": device})
     if run.finished():
-        print(f"{run_dir}: finished already")
+        run.say("finished already")
         return run.directory
 
     x, c, source, named, scales = _sources(sources, real, n)
@@ -113,12 +114,23 @@ def pair(
     points = real_set(real, split, bank)
     size = Size.of(x, points, space, k, same_class=same_class)
     rows = size.shard(memory)
-    print(size.told(rows))
-    queries = space(x)
-    with tqdm(total=len(points), unit=" real", disable=not sys.stderr.isatty()) as bar:
-        distance, index = nearest_in_shards(
-            queries, _shards(points, space, rows, bar.update), k=k, c=c if same_class else None
-        )
+    with sharing() as ranks:
+        ranks.check(len(x), f"{len(x)} samples")
+        if ranks.first:
+            print(size.told(rows))
+        mine, hidden = ranks.share(torch.arange(len(x))), not (ranks.first and sys.stderr.isatty())
+
+        def search() -> tuple[Tensor, Tensor]:
+            """Of this rank's samples; it is the search that takes time, so each has the bank."""
+            with tqdm(total=len(points), unit=" real", disable=hidden) as bar:
+                shards = _shards(points, space, rows, bar.update)
+                classes = c[mine] if same_class else None
+                return nearest_in_shards(space(x[mine]), shards, k=k, c=classes)
+
+        found = ranks.together(search)
+        distance, index = (ranks.collect(part) for part in found)
+    if not ranks.first:
+        return run.directory
     own = torch.zeros(len(x), dtype=torch.bool)
     if keep_close:
         own = distance[:, 0].sqrt() <= _reach(points, space, rows, keep_close)[c]
@@ -166,8 +178,8 @@ def pair(
         "kept_close": float(own.double().mean()),
     }
     run.finish(*out, **facts)
-    print(
-        f"{run_dir}: {len(x)} samples, {k} of {len(points)} real points each, "
+    run.say(
+        f"{len(x)} samples, {k} of {len(points)} real points each, "
         f"mean distance {facts['mean_distance']:.4g}, {len(used)} distinct targets, "
         f"effectively {facts['effective_targets']:.0f}"
         + (f", {facts['kept_close']:.1%} their own" if keep_close else "")

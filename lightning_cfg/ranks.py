@@ -1,12 +1,23 @@
-"""How many processes share the work, as their launcher says: torchrun, srun, or nobody.
+"""The processes that share the work: as their launcher says, torchrun, srun, or nobody.
 
-Imports nothing heavy.
+`fit` leaves them to Lightning. The other verbs share by `sharing`: each rank does its own rows, the
+r-th, the (r + R)-th, ..., and all meet once at the end. Imports nothing heavy by itself.
 """
 
 import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from lightning_cfg.errors import UserError
+from lightning_cfg.errors import RankLost, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,3 +86,128 @@ def with_launch(trainer: dict, launch: Launch) -> dict:
         )
     chosen = asked if isinstance(asked, list) else launch.tasks
     return {**trainer, "devices": chosen, "num_nodes": launch.nodes}
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that share the work of a verb."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and speaks for all."""
+        return self.rank == 0
+
+    def check(self, n: int, what: str) -> None:
+        """UserError where there is not one of them for every rank."""
+        if n < self.size:
+            raise UserError(f"{what}: {n} cannot be shared by {self.size} ranks")
+
+    def share(self, rows: "Tensor") -> "Tensor":
+        """This rank's own rows."""
+        return rows[self.rank :: self.size]
+
+    def told(self, value: Any) -> list:
+        """What every rank says, in their order."""
+        if self.size == 1:
+            return [value]
+        from torch import distributed
+
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def together(self, work: Callable[[], T]) -> T:
+        """work() on every rank; a UserError of one of them is raised on all, and none waits."""
+        found, trouble = None, ""
+        try:
+            found = work()
+        except UserError as error:
+            trouble = str(error)
+        first = next(filter(None, self.told(trouble)), "")
+        if first:
+            raise UserError(first)
+        return found
+
+    def collect(self, own: "Tensor") -> "Tensor | None":
+        """All rows in order, (n, ...), on the first rank, of every rank's own; None on others."""
+        if self.size == 1:
+            return own
+        import torch
+        from torch import distributed
+
+        sizes = self.told(len(own))
+        padded = own.new_zeros(max(sizes), *own.shape[1:])  # ranks may differ by one row
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in sizes] if self.first else None
+        distributed.gather(padded, parts)
+        if not self.first:
+            return None
+        out = own.new_empty(sum(sizes), *own.shape[1:])
+        for rank, (part, n) in enumerate(zip(parts, sizes, strict=True)):
+            out[rank :: self.size] = part[:n]
+        return out
+
+    def total(self, numbers: dict[str, float]) -> dict[str, float]:
+        """The sums over all ranks, of which all have the same names."""
+        told = self.told(numbers)
+        return {name: sum(one[name] for one in told) for name in numbers}
+
+
+@contextmanager
+def sharing() -> Iterator[Ranks]:
+    """The ranks of this verb, joined for as long as it takes; RankLost where one ends early.
+
+    They meet by gloo, on the CPU, which needs no device of its own and tells a lost rank at once.
+    """
+    launch = launched()
+    if launch.size == 1:
+        yield Ranks()
+        return
+    from torch import distributed
+
+    address, port = _meeting(launch)
+    try:
+        distributed.init_process_group(
+            "gloo",
+            init_method=f"tcp://{address}:{port}",
+            rank=launch.rank,
+            world_size=launch.size,
+            timeout=timedelta(days=1),  # that one is slower is no fault
+        )
+        yield Ranks(launch.rank, launch.size)
+    except RuntimeError as error:
+        if not lost(error):
+            raise
+        raise RankLost(told_lost(launch.rank, error)) from error
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _meeting(launch: Launch) -> tuple[str, int]:
+    """The first rank's address and a port: the launcher's, otherwise of the job's nodes and id."""
+    env = os.environ
+    if launch.by == "srun" and "MASTER_ADDR" not in env:
+        # n[3-5,8],m1 begins with n3
+        first = re.sub(r"\[(\d+)[^]]*\].*", r"\1", env["SLURM_JOB_NODELIST"]).split(",")[0]
+        return first, 15_000 + int(env["SLURM_JOB_ID"]) % 10_000
+    return env["MASTER_ADDR"], int(env["MASTER_PORT"])
+
+
+def lost(error: RuntimeError) -> bool:
+    """Whether this is what torch says where a rank cannot be reached any more."""
+    from torch import distributed
+
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset", "TCPStore")
+    return isinstance(error, distributed.DistError) or any(w in str(error) for w in words)
+
+
+def told_lost(rank: int, error: RuntimeError) -> str:
+    """What a rank says that has lost another."""
+    return (
+        f"rank {rank}: another rank has ended or cannot be reached, and says itself why "
+        f"({str(error).splitlines()[0]})"
+    )

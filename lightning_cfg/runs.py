@@ -83,6 +83,11 @@ class Run:
         manifest["outputs"] |= {str(o.relative_to(self.directory)): sha256(o) for o in outputs}
         write_text(self.directory / "manifest.json", json.dumps(manifest, indent=1, default=str))
 
+    def say(self, text: str) -> None:
+        """Print a line about the run, once for all ranks."""
+        if launched().rank == 0:
+            print(f"{self.directory}: {text}")
+
     def _refuse_another(self) -> None:
         known = self.directory / "identity.json"
         if known.is_file():

@@ -33,7 +33,7 @@ class Together:
     ):  # fmt: skip
         folder.mkdir(exist_ok=True)
         self.folder = folder
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
