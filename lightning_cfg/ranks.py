@@ -63,6 +63,16 @@ def launched() -> Launch:
     return Launch("srun", nodes, size // nodes, int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"]))
 
 
+def alone(verb: str) -> None:
+    """UserError where several tasks were started of a verb that is one process's."""
+    launch = launched()
+    if launch.size > 1:
+        raise UserError(
+            f"{verb} runs in one process, and {launch.by} has started {launch.size}: give it one "
+            "task (a study's stages share the work as jobs of their own, see launch/)"
+        )
+
+
 def with_launch(trainer: dict, launch: Launch) -> dict:
     """The `trainer` section with the launcher's nodes and devices where it names none.
 

@@ -25,6 +25,7 @@ from lightning_cfg.generate import (  # noqa: E402
 from lightning_cfg.generate import named as named_guidance  # noqa: E402
 from lightning_cfg.network import path_and_weights, told  # noqa: E402
 from lightning_cfg.pair import pair  # noqa: E402
+from lightning_cfg.ranks import alone  # noqa: E402
 from lightning_cfg.refine import refine  # noqa: E402
 from lightning_cfg.report import (  # noqa: E402
     Case,
@@ -112,6 +113,7 @@ def study(
              that several machines share a study through its directory
     plan     print every stage and how it stands, and run none
     """
+    alone("study")
     written = methods
     methods = {
         name: {
@@ -123,6 +125,8 @@ def study(
         }
         for name, section in methods.items()
     }
+    for path, section in [*((f"fits.{name}", part) for name, part in fits.items()), ("flow", flow)]:
+        _check_devices(path, section)
     _check(methods, fits, flows)
     if (data is None) == (not cases):
         raise UserError("a study needs either data, one data set, or cases, several by name")
@@ -341,6 +345,16 @@ def cost(asked: dict, recipes: dict[str, dict], stages: int, cases: int) -> str:
         f"{stages} stages: {len(trainings) * cases} trainings on {images / 1e6:.3g} M images, "
         f"{sources + fresh:,} samples{each}, {refined:,} refined, about {disk:.2g} GiB of samples"
     )
+
+
+def _check_devices(path: str, section: dict | None) -> None:
+    """UserError for a training on several: Lightning would start the study once for each."""
+    devices = 1 if section is None else section["trainer"].get("devices", 1)
+    if devices not in (1, "1", "auto") and not (isinstance(devices, list) and len(devices) == 1):
+        raise UserError(
+            f"{path}.trainer.devices={devices}: a study trains on one device; train on several by "
+            "`fit`, and name the run in `models` of its methods"
+        )
 
 
 def _check(methods: dict, fits: dict, flows: dict) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from test_ddp import SRUN
+from test_ddp import ROOT, SRUN
 from test_evaluation import HERE as IMAGES
 from torch import Tensor
 
+from lightning_cfg.config import load
+from lightning_cfg.errors import UserError
 from lightning_cfg.evaluate import evaluate
 from lightning_cfg.files import load_tensors, save_tensors
 from lightning_cfg.fit import fit
@@ -20,6 +22,8 @@ from lightning_cfg.generate import SAMPLES, TRAJECTORIES, generate, seeded
 from lightning_cfg.pair import PAIRS, pair
 from lightning_cfg.ranks import Launch, Ranks, _meeting
 from lightning_cfg.refine import refine
+from lightning_cfg.study import study
+from lightning_cfg.trace import trace
 
 HERE = "test_ranks"
 
@@ -212,6 +216,23 @@ def test_real_images_are_gone_over_by_the_first_rank_alone(together, training, t
     for left, right in zip(a, b, strict=True):
         assert left == {k: pytest.approx(v, rel=1e-5) if isinstance(v, float) else v
                         for k, v in right.items()}  # fmt: skip
+
+
+def test_a_verb_of_one_process_is_refused_on_several(call, monkeypatch):
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    refused = call(trace, {"samples": {"a": "a"}, "classifiers": {"b": "b"}}, "run_dir=run")
+    assert refused.status == 2
+    assert "trace runs in one process, and srun has started 4" in refused.err
+
+
+def test_a_study_trains_on_one_device(tmp_path):
+    """Lightning would start the whole study once for each."""
+    words = ["fits.base.trainer.devices=2", f"run_dir={tmp_path / 'study'}"]
+    config = load(study, ROOT / "conf/studies/fractal_quick.yaml", words)
+    with pytest.raises(UserError, match="fits.base.trainer.devices=2: a study trains on one"):
+        study(**config)
+    assert not (tmp_path / "study").exists()
 
 
 # One process, and where several meet
