@@ -116,7 +116,7 @@ def fit(
     run = Run(run_dir, "fit", settings, read, free)
     last = run.directory / LAST
     if run.finished() and run.manifest["step"] == trainer["max_steps"]:
-        print(f"{run_dir}: finished already, {run.manifest['step']} steps")
+        run.say(f"finished already, {run.manifest['step']} steps")
         return run.directory
     start = _start(resume, last, recipe, trainer["max_steps"])
 
@@ -192,6 +192,8 @@ def fit(
     finally:
         if logger == "wandb" and engine.logger is not None:
             engine.logger.experiment.finish()  # or the next fit of this process writes to it too
+    if stop.signal and not (first or launch.by):
+        return run.directory  # the first one's child, whose status must be 0 or Lightning kills it
     if stop.signal:
         raise Preempted(
             f"{run_dir}: {stop.signal} ended it at step {engine.global_step}, where it is saved; "

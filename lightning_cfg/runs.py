@@ -46,8 +46,10 @@ class Run:
     @property
     def manifest(self) -> dict | None:
         """What the finished run wrote of itself; None if it has not finished."""
-        path = self.directory / "manifest.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        try:
+            return json.loads((self.directory / "manifest.json").read_text())
+        except FileNotFoundError:
+            return None
 
     def finished(self) -> bool:
         """Whether all its files are there, as they were written."""

@@ -110,7 +110,8 @@ def against(rows: list[dict], along: str, swept: list[str], names: dict[str, str
             way = f" ({better} is better)" if better in ("lower", "higher") else ""
             panel.set(title=f"{metric}{way}", xlabel=along)
             xs = [row[along] for row in of_samples]
-            if all(_number(x) for x in xs) and min(xs) > 0 and max(xs) >= 50 * min(xs):
+            numbers = along.split(".")[-1] != "scale" and all(_number(x) for x in xs)
+            if numbers and min(xs) > 0 and max(xs) >= 10 * min(xs):  # such as learning rates
                 panel.set_xscale("log")
             panel.grid(alpha=0.3, lw=0.4)
         found = [panel.get_legend_handles_labels() for panel in panels.flat]

@@ -81,8 +81,13 @@ def test_a_signal_in_the_last_step_changes_nothing(call, config, monkeypatch):
     assert Path("run/manifest.json").is_file()
 
 
-def test_a_signal_during_the_imports(config, tmp_path):
-    """It comes as soon as there is a handler: the run ends after its first step."""
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_signal_during_the_imports(config, tmp_path, devices):
+    """It comes as soon as there is a handler: the run ends after its first step.
+
+    Of two devices only the first process gets it, and has the status.
+    """
+    config["trainer"]["devices"] = devices
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     process = subprocess.Popen(
         [sys.executable, "-m", "lightning_cfg.fit", "--config", "config.yaml", "run_dir=run"],
