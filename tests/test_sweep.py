@@ -256,6 +256,22 @@ def test_wandbs_client_makes_the_same_of_a_file(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+@pytest.mark.filterwarnings("ignore")
+def test_the_grid_is_that_of_wandbs_own_engine(file):
+    """Run for run, though it takes the parameters in the order of their names."""
+    reason = "needs W&B's engine: pip install --no-deps sweeps jsonref, and jsonschema"
+    sweeps = pytest.importorskip("sweeps", reason=reason, exc_type=ImportError)
+    asked, runs = sweep.read(file), []
+    while (run := sweeps.next_run(asked, runs)) is not None:
+        run.state = sweeps.RunState.finished
+        runs.append(run)
+    theirs = [{name: entry["value"] for name, entry in run.config.items()} for run in runs]
+    ours = sweep.grid(asked)
+    assert len(theirs) == len(ours)
+    assert all(values in ours for values in theirs)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_every_run_of_a_file_is_one_of_ours(file, monkeypatch):
     """Its arguments are checked as the verb would, and no two runs write to one directory."""
     monkeypatch.chdir(ROOT)

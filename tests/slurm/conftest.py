@@ -1,4 +1,4 @@
-"""A real SLURM of two virtual nodes on this machine, where the script that starts one is at hand."""
+"""A real SLURM of two virtual nodes on this machine, if the script that starts one is at hand."""
 
 import os
 import shutil
