@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from datetime import timedelta
 from inspect import signature
 from math import isfinite
 from pathlib import Path
@@ -147,7 +148,8 @@ class StopWhenAsked(L.Callback):
     def on_train_start(self, trainer: L.Trainer, *args: object) -> None:
         self._step = trainer.global_step
         if trainer.world_size > 1:
-            self._group = distributed.new_group(backend="gloo")
+            # the first rank may be scoring samples alone for longer than the usual half an hour
+            self._group = distributed.new_group(backend="gloo", timeout=timedelta(days=1))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, learner: L.LightningModule, *args: object
