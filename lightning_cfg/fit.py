@@ -16,7 +16,7 @@ from lightning_cfg.config import (
 
 check_arguments(__name__)  # a missing file answers before torch is imported
 if __name__ == "__main__":
-    preemption.watch()  # a signal during the imports, which take seconds, would kill the run
+    preemption.watch_to_the_end()  # a signal during the imports, of seconds, would kill the run
 
 import difflib  # noqa: E402
 import logging  # noqa: E402

@@ -4,6 +4,7 @@ A signal lands anywhere, also within a collective, so nothing is done where it l
 nothing heavy: the handlers have to be there before anything that takes seconds.
 """
 
+import atexit
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,16 @@ def watch() -> dict:
     if threading.current_thread() is not threading.main_thread():
         return {}  # where Python takes no handlers
     return {number: signal.signal(number, _note) for number in SIGNALS}
+
+
+def watch_to_the_end() -> None:
+    """`watch` for the whole life of a process, whose status then is its own.
+
+    When Python shuts down it gives signals back their default, to end the process. srun sends one
+    as soon as a first task has ended, and its status would be that of whom it hit.
+    """
+    watch()
+    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in SIGNALS])
 
 
 @contextmanager

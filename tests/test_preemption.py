@@ -106,10 +106,38 @@ def test_a_signal_during_the_imports(config, tmp_path, devices):
     assert load(tmp_path / "run")["global_step"] == 1
 
 
-def catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for this signal, as Linux tells it."""
-    (line,) = (s for s in Path(f"/proc/{pid}/status").read_text().splitlines() if "SigCgt" in s)
+def catches(pid: int, number: int, mask: str = "SigCgt") -> bool:
+    """Whether a process has a handler for this signal, as Linux tells it; SigIgn: ignores it."""
+    (line,) = (s for s in Path(f"/proc/{pid}/status").read_text().splitlines() if mask in s)
     return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("watch, ignored", [("watch_to_the_end", True), ("watch", False)])
+def test_a_signal_when_python_has_shut_down(watch, ignored):
+    """It has taken its handlers down by itself; the status is to stay what the run has said."""
+    code = f"""
+import ctypes, sys
+from lightning_cfg import preemption
+preemption.{watch}()
+libc = ctypes.CDLL(None)
+libc.__cxa_atexit(libc.pause, None, None)  # after all that Python does
+print("watching", flush=True)
+sys.exit({REQUEUE})
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "watching\n"
+        while catches(process.pid, signal.SIGTERM):
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.5)
+        assert catches(process.pid, signal.SIGTERM, "SigIgn") == ignored
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_run_that_goes_on_keeps_its_wandb_id(call, training, monkeypatch):
