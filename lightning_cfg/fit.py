@@ -357,7 +357,7 @@ def _logger(name: str, run: Run) -> object:
         folder.mkdir(parents=True, exist_ok=True)
         config = wandb_run.dotted({**run.identity["settings"], **run.free})
         return WandbLogger(
-            save_dir=folder,
+            save_dir=folder.absolute(),  # W&B's own process may be in another place
             project=wandb_run.PROJECT,
             name=title,
             id=wandb_run.run_id(folder),  # so that a run that goes on continues its curve

@@ -55,8 +55,8 @@ def log_scores(directory: Path, config: dict, rows: list[dict]) -> None:
     table = wandb.Table(columns, [[row.get(name) for name in columns] for row in rows])
     own = run_id(directory)
     with wandb.init(
-        project=PROJECT, dir=directory, name=directory.name, id=own, resume="allow", mode=mode(),
-        config=dotted(config),
+        project=PROJECT, dir=directory.absolute(), name=directory.name, id=own, resume="allow",
+        mode=mode(), config=dotted(config),
     ) as run:  # fmt: skip
         keep_id(directory, own)
         run.log({**scores, "scores": table})
