@@ -21,12 +21,13 @@ import yaml  # OmegaConf's own reader; here for the name of its errors
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_cfg.errors import Diverged, UserError
+from lightning_cfg.errors import Diverged, Preempted, RankLost, UserError
 
 REQUIRED = inspect.Parameter.empty
 SCALARS = (int, float, bool, str, types.NoneType)
 SEQUENCES = (list, tuple, abc.Sequence, abc.Iterable)
 MAPPINGS = (dict, abc.Mapping)
+REQUEUE = 75  # exit status, EX_TEMPFAIL in sysexits.h: the batch scripts in launch/ know it
 
 
 class _Wrong(Exception):
@@ -506,6 +507,12 @@ def _arguments(argv: list[str]) -> _Arguments:
     return arguments
 
 
+def from_arguments(verb_function: Callable, argv: list[str]) -> dict:
+    """The config that a verb's own command line, without its name, gives; UserError as `load`."""
+    arguments = _arguments(argv)
+    return load(verb_function, arguments.file, arguments.overrides)
+
+
 def _stop(message, status: int):
     print(f"lightning_cfg: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(status)
@@ -521,7 +528,11 @@ def check_arguments(module_name: str) -> None:
 
 
 def main(verb_function: Callable) -> None:
-    """Run a verb from the command line: status 2 for a user's mistake, 1 for divergence."""
+    """Run a verb from the command line.
+
+    Status 2 for a user's mistake, 1 for divergence or a lost rank, 75 for a run that was asked to
+    end early and is to be started again.
+    """
     try:
         arguments = _arguments(sys.argv[1:])
         if arguments.help:
@@ -534,8 +545,10 @@ def main(verb_function: Callable) -> None:
         verb_function(**config)
     except UserError as error:
         _stop(f"error: {error}", 2)
-    except Diverged as error:
+    except (Diverged, RankLost) as error:
         _stop(f"error: {error}", 1)
+    except Preempted as error:
+        _stop(error, REQUEUE)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
 

@@ -6,20 +6,22 @@ check_arguments(__name__)  # a missing file answers before torch is imported
 
 import json  # noqa: E402
 import sys  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from functools import lru_cache  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Annotated, Any  # noqa: E402
+from typing import Annotated, Any, Literal  # noqa: E402
 
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from lightning_cfg import assets, checkpoints  # noqa: E402
+from lightning_cfg import assets, checkpoints, wandb_run  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.features import as_space  # noqa: E402
 from lightning_cfg.files import output_of, sha256, write_text  # noqa: E402
-from lightning_cfg.gather import ALL  # noqa: E402
+from lightning_cfg.gather import ALL, Gathered  # noqa: E402
 from lightning_cfg.generate import check_roles, pick_device  # noqa: E402
 from lightning_cfg.network import own_weights, path_and_weights  # noqa: E402
+from lightning_cfg.ranks import Ranks, launched, sharing  # noqa: E402
 from lightning_cfg.reference import Real, published  # noqa: E402
 from lightning_cfg.runs import Run, content_of  # noqa: E402
 from lightning_cfg.sample_sets import (  # noqa: E402
@@ -58,6 +60,7 @@ def evaluate(
     batch_size: int = 512,
     cache: bool = True,
     device: str = "auto",
+    logger: Literal["csv", "wandb"] = "csv",
     seed: int = 0,
 ) -> Path:
     """Score samples; the run holds metrics/metrics.csv and .json, numbers.csv and .json, table.md.
@@ -84,6 +87,7 @@ def evaluate(
     draws       each set is scored in so many equal parts, generated ones as often anew, and then
                 their minimum and mean: 3 of 50,000 is EDM's protocol
     cache       keep features and moments of real data in the user's cache
+    logger      wandb: the scores are a run there too, as those of a sweep's agent have to be
     """
     if not samples and not generate and fresh is None:
         raise UserError("samples and generate name nothing to score")
@@ -131,10 +135,11 @@ def evaluate(
         settings["data"], read = content_of(data, build("lightning_cfg.data", data))
     free = {"samples": samples, "features": features, "classifier": classifier, "data": data}
     free |= {"statistics": statistics, "generate": generate}
-    free |= {"batch_size": batch_size, "cache": cache, "device": device}
+    free |= {"batch_size": batch_size, "cache": cache, "device": device, "logger": logger}
     run = Run(run_dir, "evaluate", settings, inputs | read, free)
     if run.finished():
-        print(f"{run_dir}: finished already")
+        _send(run)
+        run.say("finished already")
         return run.directory
 
     side = None
@@ -170,21 +175,24 @@ def evaluate(
     parts = {label: 1 if label == "real" else draws for label in sets}
     total = sum(len(held) * (parts[k] if isinstance(held, Generated) else 1)
                 for k, held in sets.items())  # fmt: skip
-    with tqdm(total=total, unit=" samples", disable=not sys.stderr.isatty()) as bar:
-        for label, held in sets.items():
-            for draw in range(parts[label]):
-                some = held.part(draw, parts[label]) if parts[label] > 1 else held
-                found = scorer.gather(some, bar.update)
-                for group in scorer.groups:
-                    n = len(found.of(group).c)
-                    if not n:
-                        source = some.about.get("source", label)
-                        raise UserError(f"{source} holds no sample of class {group}")
-                    row, records = scorer.score(found, group, others if label == "real" else None)
-                    front = {"samples": label, "class": group}
-                    front |= {"draw": draw + 1} if parts[label] > 1 else {}
-                    rows.append({**front, "n": n, **row})
-                    numbers += [{**front, **record, **some.about} for record in records]
+    hidden = launched().rank > 0 or not sys.stderr.isatty()
+    with tqdm(total=total, unit=" samples", disable=hidden) as bar:
+        with sharing() as ranks:
+            pieces = _pieces(sets, parts, scorer, ranks, bar.update)
+            if ranks.size > 1:  # all are gathered, and the ranks part, before the first one scores
+                pieces = list(pieces)
+        if not ranks.first:
+            return run.directory
+        for label, draw, some, found in pieces:
+            for group in scorer.groups:
+                n = len(found.of(group).c)
+                if not n:
+                    source = some.about.get("source", label)
+                    raise UserError(f"{source} holds no sample of class {group}")
+                row, records = scorer.score(found, group, others if label == "real" else None)
+                front = {"samples": label, "class": group, **draw}
+                rows.append({**front, "n": n, **row})
+                numbers += [{**front, **record, **some.about} for record in records]
     rows = spread(rows)
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
     folder = run.directory / "metrics"
@@ -196,6 +204,7 @@ def evaluate(
         write_text(folder / "table.md", as_markdown(rows, numbers)),
     ]
     run.finish(*out, metrics=[metric.__name__ for metric, _ in scorer.metrics])
+    _send(run)
     if sys.stdout.isatty():
         print(as_text(rows))
     print(f"{run_dir}: {len(rows)} rows of {len(scorer.metrics)} metrics")
@@ -243,6 +252,31 @@ def scorer_of(
         device=device,
         batch_size=batch_size,
     )
+
+
+def _send(run: Run) -> None:
+    """The scores of a finished run to where else they are wanted."""
+    if run.free["logger"] == "wandb" and launched().rank == 0:
+        rows = json.loads((run.directory / "metrics/metrics.json").read_text())
+        wandb_run.log_scores(run.directory, {**run.identity["settings"], **run.free}, rows)
+
+
+def _pieces(
+    sets: dict[str, SampleSet],
+    parts: dict[str, int],
+    scorer: Scorer,
+    ranks: Ranks,
+    progress: Callable[[int], Any],
+) -> Iterator[tuple[str, dict, SampleSet, Gathered]]:
+    """Every set's every draw, gathered by all ranks: (label, {draw}, the samples, all of them)."""
+    for label, held in sets.items():
+        for draw in range(parts[label]):
+            some = held.part(draw, parts[label]) if parts[label] > 1 else held
+            ranks.check(len(some), label)
+            own = some.shared(ranks) if ranks.size > 1 else some
+            found = ranks.together(lambda own=own: scorer.gather(own, progress))
+            numbered = {"draw": draw + 1} if parts[label] > 1 else {}
+            yield label, numbered, own, found.all_gather()
 
 
 def _labelled(features: dict | None) -> dict[str, dict]:

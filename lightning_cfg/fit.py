@@ -1,5 +1,6 @@
 """`fit`: a config becomes a trained checkpoint."""
 
+from lightning_cfg import preemption
 from lightning_cfg.config import (
     Data,
     Keywords,
@@ -14,10 +15,11 @@ from lightning_cfg.config import (
 )
 
 check_arguments(__name__)  # a missing file answers before torch is imported
+if __name__ == "__main__":
+    preemption.watch_to_the_end()  # a signal during the imports, of seconds, would kill the run
 
 import difflib  # noqa: E402
 import logging  # noqa: E402
-import os  # noqa: E402
 import warnings  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Annotated, Literal  # noqa: E402
@@ -27,15 +29,23 @@ import torch  # noqa: E402
 from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
 from torch import nn  # noqa: E402
 
-from lightning_cfg.callbacks import AtomicCheckpointIO, Grids, Progress, SaveLast  # noqa: E402
+from lightning_cfg import wandb_run  # noqa: E402
+from lightning_cfg.callbacks import (  # noqa: E402
+    AtomicCheckpointIO,
+    Grids,
+    Progress,
+    SaveLast,
+    StopWhenAsked,
+)
 from lightning_cfg.checkpoints import LAST, build_model, load  # noqa: E402
 from lightning_cfg.data.module import KeyedBatches  # noqa: E402
 from lightning_cfg.data.pairs import bins  # noqa: E402
 from lightning_cfg.draws import Draws, key  # noqa: E402
-from lightning_cfg.errors import UserError  # noqa: E402
+from lightning_cfg.errors import Preempted, RankLost, UserError  # noqa: E402
 from lightning_cfg.evaluation import EvaluateSamples  # noqa: E402
 from lightning_cfg.files import output_of  # noqa: E402
 from lightning_cfg.precision import matmul  # noqa: E402
+from lightning_cfg.ranks import launched, lost, told_lost, with_launch  # noqa: E402
 from lightning_cfg.runs import Run, placeless  # noqa: E402
 
 GridKeys = Annotated[dict, Keywords("lightning_cfg.callbacks.Grids")]
@@ -87,6 +97,8 @@ def fit(
         raise UserError("trainer.max_steps is needed: the number of optimiser steps, 1 or more")
     if min(checkpoint_every, log_every) < 1:
         raise UserError(f"{checkpoint_every=} and {log_every=} must be at least 1")
+    launch = launched()
+    trainer = with_launch(trainer, launch)
     recipe = {"data": data, "net": net, "model": model, "learner": learner}
     recipe |= {"seed": seed, "batch_size": batch_size}
     if keep < 0:
@@ -104,7 +116,7 @@ def fit(
     run = Run(run_dir, "fit", settings, read, free)
     last = run.directory / LAST
     if run.finished() and run.manifest["step"] == trainer["max_steps"]:
-        print(f"{run_dir}: finished already, {run.manifest['step']} steps")
+        run.say(f"finished already, {run.manifest['step']} steps")
         return run.directory
     start = _start(resume, last, recipe, trainer["max_steps"])
 
@@ -134,10 +146,13 @@ def fit(
         callbacks[-1].check(module, data_set, data, device=_device(trainer))
     _check_keep(keep, keep_by, checkpoint_every, callbacks[-1] if evaluation is not None else None)
     # after the evaluation of the same step, by which a checkpoint may be kept
-    callbacks.append(SaveLast(run.directory, every=checkpoint_every, keep=keep, by=keep_by))
+    save = SaveLast(run.directory, every=checkpoint_every, keep=keep, by=keep_by)
+    callbacks.append(save)
     if grids is not None:
         callbacks.append(Grids(run.directory, **grids))
         callbacks[-1].check(module, data_set)
+    stop = StopWhenAsked(save)
+    callbacks.append(stop)
     engine = trainer_for(
         {**trainer, "precision": speed["precision"]},
         run.directory,
@@ -147,24 +162,50 @@ def fit(
     )
     batches = KeyedBatches(data_set, seed=seed, batch_size=batch_size)
     # a size that does not divide, or data that cannot be read, stop before anything is written
-    batches.rows_per_batch(engine)
+    rows = batches.rows_per_batch(engine)
     if evaluation is not None and evaluation.get("n", engine.world_size) < engine.world_size:
         raise UserError(
             f"evaluation.n={evaluation['n']} is less than the {engine.world_size} ranks"
         )
     data_set.batch(Draws(seed=seed, step=0, batch_size=1))
-    run.begin()
+    first = engine.is_global_zero  # the rank that writes and speaks for all
+    if first:
+        run.begin()
+        if launch.by or engine.world_size > 1:
+            tasks = launch.tasks if launch.by else engine.num_devices
+            print(
+                f"{launch.by or 'fit'}: nodes {engine.num_nodes}, tasks per node {tasks}, "
+                f"devices per node {engine.num_devices}, world size {engine.world_size}, global "
+                f"batch {batch_size} = {engine.world_size} ranks x "
+                f"{engine.accumulate_grad_batches} accumulated x {rows}",
+                flush=True,
+            )
+        if logger == "wandb":
+            wandb_run.keep_id(run.directory, engine.logger.version)
     try:
-        with matmul(speed["matmul_precision"]):
+        with matmul(speed["matmul_precision"]), preemption.watching():
             engine.fit(module, batches, ckpt_path=start, weights_only=True)
+    except RuntimeError as error:
+        if engine.world_size > 1 and lost(error):
+            raise RankLost(told_lost(engine.global_rank, error)) from error
+        raise
     finally:
         if logger == "wandb" and engine.logger is not None:
             engine.logger.experiment.finish()  # or the next fit of this process writes to it too
+    if stop.signal and not (first or launch.by):
+        return run.directory  # the first one's child, whose status must be 0 or Lightning kills it
+    if stop.signal:
+        raise Preempted(
+            f"{run_dir}: {stop.signal} ended it at step {engine.global_step}, where it is saved; "
+            "started again it goes on"
+        )
     if not last.is_file() or engine.global_step > load(last)["global_step"]:
         engine.save_checkpoint(last)  # stopped by something other than max_steps
     facts = {"step": engine.global_step, **speed, "device": str(engine.strategy.root_device)}
-    run.finish(last, **facts, seconds=round(load(last)["seconds"], 1))
-    print(f"{run_dir}: {engine.global_step} steps")
+    facts |= {"loss": module.logged.get("loss")}  # as it was logged last
+    if first:
+        run.finish(last, **facts, seconds=round(load(last)["seconds"], 1))
+        print(f"{run_dir}: {engine.global_step} steps")
     return run.directory
 
 
@@ -201,7 +242,7 @@ def _device(trainer: dict) -> torch.device:
     """Where this process will train, as far as it is known before there is a Trainer."""
     if not _on_cuda(trainer):
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda", launched().local_rank)
 
 
 def prepare(model: nn.Module, speed: dict) -> None:
@@ -235,7 +276,7 @@ def trainer_for(
             "not finite, which here count as bad; use bf16-mixed"
         )
     try:
-        return L.Trainer(
+        made = L.Trainer(
             **{
                 "inference_mode": False,  # the default breaks classifier guidance in validation
                 "max_epochs": -1,
@@ -252,6 +293,9 @@ def trainer_for(
             plugins=[AtomicCheckpointIO()],
             callbacks=callbacks,
         )
+        # its handlers start collectives wherever a signal lands, and hang: see `preemption`
+        made._signal_connector.register_signal_handlers = lambda: None
+        return made
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"trainer: Lightning refuses it: {error}") from error
 
@@ -306,14 +350,19 @@ def _placeless(recipe: dict) -> dict:
 
 def _logger(name: str, run: Run) -> object:
     if name == "wandb":
-        import wandb
         from lightning.pytorch.loggers import WandbLogger
 
-        # without a key, W&B would stop the run: its files can be sent later by `wandb sync`
-        mode = os.environ.get("WANDB_MODE") or (None if wandb.login(prompt=False) else "offline")
         folder, title = run.directory, run.directory.name
         folder.mkdir(parents=True, exist_ok=True)
-        return WandbLogger(save_dir=folder, project="lightning_cfg", name=title, mode=mode)
+        config = wandb_run.dotted({**run.identity["settings"], **run.free})
+        return WandbLogger(
+            save_dir=folder.absolute(),  # W&B's own process may be in another place
+            project=wandb_run.PROJECT,
+            name=title,
+            id=wandb_run.run_id(folder),  # so that a run that goes on continues its curve
+            mode=wandb_run.mode(),
+            config=config,
+        )
     if name == "tensorboard":
         from lightning.pytorch.loggers import TensorBoardLogger
 

@@ -5,6 +5,7 @@ from lightning_cfg.config import Data, Guidance, Sampler, build, check_arguments
 check_arguments(__name__)  # a missing file answers before torch is imported
 
 import inspect  # noqa: E402
+import itertools  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
@@ -23,6 +24,7 @@ from lightning_cfg.files import load_tensors, output_of, save_tensors  # noqa: E
 from lightning_cfg.interfaces import Denoiser  # noqa: E402
 from lightning_cfg.network import Networks, own_weights, path_and_weights  # noqa: E402
 from lightning_cfg.pngs import IMAGES, check_images, drawable, save_images  # noqa: E402
+from lightning_cfg.ranks import Ranks, launched, sharing  # noqa: E402
 from lightning_cfg.runs import Run, content_of  # noqa: E402
 
 SAMPLES = "samples/samples.safetensors"
@@ -79,12 +81,13 @@ def generate(
     free = {"models": models, "data": data, "images": images, "device": device}
     run = Run(run_dir, "generate", settings, inputs, free)
     if run.finished():
-        if images is not None and IMAGES[images] not in run.manifest["outputs"]:
+        missing = images is not None and IMAGES[images] not in run.manifest["outputs"]
+        if missing and launched().rank == 0:
             held = load_tensors(run.directory / SAMPLES, "x", "c", "seed")
             check_images(images, tuple(held["x"].shape[1:]))
             labelled = run.manifest.get("num_classes") != 0
             run.add(save_images(run.directory / IMAGES[images], **held, labelled=labelled))
-        print(f"{run_dir}: finished already, {n} samples")
+        run.say(f"finished already, {n} samples")
         return run.directory
 
     ready = prepare(
@@ -103,35 +106,27 @@ def generate(
     if not 0 <= trajectories <= n:
         raise UserError(f"trajectories={trajectories} must be from 0 to n={n}")
 
-    xs, cs, paths, sigmas = [], [], [], []
-    seeds, began = torch.arange(seed, seed + n), time.monotonic()
-    with tqdm(total=n, unit="sample", disable=not sys.stderr.isatty()) as bar, torch.no_grad():
-        for some in seeds.split(batch_size):
-            wanted = min(max(0, trajectories - int(some[0]) + seed), len(some))
-            c, steps = ready.start(some, wanted)
-            path, levels = [], []
-            for sigma, x in steps:
-                if wanted:
-                    path.append(x[:wanted].float().cpu())
-                    levels.append(sigma)
-            check_finite(x, some)
-            xs.append(x.float().cpu())
-            cs.append(c.cpu())
-            if wanted:
-                if sigmas not in ([], levels):
-                    raise UserError(
-                        f"sampler {sampler['name']} takes other steps in each batch, so its "
-                        f"trajectories must be of one: batch_size={trajectories} or more"
-                    )
-                paths.append(torch.stack(path, 1))
-                sigmas = levels
-            bar.update(len(some))
-    seconds = (time.monotonic() - began) / n
+    with sharing() as ranks:
+        ranks.check(n, f"n={n}")
+        seeds = torch.arange(seed, seed + n)
+        began = time.monotonic()
+        made = ranks.together(lambda: _made(ready, ranks, seeds, batch_size, trajectories))
+        levels = list(itertools.chain(*ranks.told(made[3])))  # of all batches with trajectories
+        if any(sigmas != levels[0] for sigmas in levels):
+            raise UserError(
+                f"sampler {sampler['name']} takes other steps in each batch, so its trajectories "
+                f"must be of one: batch_size={trajectories} or more, and one process"
+            )
+        seconds = ranks.total({"seconds": time.monotonic() - began})["seconds"] / n
+        evaluations = {role: net.evaluations / n for role, net in ready.networks.items()}
+        evaluations = ranks.total(evaluations)
+        x, c, path = (None if part is None else ranks.collect(part) for part in made[:3])
+    if not ranks.first:
+        return run.directory
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
-    x, c = torch.cat(xs), torch.cat(cs)
     out = [save_tensors(run.directory / SAMPLES, x=x, c=c, seed=seeds)]
     if trajectories:
-        kept = {"path": torch.cat(paths), "sigma": torch.tensor(sigmas, dtype=torch.float64)}
+        kept = {"path": path, "sigma": torch.tensor(levels[0], dtype=torch.float64)}
         kept |= {"c": c[:trajectories], "seed": seeds[:trajectories]}
         out.append(save_tensors(run.directory / TRAJECTORIES, **kept))
     if images is not None:
@@ -142,12 +137,42 @@ def generate(
         sheet = figures.contact_sheet({"samples": (x, c)}, rows, columns=10)
         figures.save(sheet, run.directory / "figures/samples", colours=32 if shape[0] == 1 else 0)
         out += [run.directory / name for name in SHEET]
-    evaluations = {role: net.evaluations / n for role, net in ready.networks.items()}
     facts = {"evaluations": evaluations, "seconds_per_sample": seconds}
     facts |= {"weights": weights, "num_classes": classes}
     run.finish(*out, **facts, solver_dtype="float64")
-    print(f"{run_dir}: {n} samples, {sum(evaluations.values()):.0f} evaluations each")
+    run.say(f"{n} samples, {sum(evaluations.values()):.0f} evaluations each")
     return run.directory
+
+
+@torch.no_grad()
+def _made(
+    ready: "Prepared", ranks: Ranks, seeds: Tensor, batch_size: int, trajectories: int
+) -> tuple[Tensor, Tensor, Tensor | None, list[list[float]]]:
+    """This rank's samples and classes; its wanted trajectories' paths and each batch's levels.
+
+    trajectories  so many are wanted of all seeds, the first ones
+    """
+    xs, cs, paths, levels = [], [], [], []
+    own, wanted = ranks.share(seeds), len(ranks.share(seeds[:trajectories]))
+    hidden = not (ranks.first and sys.stderr.isatty())
+    with tqdm(total=len(seeds), unit="sample", disable=hidden) as bar:
+        for some in own.split(batch_size):
+            rows = min(max(0, wanted - sum(map(len, xs))), len(some))
+            c, steps = ready.start(some, rows)
+            path, sigmas = [], []
+            for sigma, x in steps:
+                if trajectories:
+                    path.append(x[:rows].float().cpu())
+                    sigmas.append(sigma)
+            check_finite(x, some)
+            xs.append(x.float().cpu())
+            cs.append(c.cpu())
+            if trajectories and (rows or not paths):
+                paths.append(torch.stack(path, 1))
+                levels.append(sigmas)
+            bar.update(len(some) * ranks.size)
+    path = torch.cat(paths) if trajectories else None
+    return torch.cat(xs), torch.cat(cs), path, levels
 
 
 @dataclass
@@ -460,6 +485,8 @@ def pick_device(name: str) -> torch.device:
     """`auto` is a GPU where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and launched().size > 1:  # a GPU for each rank, as far as they go
+        name = f"cuda:{launched().local_rank % torch.cuda.device_count()}"
     try:
         return torch.zeros((), device=name).device
     except (RuntimeError, AssertionError) as error:

@@ -28,6 +28,7 @@ from lightning_cfg.frechet import Moments, frechet_distance  # noqa: E402
 from lightning_cfg.generate import pick_device  # noqa: E402
 from lightning_cfg.neighbours import AT_ONCE, nearest_in_shards  # noqa: E402
 from lightning_cfg.pngs import drawable  # noqa: E402
+from lightning_cfg.ranks import sharing  # noqa: E402
 from lightning_cfg.runs import Run, content_of  # noqa: E402
 from lightning_cfg.sample_sets import SampleSet, input_of, read_set, real_set  # noqa: E402
 from lightning_cfg.score_table import as_csv  # noqa: E402
@@ -103,7 +104,7 @@ def pair(
     free = {"sources": sources, "data": data, "features": features}
     run = Run(run_dir, "pair", settings, inputs | read, free | {"memory": memory, "device": device})
     if run.finished():
-        print(f"{run_dir}: finished already")
+        run.say("finished already")
         return run.directory
 
     x, c, source, named, scales = _sources(sources, real, n)
@@ -117,19 +118,34 @@ def pair(
     points = real_set(real, split, bank)
     size = Size.of(x, points, space, k, same_class=same_class)
     rows = size.shard(memory)
-    print(size.told(rows))
-    queries = space(x)
-    with tqdm(total=len(points), unit=" real", disable=not sys.stderr.isatty()) as bar:
-        moments, few = Moments(), min(len(x), len(points)) <= queries[0].numel()
+    with sharing() as ranks:
+        ranks.check(len(x), f"{len(x)} samples")
+        if ranks.first:
+            print(size.told(rows))
+        mine, hidden = ranks.share(torch.arange(len(x))), not (ranks.first and sys.stderr.isatty())
 
-        def seen(features: Tensor) -> None:
-            bar.update(len(features))
-            if not few and queries[0].numel() <= WIDEST:
-                moments.add(features.flatten(1))
+        moments = Moments()  # of the real points, where they and the samples suffice
 
-        distance, index = nearest_in_shards(
-            queries, _shards(points, space, rows, seen), k=k, c=c if same_class else None
-        )
+        def search() -> tuple[Tensor, Tensor, Tensor]:
+            """Of this rank's samples; it is the search that takes time, so each has the bank."""
+            queries = space(x[mine])
+            d = queries[0].numel()
+            enough = d < min(len(x), len(points)) and d <= WIDEST and ranks.first
+            with tqdm(total=len(points), unit=" real", disable=hidden) as bar:
+
+                def seen(features: Tensor) -> None:
+                    bar.update(len(features))
+                    if enough:
+                        moments.add(features.flatten(1))
+
+                shards = _shards(points, space, rows, seen)
+                classes = c[mine] if same_class else None
+                return *nearest_in_shards(queries, shards, k=k, c=classes), queries
+
+        found = ranks.together(search)
+        distance, index, queries = (ranks.collect(part) for part in found)
+    if not ranks.first:
+        return run.directory
     own = torch.zeros(len(x), dtype=torch.bool)
     if keep_close:
         own = distance[:, 0].sqrt() <= _reach(points, space, rows, keep_close)[c]
@@ -183,8 +199,8 @@ def pair(
             told = Moments().add(features.flatten(1))
             facts[f"frechet_{what}"] = frechet_distance(told, moments)
     run.finish(*out, **facts)
-    print(
-        f"{run_dir}: {len(x)} samples, {k} of {len(points)} real points each, "
+    run.say(
+        f"{len(x)} samples, {k} of {len(points)} real points each, "
         f"mean distance {facts['mean_distance']:.4g}, {len(used)} distinct targets, "
         f"effectively {facts['effective_targets']:.0f}"
         + (f", {facts['kept_close']:.1%} their own" if keep_close else "")

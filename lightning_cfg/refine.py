@@ -23,6 +23,7 @@ from lightning_cfg.guidance import require_null  # noqa: E402
 from lightning_cfg.interfaces import NULL, Velocity  # noqa: E402
 from lightning_cfg.models import Flow  # noqa: E402
 from lightning_cfg.pngs import IMAGES, check_images, save_images  # noqa: E402
+from lightning_cfg.ranks import sharing  # noqa: E402
 from lightning_cfg.runs import Run  # noqa: E402
 from lightning_cfg.sample_sets import input_of, read_set  # noqa: E402
 from lightning_cfg.samplers import integrate, integrate_in_steps  # noqa: E402
@@ -69,7 +70,7 @@ def refine(
     free |= {"method": method, "steps": steps, "strength": strength, "scale": scale}
     run = Run(run_dir, "refine", settings, {"flow": checkpoint, "samples": file}, free)
     if run.finished():
-        print(f"{run_dir}: finished already")
+        run.say("finished already")
         return run.directory
 
     place = pick_device(device)
@@ -95,23 +96,35 @@ def refine(
         )
 
     total = len(source)
-    with tqdm(total=total, unit="sample", disable=not sys.stderr.isatty()) as bar:
-        parts, evaluations, began = [], 0, time.monotonic()
-        for x, c in source.batches(batch_size):
-            c = c if pairs is None else pairs.conditioned(x, c, source.scale)
-            moved, spent = refined(model, x, c, solver)
-            parts.append(moved)
-            evaluations += spent
-            bar.update(len(x))
-    x, seconds = torch.cat(parts), (time.monotonic() - began) / total
+    with sharing() as ranks:
+        ranks.check(total, samples)
+        own, began = source.chosen(ranks.share(torch.arange(total))), time.monotonic()
+
+        def work() -> tuple[Tensor, int]:
+            parts, spent, hidden = [], 0, not (ranks.first and sys.stderr.isatty())
+            with tqdm(total=total, unit="sample", disable=hidden) as bar:
+                for x, c in own.batches(batch_size):
+                    c = c if pairs is None else pairs.conditioned(x, c, source.scale)
+                    moved, evaluations = refined(model, x, c, solver)
+                    parts.append(moved)
+                    spent += evaluations
+                    bar.update(len(x) * ranks.size)
+            return torch.cat(parts), spent
+
+        x, evaluations = ranks.together(work)
+        x = ranks.collect(x)
+        cost = {"evaluations": evaluations, "seconds": time.monotonic() - began}
+        cost = {name: value / total for name, value in ranks.total(cost).items()}
+    if not ranks.first:
+        return run.directory
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
     out = [save_tensors(run.directory / SAMPLES, x=x, c=source.c, seed=source.seeds)]
     if images is not None:
         place, labelled = run.directory / IMAGES[images], model.num_classes > 0
         out.append(save_images(place, x=x, c=source.c, seed=source.seeds, labelled=labelled))
-    facts = {"evaluations": {"flow": evaluations / total}, "seconds_per_sample": seconds}
+    facts = {"evaluations": {"flow": cost["evaluations"]}, "seconds_per_sample": cost["seconds"]}
     run.finish(*out, **facts, weights=weights)
-    print(f"{run_dir}: {total} samples, {evaluations / total:.0f} evaluations each")
+    run.say(f"{total} samples, {cost['evaluations']:.0f} evaluations each")
     return run.directory
 
 

@@ -10,6 +10,7 @@ from lightning_cfg import __version__
 from lightning_cfg.config import dump, identity_difference
 from lightning_cfg.errors import UserError
 from lightning_cfg.files import sha256, write_text
+from lightning_cfg.ranks import launched
 
 PLACES = ("root", "path", "held_out", "memory")  # of a data section: where it lies, not what it is
 PACKAGES = ("torch", "lightning", "torchvision", "faiss-gpu", "faiss-cpu", "torchdiffeq", "numpy")
@@ -45,8 +46,10 @@ class Run:
     @property
     def manifest(self) -> dict | None:
         """What the finished run wrote of itself; None if it has not finished."""
-        path = self.directory / "manifest.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        try:
+            return json.loads((self.directory / "manifest.json").read_text())
+        except FileNotFoundError:
+            return None
 
     def finished(self) -> bool:
         """Whether all its files are there, as they were written."""
@@ -82,6 +85,11 @@ class Run:
         manifest["outputs"] |= {str(o.relative_to(self.directory)): sha256(o) for o in outputs}
         write_text(self.directory / "manifest.json", json.dumps(manifest, indent=1, default=str))
 
+    def say(self, text: str) -> None:
+        """Print a line about the run, once for all ranks."""
+        if launched().rank == 0:
+            print(f"{self.directory}: {text}")
+
     def _refuse_another(self) -> None:
         known = self.directory / "identity.json"
         if known.is_file():
@@ -91,6 +99,8 @@ class Run:
                     f"{self.directory} belongs to another run ({difference}): "
                     "give another run_dir, or remove it"
                 )
+        elif launched().rank > 0:
+            return  # the first rank may be about to write it, and refuses for all
         elif self.directory.exists() and (
             not self.directory.is_dir() or any(self.directory.iterdir())
         ):

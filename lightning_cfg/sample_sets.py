@@ -17,6 +17,7 @@ from lightning_cfg.generate import SAMPLES, Prepared, check_finite, prepare, sca
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.network import own_weights
 from lightning_cfg.pngs import drawable
+from lightning_cfg.ranks import Ranks
 
 BEYOND = (
     1.5  # a guided image overshoots [-1, 1] here and there, one in other units almost everywhere
@@ -62,6 +63,10 @@ class SampleSet:
         """The i-th of so many equal parts, in order."""
         n = len(self) // parts
         return self.chosen(torch.arange(i * n, (i + 1) * n))
+
+    def shared(self, ranks: Ranks) -> "SampleSet":
+        """This rank's own samples."""
+        return self.chosen(ranks.share(torch.arange(len(self))))
 
     def chosen(self, rows: Tensor) -> "SampleSet":
         """Some of the samples."""
@@ -110,6 +115,12 @@ class Generated(SampleSet):
         self._n += n
         evaluations = {role: k / self._n for role, k in self._spent.items()}
         self.about |= cost(evaluations, self._seconds / self._n)
+
+    def shared(self, ranks: Ranks) -> "Generated":
+        """Those of this rank's own seeds; what they cost is told of them alone."""
+        some = Generated(self._made, ranks.share(self._seeds), self._rows, self.about)
+        some.about["seeds"] = self.about["seeds"]
+        return some
 
     def part(self, i: int, parts: int) -> "Generated":
         """A draw of as many samples from the seeds that follow: n is of each draw."""

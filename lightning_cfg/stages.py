@@ -88,6 +88,8 @@ class Stages:
             return directory if done else Path(WAITING + name)
         print(f"[{len(self.done) + 1}/{self.expected}] {name}", flush=True)
         before = manifest.stat().st_mtime_ns if manifest.is_file() else 0
+        if verb is fit and settings["trainer"].get("devices") in (None, "auto"):
+            settings["trainer"] = {**settings["trainer"], "devices": 1}  # not all that there are
         verb(**settings, run_dir=str(directory))
         reused = before != 0 and manifest.stat().st_mtime_ns == before
         self.done.append(

@@ -26,6 +26,7 @@ from lightning_cfg.generate import named as named_guidance  # noqa: E402
 from lightning_cfg.network import path_and_weights, told  # noqa: E402
 from lightning_cfg.pair import pair  # noqa: E402
 from lightning_cfg.plan import cost, sources_of, stages_per_case  # noqa: E402
+from lightning_cfg.ranks import alone  # noqa: E402
 from lightning_cfg.refine import refine  # noqa: E402
 from lightning_cfg.report import (  # noqa: E402
     Case,
@@ -115,6 +116,7 @@ def study(
              that several machines share a study through its directory
     plan     print every stage and how it stands, and run none
     """
+    alone("study")
     written = methods
     methods = {
         name: {
@@ -126,6 +128,8 @@ def study(
         }
         for name, section in methods.items()
     }
+    for path, section in [*((f"fits.{name}", part) for name, part in fits.items()), ("flow", flow)]:
+        _check_devices(path, section)
     for name, section in discriminators.items():
         if section["of"] not in fits or name in fits or not 1 <= section["n"] <= FRESH:
             raise UserError(
@@ -311,6 +315,16 @@ def _recipes(variants: dict, flows: dict, own: dict) -> dict[str, dict]:
         if beyond := set(recipes[name]["scales"]) - set(own["scales"]):
             raise UserError(f"variants.{name} has scale {min(beyond):g}, which scales has not")
     return recipes
+
+
+def _check_devices(path: str, section: dict | None) -> None:
+    """UserError for a training on several: Lightning would start the study once for each."""
+    devices = 1 if section is None else section["trainer"].get("devices", 1)
+    if devices not in (1, "1", "auto") and not (isinstance(devices, list) and len(devices) == 1):
+        raise UserError(
+            f"{path}.trainer.devices={devices}: a study trains on one device; train on several by "
+            "`fit`, and name the run in `models` of its methods"
+        )
 
 
 def _check(methods: dict, fits: list[str], flows: dict) -> None:

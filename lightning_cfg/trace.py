@@ -14,6 +14,7 @@ from lightning_cfg import checkpoints  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
 from lightning_cfg.files import load_tensors, output_of, write_text  # noqa: E402
 from lightning_cfg.generate import TRAJECTORIES, network, pick_device  # noqa: E402
+from lightning_cfg.ranks import alone  # noqa: E402
 from lightning_cfg.runs import Run  # noqa: E402
 from lightning_cfg.score_table import as_csv  # noqa: E402
 from lightning_cfg.trajectories import (  # noqa: E402
@@ -58,6 +59,7 @@ def trace(
     90 % quantiles, the share on the wrong side and the mean confidence. In one dimension
     boundaries.csv has the boundary itself: sigma, t/T and u of every zero of the margin.
     """
+    alone("trace")
     files = {label: output_of(path, TRAJECTORIES) for label, path in samples.items()}
     inputs = dict(files)
     for name, path in classifiers.items():

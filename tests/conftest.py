@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from several_processes import Together
 
 from lightning_cfg.config import main
 
@@ -78,3 +79,24 @@ def call(tmp_path, monkeypatch, capsys) -> Callable[..., SimpleNamespace]:
         return SimpleNamespace(status=status, out=out, err=err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """A context whose processes are copies of one that has imported everything once."""
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lightning_cfg.fit"])
+    return context
+
+
+@pytest.fixture
+def together(processes, tmp_path) -> Callable[..., Together]:
+    started = []
+
+    def start(verb: Callable, config: dict, *words: object, **how: object) -> Together:
+        started.append(Together(processes, tmp_path, verb, config, *words, **how))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.wait(0)

@@ -20,6 +20,7 @@ import lightning_cfg
 from lightning_cfg import checkpoints
 from lightning_cfg.callbacks import AtomicCheckpointIO, SaveLast
 from lightning_cfg.checkpoints import LAST, load, restore
+from lightning_cfg.config import main
 from lightning_cfg.files import sha256
 from lightning_cfg.fit import fit
 
@@ -48,6 +49,13 @@ class TurnsNaN(Dropping):
         self.calls += 1
         out = super().forward(x, noise, c)
         return out * float("nan") if self.calls > self.at else out
+
+
+def fit_as_called(folder: str, words: list[str]) -> None:
+    """What a process of a test does: `fit` of config.yaml as from the command line."""
+    os.chdir(folder)
+    sys.argv = ["fit", "--config", "config.yaml", *words]
+    main(fit)
 
 
 class Killed(RuntimeError):

@@ -1,0 +1,260 @@
+"""Verbs on several processes write what one process writes, and end together."""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from test_ddp import ROOT, SRUN
+from test_evaluation import HERE as IMAGES
+from torch import Tensor
+
+from lightning_cfg.config import load
+from lightning_cfg.errors import UserError
+from lightning_cfg.evaluate import evaluate
+from lightning_cfg.files import load_tensors, save_tensors
+from lightning_cfg.fit import fit
+from lightning_cfg.generate import SAMPLES, TRAJECTORIES, generate, seeded
+from lightning_cfg.pair import PAIRS, pair
+from lightning_cfg.ranks import Launch, Ranks, _meeting
+from lightning_cfg.refine import refine
+from lightning_cfg.study import study
+from lightning_cfg.trace import trace
+
+HERE = "test_ranks"
+
+
+def breaks(denoise: Callable, noise: Tensor, c: Tensor, *, seed: int, how: str) -> Iterator:
+    """One step to samples, of which that of this seed is NaN, or kills its process."""
+    yield 1.0, noise
+    x = denoise(noise, torch.ones(len(noise), dtype=noise.dtype), c)
+    unlucky = (noise == seeded([seed], tuple(noise.shape[1:]), 2)[0]).flatten(1).all(1)
+    if unlucky.any() and how == "dies":
+        signal.raise_signal(signal.SIGKILL)
+    x[unlucky] = torch.nan
+    yield 0.0, x
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, training, mixture) -> Path:
+    """A base model, sources, a flow and refined samples, by one process."""
+    root = tmp_path_factory.mktemp("made")
+    fit(**training(), run_dir=str(root / "base"))
+    generate(**sampling(root), run_dir=str(root / "samples"))
+    pair(**pairing(root, mixture), run_dir=str(root / "pairs"))
+    flow = training(model={"name": "Flow"}, learner={"name": "Refinement", "ema_half_life": [99]},
+                    data={"name": "Pairs", "path": str(root / "pairs" / PAIRS)})  # fmt: skip
+    fit(**flow, run_dir=str(root / "flow"))
+    refine(**refining(root), run_dir=str(root / "refined"))
+    evaluate(**scoring(root, mixture), run_dir=str(root / "scores"))
+    return root
+
+
+def sampling(root: Path) -> dict:
+    return {
+        "models": {"model": str(root / "base")}, "n": 71, "batch_size": 20, "trajectories": 5,
+        "guidance": {"name": "classifier_free", "scale": 2.0}, "device": "cpu",
+        "sampler": {"name": "ddpm", "steps": 4},
+    }  # fmt: skip
+
+
+def pairing(root: Path, mixture: dict) -> dict:
+    return {"sources": [str(root / "samples")], "data": mixture, "k": 3, "bank": 150,
+            "keep_close": 0.2, "device": "cpu"}  # fmt: skip
+
+
+def refining(root: Path) -> dict:
+    return {"flow": str(root / "flow"), "samples": str(root / "samples"), "method": "heun",
+            "batch_size": 20, "device": "cpu"}  # fmt: skip
+
+
+def scoring(root: Path, mixture: dict) -> dict:
+    own = {k: v for k, v in sampling(root).items() if k not in ("trajectories", "device")}
+    full = {"seed": 5, "data": None, "class_label": None, "weights": "ema"}
+    return {"samples": {"before": str(root / "samples"), "after": str(root / "refined")},
+            "generate": {"made": {**own, **full}}, "data": mixture, "real": 200, "bank": 150,
+            "fresh": 40, "device": "cpu"}  # fmt: skip
+
+
+VERBS = {"samples": generate, "pairs": pair, "refined": refine, "scores": evaluate}
+
+
+@pytest.fixture(scope="module")
+def config(made, mixture) -> dict[str, dict]:
+    configs = (sampling(made), pairing(made, mixture), refining(made), scoring(made, mixture))
+    return dict(zip(VERBS, configs, strict=True))
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("what", VERBS)
+def test_the_same_files(together, made, config, what, ranks):
+    """As one process has written; a second call finds them finished on every rank."""
+    run = together(VERBS[what], config[what], f"run_dir={what}", ranks=ranks)
+    assert run.wait() == [0] * ranks, run.said("err")
+    assert run.said("out")[1:] == [""] * (ranks - 1)
+    one, several = made / what, run.folder / what
+
+    def files(folder: Path) -> list[str]:
+        return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+
+    assert files(one) == files(several)
+    if what == "scores":
+        same_scores(one, several)
+    else:
+        for name in {"samples": (SAMPLES, TRAJECTORIES), "pairs": (PAIRS,), "refined": (SAMPLES,)}[
+            what
+        ]:
+            same_tensors(one / name, several / name)
+    manifest = (several / "manifest.json").stat().st_mtime_ns
+    again = together(VERBS[what], config[what], f"run_dir={what}", ranks=ranks)
+    assert again.wait() == [0] * ranks
+    assert "finished already" in again.said("out")[0]
+    assert (several / "manifest.json").stat().st_mtime_ns == manifest
+
+
+def same_tensors(one: Path, several: Path) -> None:
+    a, b = (safetensors.torch.load_file(file) for file in (one, several))
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        if value.is_floating_point():  # batches are others, and their rounding
+            torch.testing.assert_close(b[name], value, rtol=1e-5, atol=1e-5)
+        else:
+            assert torch.equal(value, b[name]), name
+
+
+def same_scores(one: Path, several: Path) -> None:
+    a, b = (json.loads((run / "metrics/metrics.json").read_text()) for run in (one, several))
+    assert len(a) == len(b) == 8  # four sets of two classes
+    for left, right in zip(a, b, strict=True):
+        assert left.keys() == right.keys()
+        for name, value in left.items():
+            same = pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value
+            assert right[name] == same, name
+    told = [json.loads((run / "metrics/numbers.json").read_text()) for run in (one, several)]
+    for left, right in zip(*told, strict=True):
+        for name in ("seeds", "evaluations", "source", "metric", "n"):
+            assert left.get(name) == right.get(name)
+
+
+def test_noise_and_labels_are_of_the_seed(together, made, config):
+    """Exactly, whatever the number of ranks: a sampler that does nothing shows them."""
+    asked = {**config["samples"], "sampler": {"name": f"{HERE}.nothing"}, "trajectories": 0}
+    run = together(generate, asked, "run_dir=run", ranks=3)
+    assert run.wait() == [0, 0, 0]
+    held = load_tensors(run.folder / "run" / SAMPLES, "x", "c", "seed")
+    noise, c, _ = seeded([*range(71)], (2,), 2)
+    assert torch.equal(held["x"], noise.float())
+    assert torch.equal(held["c"], c)
+    assert held["seed"].tolist() == [*range(71)]
+
+
+def nothing(denoise: Callable, noise: Tensor, c: Tensor) -> Iterator:
+    """A sampler whose samples are their noise."""
+    denoise(noise, torch.ones(len(noise), dtype=noise.dtype), c)
+    yield 0.0, noise
+
+
+def test_samples_that_diverge_on_one_rank_end_all(together, config):
+    sampler = {"name": f"{HERE}.breaks", "seed": 7, "how": "diverges"}
+    run = together(
+        generate, {**config["samples"], "sampler": sampler, "trajectories": 0}, "run_dir=run"
+    )
+    assert run.wait(60) == [2, 2]
+    for err in run.said("err"):
+        assert "are not finite" in err
+        assert len(err.strip().splitlines()) == 1
+    assert not (run.folder / "run").exists()
+
+
+@pytest.mark.parametrize("seed", [6, 7])
+def test_a_rank_that_dies_ends_the_others(together, config, seed):
+    sampler = {"name": f"{HERE}.breaks", "seed": seed, "how": "dies"}
+    began = time.monotonic()
+    run = together(
+        generate, {**config["samples"], "sampler": sampler, "trajectories": 0}, "run_dir=run"
+    )
+    codes = run.wait(60)
+    assert time.monotonic() - began < 60
+    dead = seed % 2
+    assert codes[dead] == -signal.SIGKILL
+    assert codes[1 - dead] == 1
+    assert "another rank has ended or cannot be reached" in run.said("err")[1 - dead]
+
+
+def test_fewer_samples_than_ranks(together, config):
+    run = together(
+        generate, {**config["samples"], "n": 2, "trajectories": 0}, "run_dir=run", ranks=3
+    )
+    assert run.wait(60) == [2, 2, 2]
+    assert "n=2: 2 cannot be shared by 3 ranks" in run.said("err")[0]
+
+
+def test_real_images_are_gone_over_by_the_first_rank_alone(together, training, tmp_path):
+    """In a feature space with statistics that are kept: the scores are those of one process."""
+    data = {"name": f"{IMAGES}.Halves"}
+    net = {"name": "ConvNet", "channels": 4}
+    learner = {"name": "Classification", "ema_half_life": [50]}
+    judge = fit(**training(data=data, net=net, model={"name": "NoisyClassifier"}, learner=learner),
+                run_dir=str(tmp_path / "judge"))  # fmt: skip
+    x, c = torch.rand(90, 1, 8, 8) * 2 - 1, torch.arange(90) % 2
+    save_tensors(tmp_path / "x.safetensors", x=x, c=c, seed=torch.arange(90))
+    asked = {
+        "samples": {"mine": str(tmp_path / "x.safetensors")}, "data": data, "by_class": False,
+        "features": {"judge": {"name": "classifier", "path": str(judge)}}, "draws": 2,
+        "metrics": [{"name": "frechet_features", "allow_few": True}, "precision_recall"],
+        "classifier": str(judge), "device": "cpu",
+    }  # fmt: skip
+    one = evaluate(**asked, run_dir=str(tmp_path / "one"))
+    run = together(evaluate, asked, "run_dir=two", "cache=false")
+    assert run.wait() == [0, 0], run.said("err")
+    a, b = (json.loads((p / "metrics/metrics.json").read_text()) for p in (one, tmp_path / "two"))
+    assert len(a) == len(b) == 4  # two draws, their minimum and mean
+    for left, right in zip(a, b, strict=True):
+        assert left == {k: pytest.approx(v, rel=1e-5) if isinstance(v, float) else v
+                        for k, v in right.items()}  # fmt: skip
+
+
+def test_a_verb_of_one_process_is_refused_on_several(call, monkeypatch):
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    refused = call(trace, {"samples": {"a": "a"}, "classifiers": {"b": "b"}}, "run_dir=run")
+    assert refused.status == 2
+    assert "trace runs in one process, and srun has started 4" in refused.err
+
+
+def test_a_study_trains_on_one_device(tmp_path):
+    """Lightning would start the whole study once for each."""
+    words = ["fits.base.trainer.devices=2", f"run_dir={tmp_path / 'study'}"]
+    config = load(study, ROOT / "conf/studies/fractal_quick.yaml", words)
+    with pytest.raises(UserError, match=r"fits\.base\.trainer\.devices=2: a study trains on one"):
+        study(**config)
+    assert not (tmp_path / "study").exists()
+
+
+# One process, and where several meet
+
+
+def test_one_rank_shares_with_nobody():
+    rows = torch.arange(5)
+    assert torch.equal(Ranks().share(rows), rows)
+    assert Ranks().collect(rows) is rows
+    assert Ranks().total({"a": 2}) == {"a": 2}
+    assert Ranks(1, 3).share(rows).tolist() == [1, 4]
+
+
+@pytest.mark.parametrize(
+    "nodes, first",
+    [("n1", "n1"), ("n[3-5,8],m1", "n3"), ("a,b", "a"), ("gpu-[007,9]", "gpu-007")],
+)
+def test_tasks_of_srun_meet_on_the_first_node(monkeypatch, nodes, first):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for name, value in {**SRUN, "SLURM_JOB_NODELIST": nodes, "SLURM_JOB_ID": "70123"}.items():
+        monkeypatch.setenv(name, value)
+    assert _meeting(Launch("srun", 2, 2, 3, 1)) == (first, 15_123)
+    monkeypatch.setenv("MASTER_ADDR", "host")
+    monkeypatch.setenv("MASTER_PORT", "1234")
+    assert _meeting(Launch("srun", 2, 2, 3, 1)) == ("host", 1234)
