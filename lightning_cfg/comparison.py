@@ -147,6 +147,7 @@ def fidelity_diversity(
             panel.grid(alpha=0.3, lw=0.4)
         panels[0].set_ylabel(fidelity)
         if meaning(fidelity)[0] != "higher":
+            panels[0].set_yscale("symlog", linthresh=1e-3)  # shares, from none to almost all
             panels[0].invert_yaxis()  # better is up
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", frameon=False)
