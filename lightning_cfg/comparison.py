@@ -1,5 +1,6 @@
 """The report's part on many guidance methods: each at its best scale, fidelity and diversity."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,14 @@ def _matched(
     """What every method reaches in class errors at no larger distance than the first one has."""
     if error is None:
         return []
-    own = {
-        m: [row for key, row in averages.items() if key[0] == m and key[2] == "before"]
+    curves = {
+        m: [
+            (row[distance], row[error])
+            for key, row in sorted(averages.items(), key=lambda item: item[0][1] or 0)
+            if key[0] == m and key[2] == "before" and {distance, error} <= set(row)
+        ]
         for m in methods
     }
-    own = {m: [row for row in rows if {distance, error} <= set(row)] for m, rows in own.items()}
     limits = {
         key[1]: row[distance]
         for key, row in averages.items()
@@ -77,8 +81,8 @@ def _matched(
     }
     fewest = max if meaning(error)[0] == "higher" else min
     found = {
-        (m, scale): fewest((r[error] for r in rows if r[distance] <= limit), default=None)
-        for m, rows in own.items()
+        (m, scale): fewest(_within(curve, limit), default=None)
+        for m, curve in curves.items()
         for scale, limit in limits.items()
     }
     best = {
@@ -94,10 +98,22 @@ def _matched(
         lines.append([m, *cells])
     return [
         f"**At matched distance**: the best `{error}` that each method reaches, before refinement, "
-        f"at any of its scales where `{distance}` is no larger than that of {methods[0]} at the "
-        "scale in brackets; empty where it has none.",
+        f"where its `{distance}` is no larger than that of {methods[0]} at the scale in brackets; "
+        "interpolated between neighbours among its scales, empty where it has none.",
         table(["method", *heads], lines),
     ]
+
+
+def _within(curve: list[tuple[float, float]], limit: float) -> list[float]:
+    """Heights of a curve of (distance, height) at its points within the limit, and where it leaves.
+
+    Between neighbouring points the curve is straight.
+    """
+    heights = [height for distance, height in curve if distance <= limit]
+    for (a, p), (b, q) in pairwise(curve):
+        if min(a, b) <= limit < max(a, b):
+            heights.append(p + (q - p) * (limit - a) / (b - a))
+    return heights
 
 
 def draw(
