@@ -40,10 +40,12 @@ def sections(averages: dict[tuple, dict], config: dict, metrics: list[str]) -> l
 def _table(method: str, metric: str, averages: dict[tuple, dict], config: dict) -> list[str]:
     better, _ = meaning(metric)
     own = {key: row for key, row in averages.items() if key[0] == method and metric in row}
+    first = "_vs_" not in metric  # a paper's number is against the first reference
     papers = [
         section
         for section in config["published"]
-        if section["metric"] in (metric, kind_of(metric)) and section["method"] in (method, None)
+        if section["method"] in (method, None)
+        and (section["metric"] == metric or (section["metric"] == kind_of(metric) and first))
     ]
     known = {flow for section in papers for flow in section["rows"]}
     scales = sorted(
