@@ -42,10 +42,13 @@ import torch
 from torch import nn
 
 from lightning_cfg import guidance
-from lightning_cfg.generate import Counted, guide, sample, seeded
+from lightning_cfg.diffusion.models import EDM, NoisyClassifier
 from lightning_cfg.interfaces import NULL
-from lightning_cfg.models import EDM, NoisyClassifier
 from lightning_cfg.nets import MLP, ADMUNet, ConvNet, UnshuffleUNet
+from lightning_cfg.sampling.guided import guide
+from lightning_cfg.sampling.prepared import Counted
+from lightning_cfg.sampling.sample import sample
+from lightning_cfg.sampling.seeds import seeded
 
 PLANE, PIXELS = (2,), (1, 28, 28)
 NETS = {  # shape, network, samples, steps

@@ -42,7 +42,7 @@ def child(name: str, n: int, d: int, k: int) -> None:
     import numpy as np
     import torch
 
-    from lightning_cfg.neighbours import nearest
+    from lightning_cfg.refinement.neighbours import nearest
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     queries, bank = points(n, d, 1), points(n, d, 2)

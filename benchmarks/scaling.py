@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_cfg.learners import Diffusion
+from lightning_cfg.training.learners import Diffusion
 
 WARM = 20  # steps that do not count
 

@@ -28,16 +28,16 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from lightning_cfg.callbacks import Progress, SaveLast
-from lightning_cfg.checkpoints import build_model
 from lightning_cfg.config import build, load
 from lightning_cfg.data.images import Images
-from lightning_cfg.data.module import KeyedBatches
-from lightning_cfg.draws import Draws, key
-from lightning_cfg.ema import EMA
-from lightning_cfg.fit import _logger, matmul, prepare, speed_of, trainer_for
-from lightning_cfg.runs import Run
-from lightning_cfg.study import study
+from lightning_cfg.diffusion.draws import Draws, key
+from lightning_cfg.runs.checkpoints import build_model
+from lightning_cfg.runs.run import Run
+from lightning_cfg.training.batches import KeyedBatches
+from lightning_cfg.training.callbacks import Progress, SaveLast
+from lightning_cfg.training.ema import EMA
+from lightning_cfg.verbs.fit import _logger, matmul, prepare, speed_of, trainer_for
+from lightning_cfg.verbs.study import study
 
 TARGETS = {"mlp": 1.15, "unshuffle": 1.03, "song": 1.03}
 CONFIG = Path(__file__).parent.parent / "conf/studies/fractal_quick.yaml"
@@ -175,7 +175,7 @@ def ratio(asked: argparse.Namespace, batch_size: int, device: torch.device) -> f
     speed = speed_of({"accelerator": asked.accelerator}, data.shape)
     bare = Bare(recipe, data, speed, device)
     model = model_of(recipe, data, speed)
-    module = build("lightning_cfg.learners", recipe["learner"], model)
+    module = build("lightning_cfg.training.learners", recipe["learner"], model)
     module.described = {"config": recipe, "shape": list(data.shape), "num_classes": 10}
     # a block of warming up, and one step more, at whose start the last block is over
     last = (asked.pairs + 1) * asked.steps + 1

@@ -107,11 +107,11 @@ class Verb:
 
 Data = Annotated[dict, Choice("lightning_cfg.data")]
 Net = Annotated[dict, Choice("lightning_cfg.nets")]
-Model = Annotated[dict, Choice("lightning_cfg.models")]
-Learner = Annotated[dict, Choice("lightning_cfg.learners")]
+Model = Annotated[dict, Choice("lightning_cfg.diffusion.models")]
+Learner = Annotated[dict, Choice("lightning_cfg.training.learners")]
 Guidance = Annotated[dict, Choice("lightning_cfg.guidance")]
-Sampler = Annotated[dict, Choice("lightning_cfg.samplers")]
-Features = Annotated[dict, Choice("lightning_cfg.features")]
+Sampler = Annotated[dict, Choice("lightning_cfg.diffusion.samplers")]
+Features = Annotated[dict, Choice("lightning_cfg.evaluation.features")]
 Metric = Annotated[dict, Choice("lightning_cfg.metrics")]
 TrainerKeys = Annotated[dict, Keywords("lightning.Trainer")]
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import nn
 
-from lightning_cfg.draws import Draws
+from lightning_cfg.diffusion.draws import Draws
+from lightning_cfg.diffusion.models import EDM, NoisyClassifier
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
-from lightning_cfg.models import EDM, NoisyClassifier
 from lightning_cfg.nets.adm_unet import (
     ADMEncoder,
     ADMUNet,

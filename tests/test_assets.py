@@ -24,9 +24,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_cfg import assets
-from lightning_cfg.assets import Asset
 from lightning_cfg.errors import UserError
+from lightning_cfg.verbs import assets
+from lightning_cfg.verbs.assets import Asset
 
 BODY = bytes(range(256)) * 4000
 HALF = len(BODY) // 2
@@ -131,7 +131,7 @@ def cli(monkeypatch, capsys) -> Callable[..., SimpleNamespace]:
         monkeypatch.setattr(sys, "argv", ["assets", *words])
         capsys.readouterr()
         try:
-            assets.main()
+            assets.main(sys.argv[1:])
             status = 0
         except SystemExit as stop:
             status = stop.code or 0
@@ -305,11 +305,11 @@ def test_connections_that_get_no_further_end(site, fault, reason, requests):
 def test_a_killed_download_is_gone_on_with(site, number, status):
     site.faults = ["stall"]
     code = f"""
-import signal
-from lightning_cfg import assets
+import signal, sys
+from lightning_cfg.verbs import assets
 signal.signal(signal.SIGINT, signal.default_int_handler)  # even if the tests run in a background
 assets.ASSETS = {{"file": assets.Asset(**{dataclasses.asdict(assets.ASSETS["file"])})}}
-assets.main()
+assets.main(sys.argv[1:])
 """
     command = [sys.executable, "-c", code, "fetch", "file"]
     part = assets.folder() / "w.pth.part"
@@ -688,8 +688,8 @@ def test_check_names_what_is_wrong(site, cli):
 def test_a_table_comes_without_torch(tmp_path):
     code = """
 import sys
-from lightning_cfg import assets
-assets.main()
+from lightning_cfg.verbs import assets
+assets.main([])
 print([module for module in ("torch", "numpy", "tqdm") if module in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_cfg.data.augment import AugmentPipe, warp
-from lightning_cfg.draws import Draws
+from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
 
 KINDS = ("xflip", "yflip", "scale", "rotate_frac", "aniso", "translate_frac")

@@ -12,15 +12,16 @@ import pytest
 import torch
 import yaml
 
-from lightning_cfg.checkpoints import LAST
 from lightning_cfg.config import load
-from lightning_cfg.evaluate import evaluate
-from lightning_cfg.files import save_tensors
-from lightning_cfg.fit import fit
-from lightning_cfg.generate import SAMPLES, TRAJECTORIES, generate
-from lightning_cfg.pair import PAIRS, pair
-from lightning_cfg.refine import refine
-from lightning_cfg.trace import trace
+from lightning_cfg.runs.checkpoints import LAST
+from lightning_cfg.runs.files import save_tensors
+from lightning_cfg.runs.names import SAMPLES, TRAJECTORIES
+from lightning_cfg.verbs.evaluate import evaluate
+from lightning_cfg.verbs.fit import fit
+from lightning_cfg.verbs.generate import generate
+from lightning_cfg.verbs.pair import PAIRS, pair
+from lightning_cfg.verbs.refine import refine
+from lightning_cfg.verbs.trace import trace
 
 MISSING = object()
 HEUN = {"name": "heun", "steps": 2}
@@ -565,7 +566,7 @@ def test_directory_of_something_else(refused, training, tmp_path, what):
 
 
 def test_study(call, mixture, tmp_path):
-    from lightning_cfg.study import study
+    from lightning_cfg.verbs.study import study
 
     quick = Path(__file__).parent.parent / "conf/studies/fractal_quick.yaml"
     text = quick.read_text()
@@ -627,7 +628,7 @@ FLOW = {
     ],
 )
 def test_study_of_cases(refused, changed, words):
-    from lightning_cfg.study import study
+    from lightning_cfg.verbs.study import study
 
     line = refused(study, GAUSSIANS | changed)
     assert all(word in line for word in words), line
@@ -643,7 +644,7 @@ def test_study_of_cases(refused, changed, words):
 )
 def test_study_that_would_stop_half_way(refused, changed, words):
     """What a late stage refuses is refused before the first, which may take hours."""
-    from lightning_cfg.study import study
+    from lightning_cfg.verbs.study import study
 
     line = refused(study, GAUSSIANS | changed)
     assert all(word in line for word in words), line

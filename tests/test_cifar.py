@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lightning_cfg.data.cifar import CIFAR10, FOLDER
-from lightning_cfg.draws import Draws
+from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
-from lightning_cfg.fit import fit
+from lightning_cfg.verbs.fit import fit
 
 TRAIN = [f"data_batch_{i}" for i in range(1, 6)]
 NAMES = [*TRAIN, "test_batch", "batches.meta"]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_cfg.checkpoints import load as load_checkpoint
 from lightning_cfg.config import load, resolve
 from lightning_cfg.errors import UserError
-from lightning_cfg.files import save_tensors
-from lightning_cfg.fit import fit
+from lightning_cfg.runs.checkpoints import load as load_checkpoint
+from lightning_cfg.runs.files import save_tensors
+from lightning_cfg.verbs.fit import fit
 
 CONF = Path(__file__).parent.parent / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))

@@ -14,11 +14,11 @@ import pytest
 import torch
 import yaml
 
-from lightning_cfg.checkpoints import load
 from lightning_cfg.errors import UserError
-from lightning_cfg.fit import fit
-from lightning_cfg.learners import Diffusion
-from lightning_cfg.ranks import Launch, launched, with_launch
+from lightning_cfg.runs.checkpoints import load
+from lightning_cfg.runs.ranks import Launch, launched, with_launch
+from lightning_cfg.training.learners import Diffusion
+from lightning_cfg.verbs.fit import fit
 
 ROOT = Path(__file__).parent.parent
 HERE = "test_ddp"

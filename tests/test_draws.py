@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lightning_cfg.draws import Draws, key, keyed
+from lightning_cfg.diffusion.draws import Draws, key, keyed
 
 METHODS = {
     "normal": lambda draws: draws.normal(3, 2),

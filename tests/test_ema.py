@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_cfg.ema import EMA
+from lightning_cfg.training.ema import EMA
 
 
 @pytest.fixture

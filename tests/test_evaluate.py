@@ -13,16 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_cfg import reference
 from lightning_cfg.data.images import quantised, signed
-from lightning_cfg.evaluate import _real, evaluate
-from lightning_cfg.features import Space
-from lightning_cfg.files import load_tensors, save_tensors
-from lightning_cfg.fit import fit
-from lightning_cfg.frechet import Moments, frechet_distance, load_statistics
-from lightning_cfg.generate import SAMPLES, generate
-from lightning_cfg.pngs import IMAGES, save_images
-from lightning_cfg.scoring import column_of
+from lightning_cfg.evaluation import reference
+from lightning_cfg.evaluation.features import Space
+from lightning_cfg.evaluation.scorer import column_of
+from lightning_cfg.metrics.moments import Moments, frechet_distance, load_statistics
+from lightning_cfg.runs.files import load_tensors, save_tensors
+from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.runs.pngs import IMAGES, save_images
+from lightning_cfg.verbs.evaluate import _real, evaluate
+from lightning_cfg.verbs.fit import fit
+from lightning_cfg.verbs.generate import generate
 
 HEUN = {"name": "heun", "steps": 4}
 NET = {"name": "UnshuffleUNet", "channels": 8, "channel_mult": [1]}

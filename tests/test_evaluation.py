@@ -21,21 +21,25 @@ from test_fit import assert_same
 from test_training import kept, logged
 from torch import Tensor, nn
 
-from lightning_cfg import evaluation, figures, learners
-from lightning_cfg.callbacks import SaveLast
-from lightning_cfg.checkpoints import load
 from lightning_cfg.config import main
 from lightning_cfg.data.images import Images
-from lightning_cfg.draws import keyed
+from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import UserError
-from lightning_cfg.evaluate import evaluate
-from lightning_cfg.evaluation import TABLE, EvaluateSamples
-from lightning_cfg.files import load_tensors, save_tensors
-from lightning_cfg.fit import fit
-from lightning_cfg.frechet import Moments
-from lightning_cfg.generate import SAMPLES, generate, seeded
-from lightning_cfg.learners import Diffusion
-from lightning_cfg.refine import refine
+from lightning_cfg.metrics.moments import Moments
+from lightning_cfg.reports import figures
+from lightning_cfg.runs.checkpoints import load
+from lightning_cfg.runs.files import load_tensors, save_tensors
+from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.sampling.seeds import seeded
+from lightning_cfg.training import evaluate_samples as evaluation
+from lightning_cfg.training import learners
+from lightning_cfg.training.callbacks import SaveLast
+from lightning_cfg.training.evaluate_samples import TABLE, EvaluateSamples
+from lightning_cfg.training.learners import Diffusion
+from lightning_cfg.verbs.evaluate import evaluate
+from lightning_cfg.verbs.fit import fit
+from lightning_cfg.verbs.generate import generate
+from lightning_cfg.verbs.refine import refine
 
 HERE = "test_evaluation"
 

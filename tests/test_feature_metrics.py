@@ -17,11 +17,17 @@ import scipy.linalg
 import torch
 from torch import Tensor, distributed
 
-from lightning_cfg import metrics, neighbours
+from lightning_cfg import metrics
 from lightning_cfg.errors import UserError
-from lightning_cfg.frechet import FrechetDistance, Moments, frechet_distance, load_statistics
 from lightning_cfg.metrics import manifold
-from lightning_cfg.neighbours import nearest
+from lightning_cfg.metrics.moments import (
+    FrechetDistance,
+    Moments,
+    frechet_distance,
+    load_statistics,
+)
+from lightning_cfg.refinement import neighbours
+from lightning_cfg.refinement.neighbours import nearest
 
 
 def normal(*shape, seed=0):

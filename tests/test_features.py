@@ -18,14 +18,16 @@ from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torchvision import transforms
 
-from lightning_cfg import assets, checkpoints, features
 from lightning_cfg.data.cifar import CIFAR10, FOLDER
 from lightning_cfg.data.images import quantised, signed
 from lightning_cfg.errors import UserError
-from lightning_cfg.features import Space
-from lightning_cfg.fit import fit
-from lightning_cfg.frechet import Moments, frechet_distance
-from lightning_cfg.pngs import save_images
+from lightning_cfg.evaluation import features
+from lightning_cfg.evaluation.features import Space
+from lightning_cfg.metrics.moments import Moments, frechet_distance
+from lightning_cfg.runs import checkpoints
+from lightning_cfg.runs.pngs import save_images
+from lightning_cfg.verbs import assets
+from lightning_cfg.verbs.fit import fit
 
 
 def photographs(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tensor:

@@ -4,7 +4,7 @@ import scipy.linalg
 import torch
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.frechet import FrechetDistance, Moments, frechet_distance
+from lightning_cfg.metrics.moments import FrechetDistance, Moments, frechet_distance
 
 
 def draw(n, d, seed, offset=0.0):

@@ -13,19 +13,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_cfg import checkpoints, figures
 from lightning_cfg.config import load
 from lightning_cfg.data.image_files import ImageFolder, ImageZip
 from lightning_cfg.errors import UserError
-from lightning_cfg.evaluate import evaluate
-from lightning_cfg.files import load_samples, load_tensors, save_tensors, sha256
-from lightning_cfg.fit import fit
-from lightning_cfg.generate import SAMPLES, SHEET, TRAJECTORIES, generate
-from lightning_cfg.learners import Classification
-from lightning_cfg.pair import PAIRS, pair
-from lightning_cfg.pngs import IMAGES, save_images
-from lightning_cfg.refine import refine
-from lightning_cfg.runs import content_of
+from lightning_cfg.reports import figures
+from lightning_cfg.runs import checkpoints
+from lightning_cfg.runs.files import load_samples, load_tensors, save_tensors, sha256
+from lightning_cfg.runs.names import SAMPLES, SHEET, TRAJECTORIES
+from lightning_cfg.runs.pngs import IMAGES, save_images
+from lightning_cfg.runs.run import content_of
+from lightning_cfg.training.learners import Classification
+from lightning_cfg.verbs.evaluate import evaluate
+from lightning_cfg.verbs.fit import fit
+from lightning_cfg.verbs.generate import generate
+from lightning_cfg.verbs.pair import PAIRS, pair
+from lightning_cfg.verbs.refine import refine
 
 HEUN = {"name": "heun", "steps": 4}
 NET = {"name": "UnshuffleUNet", "channels": 8, "channel_mult": [1]}
@@ -734,7 +736,7 @@ def study_config(made, training) -> dict:
 def stages(config: dict, root: Path) -> dict[str, tuple[bool, str]]:
     import yaml
 
-    from lightning_cfg.study import study
+    from lightning_cfg.verbs.study import study
 
     (root / "study.yaml").write_text(yaml.safe_dump(config))
     study(**load(study, root / "study.yaml", [f"run_dir={root / 'study'}"]))

@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 from test_fit import assert_same
 
-from lightning_cfg import figures
-from lightning_cfg.callbacks import Grids
-from lightning_cfg.checkpoints import load
-from lightning_cfg.files import load_tensors
-from lightning_cfg.fit import fit
-from lightning_cfg.generate import SAMPLES, generate
+from lightning_cfg.reports import figures
+from lightning_cfg.runs.checkpoints import load
+from lightning_cfg.runs.files import load_tensors
+from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.training.callbacks import Grids
+from lightning_cfg.verbs.fit import fit
+from lightning_cfg.verbs.generate import generate
 
 GRIDS = {"every": 5, "scales": [1, 2], "columns": 3, "sampler": {"steps": 3}}
 

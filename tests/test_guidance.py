@@ -4,9 +4,10 @@ from torch import nn
 
 from lightning_cfg.data.mixture import fractal
 from lightning_cfg.errors import UserError
-from lightning_cfg.generate import Counted, ExactClassifier, guide
 from lightning_cfg.guidance import autoguidance, classifier_free, classifier_gradient, unguided
 from lightning_cfg.interfaces import NULL
+from lightning_cfg.sampling.guided import guide
+from lightning_cfg.sampling.prepared import Counted, ExactClassifier
 
 F64 = torch.float64
 SCALES = [0.0, 0.5, 1.0, 2.0, 5.0]

@@ -10,16 +10,9 @@ from torch import nn
 
 from lightning_cfg.config import load
 from lightning_cfg.data.mixture import GaussianMixture, fractal
+from lightning_cfg.diffusion.models import EDM, NoisyClassifier
+from lightning_cfg.diffusion.samplers import ddim, ddpm, euler, heun, karras_levels
 from lightning_cfg.errors import UserError
-from lightning_cfg.generate import (
-    Counted,
-    ExactClassifier,
-    generate,
-    guide,
-    sample,
-    seeded,
-    with_scale,
-)
 from lightning_cfg.guidance import (
     apg,
     autoguidance,
@@ -39,9 +32,12 @@ from lightning_cfg.guidance import (
 )
 from lightning_cfg.guidance.schedules import constant, cosine, exponential, linear, step
 from lightning_cfg.interfaces import NULL
-from lightning_cfg.models import EDM, NoisyClassifier
 from lightning_cfg.nets import MLP, ADMUNet, Linear, SongUNet, UnshuffleUNet
-from lightning_cfg.samplers import ddim, ddpm, euler, heun, karras_levels
+from lightning_cfg.sampling.guided import guide, with_scale
+from lightning_cfg.sampling.prepared import Counted, ExactClassifier
+from lightning_cfg.sampling.sample import sample
+from lightning_cfg.sampling.seeds import seeded
+from lightning_cfg.verbs.generate import generate
 
 F64 = torch.float64
 STEPS = 6

@@ -10,20 +10,24 @@ import pytest
 import torch
 import yaml
 
-from lightning_cfg import checkpoints, guidance
+from lightning_cfg import guidance
 from lightning_cfg.config import load
 from lightning_cfg.data import Mixture, RealOrGenerated
-from lightning_cfg.draws import Draws
+from lightning_cfg.diffusion.draws import Draws
+from lightning_cfg.diffusion.samplers import euler
 from lightning_cfg.errors import UserError
-from lightning_cfg.evaluate import evaluate
-from lightning_cfg.files import load_tensors, save_tensors
-from lightning_cfg.fit import fit
-from lightning_cfg.generate import SAMPLES, TRAJECTORIES, generate, sample, seeded
+from lightning_cfg.evaluation.sample_sets import read_set
 from lightning_cfg.guidance import autoguidance
-from lightning_cfg.refine import refine
-from lightning_cfg.sample_sets import read_set
-from lightning_cfg.samplers import euler
-from lightning_cfg.study import study
+from lightning_cfg.runs import checkpoints
+from lightning_cfg.runs.files import load_tensors, save_tensors
+from lightning_cfg.runs.names import SAMPLES, TRAJECTORIES
+from lightning_cfg.sampling.sample import sample
+from lightning_cfg.sampling.seeds import seeded
+from lightning_cfg.verbs.evaluate import evaluate
+from lightning_cfg.verbs.fit import fit
+from lightning_cfg.verbs.generate import generate
+from lightning_cfg.verbs.refine import refine
+from lightning_cfg.verbs.study import study
 
 DOCS = Path(__file__).parent.parent / "docs"
 CONF = DOCS.parent / "conf"

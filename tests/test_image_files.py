@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_cfg import features
 from lightning_cfg.data.image_files import ImageFolder, ImageZip
-from lightning_cfg.draws import Draws
+from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
-from lightning_cfg.files import sha256
-from lightning_cfg.fit import fit
+from lightning_cfg.evaluation import features
+from lightning_cfg.runs.files import sha256
+from lightning_cfg.verbs.fit import fit
 
 N = 40
 LABELS = (np.random.default_rng(1).permutation(N) % 4).tolist()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_cfg.data.images import FILES, MNIST
-from lightning_cfg.draws import Draws
+from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
 from lightning_cfg.nets.convnet import ConvNet
 from lightning_cfg.nets.unshuffle_unet import UnshuffleUNet

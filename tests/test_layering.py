@@ -1,4 +1,4 @@
-"""Science knows nothing of Lightning: it can be read, tested and used without it."""
+"""Folders import downwards only, and only training and the verb `fit` know Lightning."""
 
 import ast
 import subprocess
@@ -10,18 +10,31 @@ import pytest
 import lightning_cfg
 
 PACKAGE = Path(lightning_cfg.__file__).parent
-SCIENCE = [
-    *(f"{name}.py" for name in ("interfaces", "network", "samplers", "models", "draws", "ema")),
-    *(f"{name}.py" for name in ("frechet", "neighbours", "features", "errors", "files", "pngs")),
-    *(f"{name}.py" for name in ("assets", "gather", "reference", "sample_sets", "scoring")),
-    *("precision.py", "score_table.py"),
-    *(f"{name}.py" for name in ("checkpoints", "claims", "figures", "trajectories")),
-    *(f"{name}.py" for name in ("trajectory_figures", "trajectory_report")),
-    *sorted(f"data/{p.name}" for p in (PACKAGE / "data").glob("*.py") if p.stem != "module"),
-    *sorted(f"guidance/{path.name}" for path in (PACKAGE / "guidance").glob("*.py")),
-    *sorted(f"metrics/{path.name}" for path in (PACKAGE / "metrics").glob("*.py")),
-    *sorted(f"nets/{path.name}" for path in (PACKAGE / "nets").glob("*.py")),
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+VERBS = {"fit", "generate", "pair", "refine", "evaluate", "trace", "study", "sweep", "assets"}
+ORDER = [  # a folder may import those on its own line and on the lines above
+    {"errors", "interfaces", "config", "__init__"},
+    {"diffusion", "runs"},
+    {"sampling", "guidance", "nets", "data", "metrics", "refinement"},
+    {"evaluation", "weights"},
+    {"reports", "training"},
+    {"studies"},
+    {"verbs"},
+    {"cli"},
+    VERBS | {"__main__"},
 ]
+MAY_IMPORT_LIGHTNING = {
+    "verbs/fit.py",
+    *(f"training/{name}.py" for name in ("batches", "callbacks", "evaluate_samples", "learners")),
+}
+UPWARD = {  # what is still to be cut
+    "evaluation/features.py -> verbs",
+    "evaluation/tables.py -> reports",
+    "reports/study.py -> verbs",
+    "runs/pngs.py -> data",
+    "studies/stages.py -> verbs",
+    "training/evaluate_samples.py -> verbs",
+}
 
 
 def imported(source: str) -> set[str]:
@@ -31,7 +44,7 @@ def imported(source: str) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = ast.unparse(node.func)
             if called.endswith(("import_module", "__import__")):
@@ -44,9 +57,19 @@ def of_lightning(source: str) -> set[str]:
     return {module for module in imported(source) if module.split(".")[0] in tops}
 
 
-@pytest.mark.parametrize("file", SCIENCE)
-def test_science_does_not_import_lightning(file):
-    assert of_lightning((PACKAGE / file).read_text()) == set()
+def folders(source: str) -> set[str]:
+    """What of the package the source imports: folders, or files that lie in none."""
+    parts = [module.split(".") for module in imported(source)]
+    return {part[1] for part in parts if part[0] == "lightning_cfg" and len(part) > 1}
+
+
+def level(name: str) -> int:
+    return next(i for i, names in enumerate(ORDER) if name in names)
+
+
+def test_only_these_files_import_lightning():
+    users = {file for file in FILES if of_lightning((PACKAGE / file).read_text())}
+    assert users == MAY_IMPORT_LIGHTNING
 
 
 @pytest.mark.parametrize(
@@ -63,14 +86,39 @@ def test_an_import_of_lightning_would_be_seen(source):
     assert not of_lightning(source.replace("lightning", "lightning_cfg"))
 
 
-def test_the_learners_are_seen_to_import_lightning():
-    assert of_lightning((PACKAGE / "learners.py").read_text())
+def test_every_file_has_its_place_in_the_order():
+    for file in FILES:
+        level(file.split("/")[0].removesuffix(".py"))
+
+
+def test_no_folder_is_called_like_a_verb():
+    assert not [verb for verb in VERBS if (PACKAGE / verb).exists()]
+
+
+def test_folders_import_downwards_only():
+    upward = set()
+    for file in FILES:
+        own = level(file.split("/")[0].removesuffix(".py"))
+        for name in folders((PACKAGE / file).read_text()):
+            if any(name in names for names in ORDER) and level(name) > own:
+                upward.add(f"{file} -> {name}")
+    assert upward == UPWARD
+
+
+@pytest.mark.parametrize(
+    "source", ["from lightning_cfg import verbs", "import lightning_cfg.verbs.fit"]
+)
+def test_an_upward_import_would_be_seen(source):
+    assert folders(source) == {"verbs"}
 
 
 def test_importing_science_loads_no_lightning_and_no_search_library():
+    science = ("fit.py", "study.py", "sweep.py", "assets.py")
     modules = [
-        "lightning_cfg." + file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        for file in SCIENCE
+        f"lightning_cfg.{file}".removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for file in FILES
+        if not file.startswith(("training/", "verbs/", "studies/", "__main__"))
+        and file not in science
     ]
     code = f"""
 import importlib, sys

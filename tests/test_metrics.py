@@ -7,8 +7,8 @@ import torch
 from lightning_cfg import metrics
 from lightning_cfg.data import Mixture
 from lightning_cfg.errors import UserError
-from lightning_cfg.frechet import Moments
 from lightning_cfg.metrics.known import known_of
+from lightning_cfg.metrics.moments import Moments
 
 
 def normal(*shape, seed=0):

@@ -9,7 +9,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from lightning_cfg.data import Fractal, Mixture, mixture
 from lightning_cfg.data.mixture import GaussianMixture, fractal
-from lightning_cfg.draws import Draws, keyed
+from lightning_cfg.diffusion.draws import Draws, keyed
 from lightning_cfg.interfaces import NULL
 
 F64 = torch.float64

@@ -6,11 +6,8 @@ from torch import nn
 
 from lightning_cfg.data import Mixture, Pairs
 from lightning_cfg.data.mixture import GaussianMixture, fractal
-from lightning_cfg.draws import Draws
-from lightning_cfg.errors import UserError
-from lightning_cfg.files import save_tensors
-from lightning_cfg.interfaces import NULL
-from lightning_cfg.models import (
+from lightning_cfg.diffusion.draws import Draws
+from lightning_cfg.diffusion.models import (
     DDPM,
     EDM,
     Flow,
@@ -22,9 +19,12 @@ from lightning_cfg.models import (
     linear_beta_sigmas,
     velocity_of,
 )
+from lightning_cfg.diffusion.samplers import integrate
+from lightning_cfg.diffusion.trajectories import boundary
+from lightning_cfg.errors import UserError
+from lightning_cfg.interfaces import NULL
 from lightning_cfg.nets import MLP, Linear
-from lightning_cfg.samplers import integrate
-from lightning_cfg.trajectories import boundary
+from lightning_cfg.runs.files import save_tensors
 
 F64 = torch.float64
 SD = 0.5  # EDM's sigma_data

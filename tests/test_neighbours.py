@@ -4,9 +4,9 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from lightning_cfg import neighbours
 from lightning_cfg.errors import UserError
-from lightning_cfg.neighbours import nearest, nearest_in_class
+from lightning_cfg.refinement import neighbours
+from lightning_cfg.refinement.neighbours import nearest, nearest_in_class
 
 
 @pytest.fixture

@@ -12,16 +12,16 @@ from torch import Tensor
 from lightning_cfg.config import load
 from lightning_cfg.data.images import quantised, signed
 from lightning_cfg.data.pairs import Pairs
+from lightning_cfg.diffusion.samplers import integrate_in_steps
 from lightning_cfg.errors import UserError
-from lightning_cfg.files import load_tensors, save_tensors
-from lightning_cfg.fit import fit
-from lightning_cfg.generate import SAMPLES
-from lightning_cfg.neighbours import nearest, nearest_in_class, nearest_in_shards
-from lightning_cfg.pair import PAIRS, Size, pair
-from lightning_cfg.pngs import save_images
-from lightning_cfg.refine import Solver, refine, refined
-from lightning_cfg.samplers import integrate_in_steps
-from lightning_cfg.targets import effective, used_once
+from lightning_cfg.refinement.neighbours import nearest, nearest_in_class, nearest_in_shards
+from lightning_cfg.refinement.targets import effective, used_once
+from lightning_cfg.runs.files import load_tensors, save_tensors
+from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.runs.pngs import save_images
+from lightning_cfg.verbs.fit import fit
+from lightning_cfg.verbs.pair import PAIRS, Size, pair
+from lightning_cfg.verbs.refine import Solver, refine, refined
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -339,7 +339,7 @@ def test_every_solver_of_the_verb_agrees_where_steps_are_many(flows, samples, tm
 
 
 def test_guidance_inside_the_flow(flows, samples, tmp_path, call):
-    from lightning_cfg.checkpoints import restore
+    from lightning_cfg.runs.checkpoints import restore
 
     model = restore(flows["null"])
     x, c = load_tensors(samples, "x", "c").values()

@@ -13,11 +13,12 @@ import yaml
 from test_ddp import ROOT
 from test_fit import assert_same, fit_as_called
 
-from lightning_cfg import preemption, wandb_run
-from lightning_cfg.checkpoints import LAST, load
 from lightning_cfg.config import REQUEUE
-from lightning_cfg.fit import fit
-from lightning_cfg.learners import Diffusion
+from lightning_cfg.runs import wandb_run
+from lightning_cfg.runs.checkpoints import LAST, load
+from lightning_cfg.training import preemption
+from lightning_cfg.training.learners import Diffusion
+from lightning_cfg.verbs.fit import fit
 
 HERE = "test_preemption"
 
@@ -117,7 +118,7 @@ def test_a_signal_when_python_has_shut_down(watch, ignored):
     """It has taken its handlers down by itself; the status is to stay what the run has said."""
     code = f"""
 import ctypes, sys
-from lightning_cfg import preemption
+from lightning_cfg.training import preemption
 preemption.{watch}()
 libc = ctypes.CDLL(None)
 libc.__cxa_atexit(libc.pause, None, None)  # after all that Python does

@@ -8,11 +8,8 @@ import torch
 from torch import nn
 
 from lightning_cfg.data.mixture import GaussianMixture, fractal
-from lightning_cfg.errors import UserError
-from lightning_cfg.generate import Counted, Draw, sample, seeded
-from lightning_cfg.models import EDM, linear_beta_sigmas
-from lightning_cfg.nets import MLP
-from lightning_cfg.samplers import (
+from lightning_cfg.diffusion.models import EDM, linear_beta_sigmas
+from lightning_cfg.diffusion.samplers import (
     ddim,
     ddpm,
     dopri5,
@@ -22,6 +19,11 @@ from lightning_cfg.samplers import (
     karras_levels,
     linear_beta_levels,
 )
+from lightning_cfg.errors import UserError
+from lightning_cfg.nets import MLP
+from lightning_cfg.sampling.prepared import Counted
+from lightning_cfg.sampling.sample import sample
+from lightning_cfg.sampling.seeds import Draw, seeded
 
 F64 = torch.float64
 EDMS = np.load(Path(__file__).parent / "reference" / "edm_sampler.npz")

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from lightning_cfg.config import load
-from lightning_cfg.files import load_tensors
-from lightning_cfg.fit import fit
-from lightning_cfg.generate import SAMPLES, generate
-from lightning_cfg.study import study
+from lightning_cfg.runs.files import load_tensors
+from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.verbs.fit import fit
+from lightning_cfg.verbs.generate import generate
+from lightning_cfg.verbs.study import study
 
 CONF = Path(__file__).parent.parent / "conf"
 pytestmark = pytest.mark.slow

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from lightning_cfg.diffusion.models import EDM
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
-from lightning_cfg.models import EDM
 from lightning_cfg.nets.song_unet import Fourier, SongUNet, from_edm
 
 REFERENCE = Path(__file__).parent / "reference"

@@ -14,12 +14,13 @@ import pytest
 import yaml
 from test_evaluation import HERE, UNET
 
-from lightning_cfg import sweep, wandb_run
 from lightning_cfg.config import load, main, resolve
 from lightning_cfg.errors import UserError
-from lightning_cfg.evaluate import evaluate
-from lightning_cfg.fit import fit
-from lightning_cfg.sweep_report import against, axis, shortened
+from lightning_cfg.reports.sweep import against, axis, shortened
+from lightning_cfg.runs import wandb_run
+from lightning_cfg.verbs import sweep
+from lightning_cfg.verbs.evaluate import evaluate
+from lightning_cfg.verbs.fit import fit
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "launch").glob("sweep_*.yaml"))
@@ -87,7 +88,8 @@ def within(monkeypatch) -> list[list[str]]:
         _, _, module, *words = row.command
         monkeypatch.setattr(sys, "argv", [module, *words])
         try:
-            main(resolve("", f"{module}.{module.rpartition('.')[2]}"))
+            name = module.rpartition(".")[2]
+            main(resolve("", f"lightning_cfg.verbs.{name}.{name}"))
         except SystemExit as stop:
             row.failed = stop.code
 
@@ -116,8 +118,8 @@ def test_one_table_and_one_plot(here, within, capsys):
 
 def test_what_has_finished_is_not_done_again(here, within, monkeypatch, capsys):
     """Of the real side every run but the first asks the cache: no network sees it again."""
-    from lightning_cfg import reference
-    from lightning_cfg.evaluate import _real
+    from lightning_cfg.evaluation import reference
+    from lightning_cfg.verbs.evaluate import _real
 
     seen, gather = [], reference.gather
     monkeypatch.setattr(reference, "gather", lambda *a, **k: seen.append(a) or gather(*a, **k))

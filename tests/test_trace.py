@@ -12,15 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_cfg.checkpoints import LAST, restore
 from lightning_cfg.config import load
-from lightning_cfg.draws import Draws
+from lightning_cfg.diffusion.draws import Draws
+from lightning_cfg.diffusion.trajectories import along, closest, over_time, straightness, time_of
 from lightning_cfg.errors import UserError
-from lightning_cfg.files import load_tensors, save_tensors, sha256
-from lightning_cfg.fit import fit
-from lightning_cfg.generate import SAMPLES, TRAJECTORIES, generate
-from lightning_cfg.trace import BOUNDARIES, CURVES, SUMMARY, trace
-from lightning_cfg.trajectories import along, closest, over_time, straightness, time_of
+from lightning_cfg.runs.checkpoints import LAST, restore
+from lightning_cfg.runs.files import load_tensors, save_tensors, sha256
+from lightning_cfg.runs.names import SAMPLES, TRAJECTORIES
+from lightning_cfg.verbs.fit import fit
+from lightning_cfg.verbs.generate import generate
+from lightning_cfg.verbs.trace import BOUNDARIES, CURVES, SUMMARY, trace
 
 F64 = torch.float64
 MEAN, STD = 0.5, 0.25

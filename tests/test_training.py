@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import lightning_cfg
-from lightning_cfg import fit as fit_module
-from lightning_cfg import learners
-from lightning_cfg.callbacks import SaveLast
-from lightning_cfg.checkpoints import load, restore
-from lightning_cfg.draws import Draws
-from lightning_cfg.ema import EMA
-from lightning_cfg.fit import fit, matmul, speed_of
-from lightning_cfg.learners import NOISE_LEVELS, Diffusion, edges
+from lightning_cfg.diffusion.draws import Draws
+from lightning_cfg.runs.checkpoints import load, restore
+from lightning_cfg.training import learners
+from lightning_cfg.training.callbacks import SaveLast
+from lightning_cfg.training.ema import EMA
+from lightning_cfg.training.learners import NOISE_LEVELS, Diffusion, edges
+from lightning_cfg.verbs import fit as fit_module
+from lightning_cfg.verbs.fit import fit, matmul, speed_of
 
 
 class Poisoned(Diffusion):
@@ -319,7 +319,9 @@ def test_images_per_second(call, training):
 
 def test_progress_shows_images_and_loss(call, training, monkeypatch):
     monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: True, raising=False)
-    monkeypatch.setattr("lightning_cfg.callbacks.tqdm", functools.partial(tqdm, mininterval=0))
+    monkeypatch.setattr(
+        "lightning_cfg.training.callbacks.tqdm", functools.partial(tqdm, mininterval=0)
+    )
     shown = call(fit, training(), "run_dir=run").err
     assert "640/640" in shown  # 20 steps of 32
     assert "images/s" in shown
@@ -555,8 +557,8 @@ def test_augmentation_labels_reach_the_network(call, training):
 
 
 def restore_initial(config: dict) -> nn.Module:
-    from lightning_cfg.checkpoints import build_model
-    from lightning_cfg.draws import key
+    from lightning_cfg.diffusion.draws import key
+    from lightning_cfg.runs.checkpoints import build_model
 
     torch.manual_seed(key("init", 0))
     config["net"]["augment_dim"] = 3

@@ -8,12 +8,9 @@ import pytest
 import torch
 
 from lightning_cfg.data.mixture import GaussianMixture
-from lightning_cfg.guidance import classifier_free, classifier_gradient
-from lightning_cfg.metrics import wasserstein
-from lightning_cfg.models import NoisyClassifier, linear_beta_sigmas
-from lightning_cfg.nets import Linear
-from lightning_cfg.samplers import heun
-from lightning_cfg.trajectories import (
+from lightning_cfg.diffusion.models import NoisyClassifier, linear_beta_sigmas
+from lightning_cfg.diffusion.samplers import heun
+from lightning_cfg.diffusion.trajectories import (
     along,
     boundary,
     closest,
@@ -24,6 +21,9 @@ from lightning_cfg.trajectories import (
     straightness,
     time_of,
 )
+from lightning_cfg.guidance import classifier_free, classifier_gradient
+from lightning_cfg.metrics import wasserstein
+from lightning_cfg.nets import Linear
 
 F64 = torch.float64
 S = 0.2236  # of the paper's classes, N(+-1, .05) and the closer pairs

@@ -8,11 +8,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from lightning_cfg import trajectory_figures as figures
 from lightning_cfg.data.mixture import Mixture
-from lightning_cfg.files import save_tensors
-from lightning_cfg.report import Traced
-from lightning_cfg.trajectories import time_of
+from lightning_cfg.diffusion.trajectories import time_of
+from lightning_cfg.reports import trajectory_figures as figures
+from lightning_cfg.reports.study import Traced
+from lightning_cfg.runs.files import save_tensors
 
 SIGMA = torch.tensor([100.0, 10.0, 1.0, 0.1, 0.0], dtype=torch.float64)
 T = time_of(SIGMA).tolist()

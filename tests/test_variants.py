@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_cfg.checkpoints import restore
 from lightning_cfg.config import load
 from lightning_cfg.data import Fractal, ImageZip, Mixture, Pairs
-from lightning_cfg.draws import Draws
+from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
-from lightning_cfg.files import load_tensors, save_tensors
-from lightning_cfg.fit import fit
-from lightning_cfg.generate import SAMPLES
-from lightning_cfg.pair import PAIRS, pair
-from lightning_cfg.pngs import save_images
-from lightning_cfg.refine import refine
-from lightning_cfg.study import study
-from lightning_cfg.targets import balanced
+from lightning_cfg.refinement.targets import balanced
+from lightning_cfg.runs.checkpoints import restore
+from lightning_cfg.runs.files import load_tensors, save_tensors
+from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.runs.pngs import save_images
+from lightning_cfg.verbs.fit import fit
+from lightning_cfg.verbs.pair import PAIRS, pair
+from lightning_cfg.verbs.refine import refine
+from lightning_cfg.verbs.study import study
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -448,7 +448,7 @@ def test_methods_are_compared_at_their_best_scale(compared):
 
 def test_methods_at_matched_distance():
     """The best class errors where a method is no farther from the data, between its scales too."""
-    from lightning_cfg.comparison import sections
+    from lightning_cfg.reports.comparison import sections
 
     def row(frechet: float, wrong: float) -> dict:
         return {"frechet": frechet, "wrong_class": wrong, "n": 10}
@@ -478,7 +478,7 @@ def test_a_methods_generation_is_checked(config, call):
 
 
 def test_results_say_how_samples_were_refined(done):
-    from lightning_cfg.sample_sets import read_set
+    from lightning_cfg.evaluation.sample_sets import read_set
 
     stages = done / "stages"
     found = {}

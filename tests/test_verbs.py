@@ -13,16 +13,18 @@ import torch
 import yaml
 from torch import Tensor
 
-from lightning_cfg.checkpoints import LAST
 from lightning_cfg.config import load
 from lightning_cfg.data import Mixture
 from lightning_cfg.errors import UserError
-from lightning_cfg.evaluate import evaluate
-from lightning_cfg.files import load_tensors, save_tensors, sha256
-from lightning_cfg.fit import fit
-from lightning_cfg.generate import SAMPLES, TRAJECTORIES, generate, seeded
-from lightning_cfg.pair import PAIRS, pair
-from lightning_cfg.refine import refine
+from lightning_cfg.runs.checkpoints import LAST
+from lightning_cfg.runs.files import load_tensors, save_tensors, sha256
+from lightning_cfg.runs.names import SAMPLES, TRAJECTORIES
+from lightning_cfg.sampling.seeds import seeded
+from lightning_cfg.verbs.evaluate import evaluate
+from lightning_cfg.verbs.fit import fit
+from lightning_cfg.verbs.generate import generate
+from lightning_cfg.verbs.pair import PAIRS, pair
+from lightning_cfg.verbs.refine import refine
 
 CFG = {"name": "classifier_free", "scale": 2.0}
 HEUN = {"name": "heun", "steps": 8}

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_cfg.draws import Draws
+from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
 
 # The low-pass filters of the biorthogonal wavelet 9/7 of Cohen, Daubechies & Feauveau (1992), from

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lightning_cfg.data.images import Images
 from lightning_cfg.errors import UserError
-from lightning_cfg.files import listing
+from lightning_cfg.runs.files import listing
 
 THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 8)
 CHUNK = 16  # images per task: a task of its own costs as much as decoding a small image

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.data.augment import AugmentPipe
-from lightning_cfg.draws import Draws
+from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
 
 

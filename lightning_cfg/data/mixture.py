@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_cfg.draws import Draws, keyed
+from lightning_cfg.diffusion.draws import Draws, keyed
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
 

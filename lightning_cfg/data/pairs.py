@@ -6,10 +6,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_cfg.draws import Draws
+from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
-from lightning_cfg.files import load_tensors, output_of
-from lightning_cfg.neighbours import nearest_in_class
+from lightning_cfg.refinement.neighbours import nearest_in_class
+from lightning_cfg.runs.files import load_tensors, output_of
 
 DIRECTION = "generated to real"  # in which a refinement goes (Zhao & Schwing 2025, eq. 12)
 QUARTERS = (0.25, 0.5, 0.75)  # of the sources, by their distance to the data

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from lightning_cfg.config import Data, build
 from lightning_cfg.data.images import quantised, signed
-from lightning_cfg.draws import Draws
+from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
-from lightning_cfg.files import load_tensors, output_of
+from lightning_cfg.runs.files import load_tensors, output_of
 
 
 class RealOrGenerated:

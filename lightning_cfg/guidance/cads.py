@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_cfg.diffusion.trajectories import time_of
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.composed import Changed, Of, pass_on, tell
 from lightning_cfg.guidance.unguided import unguided
 from lightning_cfg.interfaces import NULL, Denoiser
-from lightning_cfg.trajectories import time_of
 
 
 def cads(

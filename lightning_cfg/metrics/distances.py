@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_cfg.draws import keyed
+from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import UserError
-from lightning_cfg.frechet import Moments, frechet_distance
+from lightning_cfg.metrics.moments import Moments, frechet_distance
 
 
 def frechet_features(

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.metrics.known import known_of
-from lightning_cfg.neighbours import nearest
-from lightning_cfg.precision import matmul
+from lightning_cfg.refinement.neighbours import nearest
+from lightning_cfg.runs.precision import matmul
 
 
 def precision_recall(features_x: Tensor, features_y: Tensor, *, k: int = 3) -> dict[str, float]:

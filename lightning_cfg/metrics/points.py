@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.frechet import Moments, frechet_distance
 from lightning_cfg.metrics.known import known_of
-from lightning_cfg.neighbours import nearest
+from lightning_cfg.metrics.moments import Moments, frechet_distance
+from lightning_cfg.refinement.neighbours import nearest
 
 
 def frechet(x: Tensor, y: Tensor, *, allow_few: bool = False) -> dict[str, float]:

@@ -8,10 +8,11 @@ import torch
 import yaml
 from test_fit import assert_same
 
-from lightning_cfg.checkpoints import LAST, load
-from lightning_cfg.fit import fit
-from lightning_cfg.generate import SAMPLES, generate
-from lightning_cfg.learners import Diffusion
+from lightning_cfg.runs.checkpoints import LAST, load
+from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.training.learners import Diffusion
+from lightning_cfg.verbs.fit import fit
+from lightning_cfg.verbs.generate import generate
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow

@@ -1,0 +1,268 @@
+"""A network, its parametrisation and its loss: what turns `net(x, noise, c)` into a denoiser.
+
+Every model computes in the dtype of x and runs its network in the network's own.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cfg.diffusion.draws import Draws
+from lightning_cfg.errors import UserError
+from lightning_cfg.interfaces import NULL, Denoiser, Velocity, over
+
+__all__ = ["DDPM", "EDM", "Flow", "MisledClassifier", "NoisyClassifier"]  # what a config can name
+
+
+class EDM(nn.Module):
+    """The preconditioned denoiser of Karras et al. (2022, sec. 5), with label dropout for CFG.
+
+    D(x; sigma, c) = c_skip x + c_out F(c_in x; c_noise, c); loss = lambda(sigma) |D - y|^2 with
+    ln sigma ~ N(P_mean, P_std^2).
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        label_dropout: float = 0.1,
+        sigma_data: float = 0.5,
+        P_mean: float = -1.2,
+        P_std: float = 1.2,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+    ):
+        super().__init__()
+        check_null(net, label_dropout)
+        self.net, self.label_dropout, self.sigma_data = net, label_dropout, sigma_data
+        self.P_mean, self.P_std = P_mean, P_std
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+
+    def forward(self, x: Tensor, sigma: Tensor, c: Tensor, augment: Tensor | None = None) -> Tensor:
+        """D(x, sigma, c): x (B, *shape), sigma (B,), c (B,) -> (B, *shape).
+
+        augment  (B, 9) labels of `data.augment.AugmentPipe` for networks that take them
+        """
+        s, sd = over(sigma, x), self.sigma_data
+        c_skip = sd**2 / (s**2 + sd**2)
+        c_out = s * sd / (s**2 + sd**2).sqrt()
+        c_in = 1 / (s**2 + sd**2).sqrt()
+        c_noise = sigma.log() / 4
+        return c_skip * x + c_out * _run(self.net, c_in * x, c_noise, c, augment)
+
+    @property
+    def class_vectors(self) -> Callable[[Tensor], Tensor] | None:
+        """The network's embedding of classes, (B,) -> (B, d), which it also takes as c."""
+        return getattr(self.net, "class_vectors", None)
+
+    def loss(self, y: Tensor, c: Tensor, draws: Draws, augment: Tensor | None = None) -> Tensor:
+        """Weighted squared error per sample, summed over dimensions, (B,)."""
+        sigma = (self.P_mean + self.P_std * draws.normal()).exp().to(y)
+        draws.level = "sigma", sigma
+        weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+        x = y + over(sigma, y) * draws.normal(*y.shape[1:]).to(y)
+        D = self(x, sigma, drop_labels(c, self.label_dropout, draws), augment)
+        return weight * (D - y).square().flatten(1).sum(1)
+
+
+class DDPM(nn.Module):
+    """Noise prediction over T = 1000 levels with linear betas (Ho et al. 2020), as a denoiser.
+
+    D(x; sigma, c) = x - sigma eps(x / sqrt(1 + sigma^2), t(sigma), c), where sigma_t^2 =
+    (1 - abar_t) / abar_t and t is interpolated in log sigma; loss = |eps - n|^2, t uniform.
+    """
+
+    T = 1000
+
+    def __init__(self, net: nn.Module, *, label_dropout: float = 0.1):
+        super().__init__()
+        check_null(net, label_dropout)
+        self.net, self.label_dropout = net, label_dropout
+        self.register_buffer("sigmas", linear_beta_sigmas(self.T), persistent=False)
+        self.sigma_min, self.sigma_max = self.sigmas[0].item(), self.sigmas[-1].item()
+
+    def forward(self, x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
+        """D(x, sigma, c): x (B, *shape), sigma (B,), c (B,) -> (B, *shape)."""
+        s = over(sigma, x)
+        noise = ddpm_time(sigma, self.sigmas) / self.T
+        return x - s * _run(self.net, x / (1 + s**2).sqrt(), noise, c)
+
+    @property
+    def class_vectors(self) -> Callable[[Tensor], Tensor] | None:
+        """The network's embedding of classes, (B,) -> (B, d), which it also takes as c."""
+        return getattr(self.net, "class_vectors", None)
+
+    def loss(self, y: Tensor, c: Tensor, draws: Draws) -> Tensor:
+        """|eps - n|^2 per sample, summed over dimensions, (B,)."""
+        t = draws.integers(self.T).to(y.device)
+        draws.level = "sigma", self.sigmas[t]
+        s = over(self.sigmas[t], y)
+        n = draws.normal(*y.shape[1:]).to(y)
+        c = drop_labels(c, self.label_dropout, draws)
+        eps = _run(self.net, (y + s * n) / (1 + s**2).sqrt(), t / self.T, c)
+        return (eps - n).square().flatten(1).sum(1)
+
+
+def linear_beta_sigmas(T: int = 1000) -> Tensor:
+    """sigma_t = sqrt((1 - abar_t) / abar_t) for betas from 1e-4 to 0.02, (T,) float64, rising."""
+    abar = (1 - torch.linspace(1e-4, 0.02, T, dtype=torch.float64)).cumprod(0)
+    return ((1 - abar) / abar).sqrt()
+
+
+def ddpm_time(sigma: Tensor, sigmas: Tensor) -> Tensor:
+    """t in [0, T - 1] with sigma_t = sigma, (B,), by interpolation in log sigma."""
+    log, logs = sigma.double().log(), sigmas.log()
+    above = torch.searchsorted(logs, log.contiguous()).clamp(1, len(logs) - 1)
+    low, high = logs[above - 1], logs[above]
+    return (above - 1 + ((log - low) / (high - low)).clamp(0, 1)).to(sigma.dtype)
+
+
+class Flow(nn.Module):
+    """Rectified flow from sources x0 to data x1 (Liu et al. 2023): dx/dt = v(x_t, t, c).
+
+    x_t = (1 - t) x0 + t x1, regressed on x1 - x0. With noise as x0 it is a base model, with
+    generated samples as x0 and their nearest real neighbours as x1 it is the refinement of
+    Zhao & Schwing (2025, eqs. 11 and 12).
+    """
+
+    sigma_min, sigma_max = 0.002, 500.0  # as a denoiser: t = 1 / (1 + sigma)
+
+    def __init__(self, net: nn.Module, *, label_dropout: float = 0.0):
+        super().__init__()
+        check_null(net, label_dropout)
+        self.net, self.label_dropout = net, label_dropout
+
+    def velocity(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """v(x, t, c): x (B, *shape), t (B,), c (B,) -> (B, *shape)."""
+        return _run(self.net, x, t, c)
+
+    def forward(self, x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
+        """The denoiser D(x, sigma, c) of the flow from Gaussian noise."""
+        return denoiser_of(self.velocity)(x, sigma, c)
+
+    @property
+    def class_vectors(self) -> Callable[[Tensor], Tensor] | None:
+        """The network's embedding of classes, (B,) -> (B, d), which it also takes as c."""
+        return getattr(self.net, "class_vectors", None)
+
+    def loss(self, y: Tensor, c: Tensor, draws: Draws, x0: Tensor | None = None) -> Tensor:
+        """|v(x_t, t, c) - (y - x0)|^2 per sample, (B,), t uniform; x0 None: Gaussian noise."""
+        t = draws.uniform().to(y)
+        draws.level = "t", t
+        x0 = draws.normal(*y.shape[1:]).to(y) if x0 is None else x0
+        x_t = (1 - over(t, y)) * x0 + over(t, y) * y
+        v = self.velocity(x_t, t, drop_labels(c, self.label_dropout, draws))
+        return (v - (y - x0)).square().flatten(1).sum(1)
+
+
+class NoisyClassifier(nn.Module):
+    """p(c | x; sigma) of the noisy x: logits = net(x / sqrt(1 + sigma^2), t(sigma) / T).
+
+    Trained by cross-entropy at the levels of the DDPM, t uniform (Dhariwal & Nichol 2021, sec. 4).
+    clean  True trains and reads it at sigma = 0 only: a classifier of finished samples
+    """
+
+    def __init__(self, net: nn.Module, *, clean: bool = False):
+        super().__init__()
+        self.net, self.clean = net, clean
+        self.register_buffer("sigmas", linear_beta_sigmas(), persistent=False)
+        self.sigma_min = 0.0 if clean else self.sigmas[0].item()
+        self.sigma_max = 0.0 if clean else self.sigmas[-1].item()
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Logits: x (B, *shape), sigma (B,) -> (B, classes)."""
+        s = over(sigma, x)
+        noise = ddpm_time(sigma, self.sigmas) / len(self.sigmas)
+        return _run(self.net, x / (1 + s**2).sqrt(), noise, None)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The network's penultimate layer on clean x, (B, d)."""
+        return self.net.features(x.to(next(self.net.parameters()).dtype))
+
+    def loss(self, y: Tensor, c: Tensor, draws: Draws) -> Tensor:
+        """Cross-entropy per sample, (B,)."""
+        if self.clean:
+            return self.cross_entropy(self(y, y.new_zeros(len(y))), c)
+        sigma = self.sigmas[draws.integers(len(self.sigmas)).to(y.device)].to(y)
+        draws.level = "sigma", sigma
+        x = y + over(sigma, y) * draws.normal(*y.shape[1:]).to(y)
+        return self.cross_entropy(self(x, sigma), c)
+
+    def cross_entropy(self, logits: Tensor, c: Tensor) -> Tensor:
+        """-log p(c), (B,)."""
+        return nn.functional.cross_entropy(logits, c, reduction="none")
+
+
+class MisledClassifier(NoisyClassifier):
+    """A noisy classifier that is wrong on purpose, to see how far guidance follows it.
+
+    logits(x) = those of a NoisyClassifier at x - shift, trained on labels of which a share `flip`
+    is another class, drawn uniformly: where it was certain it now is to 1 - flip.
+    shift  by which its decision boundary is moved along every axis, units of the data
+    """
+
+    def __init__(self, net: nn.Module, *, flip: float = 0.2, shift: float = 0.0):
+        super().__init__(net)
+        if not 0 <= flip < 0.5:
+            raise UserError(f"model.flip={flip} is a share of the labels, from 0 to below 0.5")
+        self.flip, self.shift = flip, shift
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Logits: x (B, *shape), sigma (B,) -> (B, classes)."""
+        return super().forward(x - self.shift, sigma)
+
+    def loss(self, y: Tensor, c: Tensor, draws: Draws) -> Tensor:
+        """Cross-entropy per sample, (B,)."""
+        return super().loss(y + self.shift, c, draws)  # so that the network reads y as it is
+
+    def cross_entropy(self, logits: Tensor, c: Tensor) -> Tensor:
+        """That of flipped labels in expectation, which is that of smoothed ones, (B,)."""
+        K = logits.shape[1]
+        return nn.functional.cross_entropy(
+            logits, c, reduction="none", label_smoothing=self.flip * K / (K - 1)
+        )
+
+
+def denoiser_of(velocity: Velocity) -> Denoiser:
+    """The denoiser of a flow from Gaussian noise: t = 1/(1+sigma), x_t = t x, D = x_t + (1-t) v."""
+
+    def denoise(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
+        t = 1 / (1 + sigma)
+        x_t = over(t, x) * x
+        return x_t + over(1 - t, x) * velocity(x_t, t, c)
+
+    return denoise
+
+
+def velocity_of(denoise: Denoiser) -> Velocity:
+    """The velocity of a denoiser, v = (D - x_t) / (1 - t): `denoiser_of`'s inverse, 0 < t < 1."""
+
+    def velocity(x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        D = denoise(x_t / over(t, x_t), (1 - t) / t, c)
+        return (D - x_t) / over(1 - t, x_t)
+
+    return velocity
+
+
+def check_null(net: nn.Module, label_dropout: float) -> None:
+    """UserError if labels are to be dropped for a network that says it has no class "no class"."""
+    if label_dropout > 0 and not getattr(net, "null_class", True):
+        raise UserError(
+            f"model.label_dropout={label_dropout} needs a network with a null class: "
+            "net.null_class=true, or model.label_dropout=0"
+        )
+
+
+def drop_labels(c: Tensor, rate: float, draws: Draws) -> Tensor:
+    """Each sample's class becomes NULL with probability `rate` (Ho & Salimans 2021)."""
+    return c if rate == 0 else torch.where(draws.uniform().to(c.device) < rate, NULL, c)
+
+
+def _run(
+    net: nn.Module, x: Tensor, noise: Tensor, c: Tensor | None, augment: Tensor | None = None
+) -> Tensor:
+    """The network in its own dtype, its answer in x's."""
+    dtype = next(net.parameters()).dtype
+    extra = () if augment is None else (augment.to(dtype),)
+    return net(x.to(dtype), noise.to(dtype), c, *extra).to(x.dtype)

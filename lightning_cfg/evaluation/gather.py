@@ -1,0 +1,150 @@
+"""One pass over a set of samples: all that its metrics need of it, in every feature space."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_cfg.evaluation.features import Space
+from lightning_cfg.evaluation.sample_sets import SampleSet
+from lightning_cfg.interfaces import Classifier
+from lightning_cfg.metrics.moments import Moments
+
+ALL = "all"  # the group of all samples, where they are not scored class by class
+
+
+@dataclass
+class Gathered:
+    """What was kept of n samples. What nobody asked for is absent, so that n may be large."""
+
+    c: Tensor  # (n,)
+    x: Tensor | None = None  # (n, *shape)
+    logits: Tensor | None = None  # (n, K), a given classifier's
+    features: dict[str, Tensor] = field(default_factory=dict)  # by space, (n, d)
+    head_logits: dict[str, Tensor] = field(default_factory=dict)  # by space, (n, K)
+    moments: dict[str, dict[Any, Moments]] = field(default_factory=dict)  # by space and group
+    _groups: dict[Any, "Gathered"] = field(default_factory=dict)
+
+    def of(self, group: Any) -> "Gathered":
+        """The part of one class, or all: the same tensors each time, which metrics remember."""
+        if group == ALL:
+            return self
+        if group not in self._groups:
+            own = self.c == group
+
+            def pick(value: Any) -> Any:
+                if isinstance(value, dict):
+                    return {name: item[own] for name, item in value.items()}
+                return None if value is None else value[own]
+
+            parts = map(pick, (self.c, self.x, self.logits, self.features, self.head_logits))
+            self._groups[group] = Gathered(*parts, moments=self.moments)
+        return self._groups[group]
+
+    def all_gather(self) -> "Gathered":
+        """What all processes have gathered of the same set, of which rank r had r, r + R, ...
+
+        In the order of one process. Collectives that every process has to join; without a process
+        group it is the same.
+        """
+        from torch import distributed
+
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return self
+
+        def whole(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: whole(value[name]) for name in sorted(value)}
+            return None if value is None else _interleaved(value)
+
+        moments = {
+            name: {group: held.all_reduce() for group, held in of_space.items()}
+            for name, of_space in sorted(self.moments.items())
+        }
+        parts = map(whole, (self.c, self.x, self.logits, self.features, self.head_logits))
+        return Gathered(*parts, moments=moments)
+
+
+def _interleaved(own: Tensor) -> Tensor:
+    """Rows of all ranks in turn, (n_0 + n_1 + ..., ...); ranks may differ by one row."""
+    from torch import distributed
+
+    ranks = distributed.get_world_size()
+    cuda = distributed.get_backend() == "nccl"
+    place = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    sizes = [torch.zeros((), dtype=torch.long, device=place) for _ in range(ranks)]
+    distributed.all_gather(sizes, torch.tensor(len(own), device=place))
+    sizes = [int(size) for size in sizes]
+    padded = torch.zeros(max(sizes), *own.shape[1:], dtype=own.dtype, device=place)
+    padded[: len(own)] = own.to(place)
+    parts = [torch.empty_like(padded) for _ in range(ranks)]
+    distributed.all_gather(parts, padded)
+    out = torch.empty(sum(sizes), *own.shape[1:], dtype=own.dtype)
+    for rank, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        out[rank::ranks] = part[:size].cpu()
+    return out
+
+
+def gather(
+    samples: SampleSet,
+    wanted: set[str],
+    spaces: dict[str, Space],
+    *,
+    classifier: Classifier | None = None,
+    groups: list = (ALL,),
+    device: torch.device | str = "cpu",
+    batch_size: int = 512,
+    progress: Callable[[int], Any] = lambda n: None,
+) -> Gathered:
+    """Read the samples once and keep what is wanted: x, logits, features, moments, head_logits.
+
+    The features of a batch are computed once for each space, whatever is made of them. Results lie
+    on the CPU; only Moments are kept of what nobody else wants, so memory does not grow with n.
+    """
+    kept: dict[Any, list[Tensor]] = {}
+    moments = {name: {group: Moments() for group in groups} for name in spaces}
+
+    def keep(key: Any, value: Tensor) -> None:
+        kept.setdefault(key, []).append(value.cpu())
+
+    for x, c in samples.batches(batch_size):
+        keep("c", c)
+        if "x" in wanted:
+            keep("x", x)
+        on_device = x.to(device)
+        if "logits" in wanted:
+            with torch.no_grad():
+                for part in on_device.split(512):
+                    keep("logits", classifier(part, part.new_zeros(len(part))))
+        for name, space in spaces.items():
+            if not wanted & {"features", "moments", "head_logits"}:
+                break
+            f = space(on_device)
+            if "features" in wanted:
+                keep((name, "features"), f)
+            if "head_logits" in wanted and space.head is not None:
+                keep((name, "head_logits"), space.head(f.to(space.device)).detach())
+            if "moments" in wanted:
+                for group in groups:
+                    own = f if group == ALL else f[(c == group).to(f.device)]
+                    if len(own):
+                        moments[name][group].add(own)
+        progress(len(x))
+    whole = {key: torch.cat(parts) for key, parts in kept.items()}
+    of = {
+        what: {name: whole[name, what] for name in spaces if (name, what) in whole}
+        for what in ("features", "head_logits")
+    }
+    for of_space in moments.values():
+        for held in of_space.values():
+            if held.count:
+                held.mean, held.scatter = held.mean.cpu(), held.scatter.cpu()
+    return Gathered(
+        whole["c"],
+        whole.get("x"),
+        whole.get("logits"),
+        **of,
+        moments=moments if "moments" in wanted else {},
+    )

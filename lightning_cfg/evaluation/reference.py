@@ -1,0 +1,209 @@
+"""The real side of every metric: gathered once, and kept on disk where it took a network."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_cfg.errors import UserError
+from lightning_cfg.evaluation.features import Space
+from lightning_cfg.evaluation.gather import ALL, Gathered, gather
+from lightning_cfg.evaluation.sample_sets import SampleSet, real_set
+from lightning_cfg.metrics.moments import Moments, load_statistics
+from lightning_cfg.runs.files import fingerprint, write
+
+
+def cache_folder() -> Path:
+    """Where reference statistics are kept: $LIGHTNING_CFG_CACHE, otherwise in the user's cache."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("LIGHTNING_CFG_CACHE") or home / "lightning_cfg/statistics")
+
+
+class Real:
+    """The splits of a data set, gathered in feature spaces.
+
+    content    hashes of the data set's files; none where it is in memory or a formula
+    section    of the config, which names a formula
+    per_class  {split: real points of each class; None for all}
+    groups     classes, or ALL
+    Features and moments in spaces of which the weights are known are kept under `cache_folder`,
+    named by the hash of the data, the split, the extractor and its preprocessing, so that no run
+    computes them twice; not so class by class, which is for small data.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        section: dict,
+        content: tuple[str, ...],
+        per_class: dict[str, int | None],
+        groups: list,
+    ):
+        self.data, self.per_class, self.groups = data, per_class, groups
+        self._section, self._content = section, content
+        self._sets: dict[str, SampleSet] = {}
+        self._digests: dict[str, str] = {}
+        self._x: dict[str, Tensor] = {}  # by split
+        self._known: dict[tuple, Any] = {}  # by split, what, and the identity of the space
+        self._gathered: dict[tuple, Gathered] = {}
+        self._replaced: set[str] = set()  # splits that are other points than the data set's
+
+    def split(self, name: str) -> SampleSet:
+        """The real points of a split; read, or downloaded, when they are first asked for."""
+        if name not in self._sets:
+            self._sets[name] = real_set(self.data, name, self.per_class.get(name))
+        return self._sets[name]
+
+    def gathered(
+        self,
+        split: str,
+        wanted: set[str],
+        spaces: dict[str, Space],
+        *,
+        cache: bool = True,
+        **how: Any,
+    ) -> Gathered:
+        """What `gather` keeps of a split: x, features, moments; from memory or disk where known."""
+        samples, of_spaces = self.split(split), sorted(wanted & {"features", "moments"})
+        about = (json.dumps(space.about, sort_keys=True) for space in spaces.values())
+        key = (split, *sorted(wanted), *spaces, *about)
+        if key in self._gathered:
+            return self._gathered[key]  # the same tensors each time
+        cache = cache and self._identified and split not in self._replaced
+        missing = {
+            name: space
+            for name, space in spaces.items()
+            if any(not self._find(split, what, space, cache) for what in of_spaces)
+        }
+        if missing or ("x" in wanted and split not in self._x):
+            fresh = gather(samples, wanted, missing, groups=self.groups, **how)
+            if "x" in wanted:
+                self._x.setdefault(split, fresh.x)
+            for name, space in missing.items():
+                for what in of_spaces:
+                    value = getattr(fresh, what)[name]
+                    self._known[self._key(split, what, space)] = value
+                    if cache and "weights" in space.about:
+                        self._keep(split, what, space, value)
+        found = Gathered(samples.c, self._x.get(split))
+        for name, space in spaces.items():
+            for what in of_spaces:
+                getattr(found, what)[name] = self._known[self._key(split, what, space)]
+        self._gathered[key] = found
+        return found
+
+    def replaced(self, split: str, points: SampleSet) -> "Real":
+        """The same real side with other points as one of its splits."""
+        other = Real(
+            self.data, section=self._section, content=self._content, per_class=self.per_class,
+            groups=self.groups,
+        )  # fmt: skip
+        other._sets = {**self._sets, split: points}
+        other._x = {of: x for of, x in self._x.items() if of != split}
+        other._known = {key: value for key, value in self._known.items() if key[0] != split}
+        other._replaced = {*self._replaced, split}
+        return other
+
+    def digest(self, split: str) -> str:
+        """The hash of a split's content, however it is stored."""
+        if split not in self._digests:
+            whole = {"split": split, "per_class": self.per_class.get(split)}
+            if self._content:
+                whole["files"] = self._content
+            elif hasattr(self.data, "rows"):
+                y, rows, c = self.data.rows(split, self.per_class.get(split))
+                whole["images"] = fingerprint({"y": y, "rows": rows, "c": c})
+            else:
+                whole["data"] = self._section
+            self._digests[split] = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+        return self._digests[split]
+
+    @property
+    def _identified(self) -> bool:
+        """Whether `digest` is the content's, for all together: class by class is not kept."""
+        own = self._content or hasattr(self.data, "rows") or self.data.truth is not None
+        return bool(own) and self.groups == [ALL]
+
+    def place(self, split: str, what: str, space: Space) -> Path:
+        """The file in which features or moments of a split are kept."""
+        text = json.dumps([self.digest(split), what, space.about, self.groups], sort_keys=True)
+        name = hashlib.sha256(text.encode()).hexdigest()[:24]
+        return cache_folder() / f"{name}.{'npy' if what == 'features' else 'npz'}"
+
+    def _find(self, split: str, what: str, space: Space, cache: bool) -> bool:
+        """Whether this is known, or can be read from disk, which makes it so."""
+        key = self._key(split, what, space)
+        if key not in self._known and cache and "weights" in space.about:
+            held = self._read(split, what, space)
+            if held is not None:
+                self._known[key] = held
+        return key in self._known
+
+    def _key(self, split: str, what: str, space: Space) -> tuple:
+        return split, what, json.dumps(space.about, sort_keys=True)
+
+    def _read(self, split: str, what: str, space: Space) -> Any:
+        path = self.place(split, what, space)
+        if not path.is_file():
+            return None
+        try:
+            if what == "features":
+                return torch.from_numpy(np.load(path, allow_pickle=False))
+            return {ALL: load_statistics(path)[0]}
+        except (UserError, OSError, ValueError):
+            return None  # damaged: it is computed and written again
+
+    def _keep(self, split: str, what: str, space: Space, value: Any) -> None:
+        path = self.place(split, what, space)
+        if what == "moments":
+            about = {"space": space.about, "data": type(self.data).__name__, "split": split}
+            value[ALL].save(path, about)
+        else:
+            write(path, _saver(value))
+
+
+def _saver(features: Tensor) -> Callable[[Path], None]:
+    def save(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.save(file, features.numpy(), allow_pickle=False)
+
+    return save
+
+
+PUBLISHED = {2048: "fid", 1024: "fd_dinov2"}  # by features: what published statistics are for
+NAMED = {2048: "Inception", 1024: "DINOv2"}
+
+
+def published(path: str | Path, space: Space, name: str) -> Moments:
+    """Reference statistics that somebody has written to an npz, for this feature space.
+
+    UserError where they are of another extractor, as far as the file says: one that says nothing,
+    such as EDM's, is taken to be of the space that its number of features is of: 2048 of
+    Inception's, 1024 of DINOv2's CLS token.
+    """
+    moments, about = load_statistics(path)
+    own = space.about
+    if about is None:
+        d = len(moments.mean)
+        if PUBLISHED.get(d) != (space.frechet or ""):
+            raise UserError(
+                f"{path} does not say which features its statistics are of; such a file is taken "
+                f"to be of {d} features of {NAMED.get(d, 'nothing known')}, not of "
+                f"features.{name} ({own['extractor']})"
+            )
+        return moments
+    theirs = about.get("space", {})
+    for key in {**own, **theirs}:
+        if own.get(key) != theirs.get(key):
+            raise UserError(
+                f"{path} has statistics of another feature space than features.{name}: "
+                f"{key} is {theirs.get(key)} there, {own.get(key)} here"
+            )
+    return moments

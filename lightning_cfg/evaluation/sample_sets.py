@@ -1,0 +1,318 @@
+"""What is scored: samples in batches, wherever they come from, and what is known of them."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_cfg.data.image_files import Files, Folder, Zip
+from lightning_cfg.data.images import quantised, signed
+from lightning_cfg.errors import UserError
+from lightning_cfg.interfaces import NULL
+from lightning_cfg.runs.files import load_samples, load_tensors, output_of
+from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.runs.pngs import drawable
+from lightning_cfg.runs.ranks import Ranks
+from lightning_cfg.sampling.guided import scale_of
+from lightning_cfg.sampling.network import own_weights
+from lightning_cfg.sampling.prepared import Prepared, prepare
+from lightning_cfg.sampling.sample import check_finite
+
+BEYOND = (
+    1.5  # a guided image overshoots [-1, 1] here and there, one in other units almost everywhere
+)
+
+
+class SampleSet:
+    """n samples that are read a batch at a time.
+
+    shape   of one sample
+    c       (n,) their classes; NULL for all where none are known
+    seeds   (n,) their seeds; their numbers where they have none
+    about   what every number of theirs carries: source, sampler, guidance, seeds, model_weights
+    scale   of the guidance that made them; None where that is not known
+    """
+
+    scale: float | None = None
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        c: Tensor,
+        read: Callable[[Tensor], Tensor],
+        about: dict[str, str],
+        seeds: Tensor | None = None,
+    ):
+        self.shape, self.c, self.about, self._read = tuple(shape), c, about, read
+        self.seeds = torch.arange(len(c)) if seeds is None else seeds
+
+    def __len__(self) -> int:
+        return len(self.c)
+
+    @property
+    def labelled(self) -> bool:
+        return bool((self.c != NULL).all())
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Samples x (b, *shape) float32 and their classes (b,), in order."""
+        for rows in torch.arange(len(self)).split(size):
+            yield self._read(rows), self.c[rows]
+
+    def part(self, i: int, parts: int) -> "SampleSet":
+        """The i-th of so many equal parts, in order."""
+        n = len(self) // parts
+        return self.chosen(torch.arange(i * n, (i + 1) * n))
+
+    def shared(self, ranks: Ranks) -> "SampleSet":
+        """This rank's own samples."""
+        return self.chosen(ranks.share(torch.arange(len(self))))
+
+    def chosen(self, rows: Tensor) -> "SampleSet":
+        """Some of the samples."""
+        about, seeds = dict(self.about), self.seeds[rows]
+        some = SampleSet(self.shape, self.c[rows], lambda i: self._read(rows[i]), about, seeds)
+        some.scale = self.scale
+        return some
+
+
+class Generated(SampleSet):
+    """Samples of these seeds, which are made while they are scored, and not kept."""
+
+    def __init__(self, made: Prepared, seeds: Tensor, batch_size: int, about: dict[str, str]):
+        self._made, self._seeds, self._rows = made, seeds, batch_size
+        self._spent: dict[str, int] = {}  # evaluations of each network
+        self._seconds, self._n = 0.0, 0
+        self.shape = made.shape
+        first, last = int(seeds[0]), int(seeds[-1])
+        self.about = {"source": "generated", **about, "seeds": f"{first} ... {last}"}
+
+    def __len__(self) -> int:
+        return len(self._seeds)
+
+    @property
+    def labelled(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Samples and classes, in batches of the generation's own size."""
+        for seeds in self._seeds.split(self._rows):
+            before = {role: net.evaluations for role, net in self._made.networks.items()}
+            began = time.monotonic()
+            c, steps = self._made.start(seeds)
+            *_, (_, x) = steps
+            check_finite(x, seeds)
+            x, c = as_8_bit(x.float().cpu()), c.cpu()
+            self._cost(before, began, len(x))
+            yield x, c
+
+    def _cost(self, before: dict[str, int], began: float, n: int) -> None:
+        """Say in `about` what the samples have cost so far, of which these n are the last."""
+        spent = {r: net.evaluations - before[r] for r, net in self._made.networks.items()}
+        self._spent = {role: self._spent.get(role, 0) + k for role, k in spent.items()}
+        self._seconds += time.monotonic() - began
+        self._n += n
+        evaluations = {role: k / self._n for role, k in self._spent.items()}
+        self.about |= cost(evaluations, self._seconds / self._n)
+
+    def shared(self, ranks: Ranks) -> "Generated":
+        """Those of this rank's own seeds; what they cost is told of them alone."""
+        some = Generated(self._made, ranks.share(self._seeds), self._rows, self.about)
+        some.about["seeds"] = self.about["seeds"]
+        return some
+
+    def part(self, i: int, parts: int) -> "Generated":
+        """A draw of as many samples from the seeds that follow: n is of each draw."""
+        return Generated(self._made, self._seeds + i * len(self), self._rows, self.about)
+
+
+def generated(*, n: int, seed: int, batch_size: int, **keys: Any) -> Generated:
+    """Samples by the keys of the verb `generate`; UserError as it raises them."""
+    if n < 1 or batch_size < 1:
+        raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
+    about = told({**keys, "own_weights": own_weights(keys["models"])})
+    return Generated(prepare(**keys), torch.arange(seed, seed + n), batch_size, about)
+
+
+def held(
+    x: Tensor,
+    c: Tensor,
+    about: dict[str, str],
+    *,
+    seeds: Tensor | None = None,
+    as_bytes: bool = True,
+) -> SampleSet:
+    """Samples in memory, (n, *shape), images as 8 bits have them."""
+    x = as_8_bit(x) if as_bytes else x
+    return SampleSet(x.shape[1:], c, lambda rows: x[rows], about, seeds)
+
+
+def input_of(path: str | Path, inside: str = SAMPLES) -> Path:
+    """What counts of a set by its content: a run's file, or a file or folder of images as a whole.
+
+    Raises UserError if there is nothing of the kind.
+    """
+    place = Path(path)
+    if place.is_dir() and not any((place / name).is_file() for name in (inside, "identity.json")):
+        return place
+    return output_of(path, inside)
+
+
+def read_set(path: str | Path, data: Any = None, *, as_bytes: bool = True) -> SampleSet:
+    """The samples of a run of ours, a sample file, or anyone's folder or zip of PNG or JPEG images.
+
+    data      the data set that they are compared with: their shape and classes must be its
+    as_bytes  images as 8 bits have them, also where the file holds floats
+    UserError where there is nothing of the kind, or it is damaged or does not fit, naming the file.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".zip":
+        return _images(Zip(path), data)
+    if path.is_dir() and not any((path / name).is_file() for name in (SAMPLES, "identity.json")):
+        return _images(Folder(path), data)
+    file = output_of(path, SAMPLES)
+    if data is None:
+        tensors = load_tensors(file, "x", "c", "seed")
+        if len(tensors["x"]) == 0:
+            raise UserError(f"{file} holds no sample")
+    else:
+        tensors = load_samples(file, data.shape, data.num_classes)
+    x, seeds, told_of = (
+        tensors["x"],
+        tensors["seed"],
+        _of_run(path if path.is_dir() else file.parents[1]),
+    )
+    seeds = f"{int(seeds.min())} ... {int(seeds.max())}"
+    about = {"source": str(path), **told_of, "seeds": seeds}
+    if drawable(tuple(x.shape[1:])):
+        # one of ours is in the right units, however far a model of a few steps is off
+        beyond = (x.abs() > BEYOND).float().mean().item()
+        if beyond > 0.01 and not told_of:
+            raise UserError(
+                f"{file}: images must have values in [-1, 1], and these reach from {x.min():.4g} "
+                f"to {x.max():.4g}"
+            )
+    samples = held(x, tensors["c"], about, seeds=tensors["seed"], as_bytes=as_bytes)
+    samples.scale = _scale_of(path if path.is_dir() else file.parents[1])
+    return samples
+
+
+def real_set(data: Any, split: str, per_class: int | None) -> SampleSet:
+    """Real points of a split of a data set, class after class; UserError as its `real` raises."""
+    about = {"source": f"{type(data).__name__}, {split}"}
+    if hasattr(data, "rows"):  # images, which may be too many to be decoded at once
+        y, chosen, c = data.rows(split, per_class)
+        return SampleSet(data.shape, c.cpu(), lambda rows: signed(y[chosen[rows]]).cpu(), about)
+    y, c = data.real(split, per_class)
+    return SampleSet(data.shape, c, lambda rows: y[rows], about)
+
+
+def as_8_bit(x: Tensor) -> Tensor:
+    """Images (n, C, H, W) as an 8-bit file of them has them, back in [-1, 1] (EDM's rounding).
+
+    So a sample scores the same from memory and from a PNG. What overshoots is clipped; anything but
+    images is left as it is.
+    """
+    return signed(quantised(x)) if drawable(tuple(x.shape[1:])) else x
+
+
+def told(settings: dict) -> dict[str, str]:
+    """The settings of a generation in the words of a result."""
+    own = (f"{role} {weights}" for role, weights in settings.get("own_weights", {}).items())
+    return {
+        "sampler": _section(settings["sampler"]),
+        "guidance": _section(settings["guidance"]),
+        "model_weights": ", ".join([str(settings["weights"]), *own]),
+    }
+
+
+def cost(evaluations: dict[str, float], seconds: float) -> dict[str, str]:
+    """What a sample has cost, in the words of a result: evaluations per network, wall time."""
+    return {
+        "evaluations": ", ".join(f"{role} {n:.4g}" for role, n in evaluations.items()),
+        "seconds_per_sample": f"{seconds:.3g}",
+    }
+
+
+def _section(section: dict) -> str:
+    """{name: heun, steps: 18} as "heun steps=18"; what is inside, in parentheses."""
+    numbers = (
+        f"{k}=({_section(v)})" if isinstance(v, dict) else f"{k}={v}"
+        for k, v in section.items()
+        if k != "name" and v is not None
+    )
+    return " ".join([section["name"], *numbers])
+
+
+def _of_run(run: Path) -> dict[str, str]:
+    """What the manifest of a run of `generate` or `refine` says of its samples."""
+    file = run / "manifest.json"
+    if not file.is_file():
+        return {}
+    manifest = json.loads(file.read_text())
+    settings = manifest["settings"]
+    seconds = manifest.get("seconds_per_sample")  # which older runs do not say
+    if manifest["verb"] == "generate":
+        spent = {} if seconds is None else cost(manifest["evaluations"], seconds)
+        return told(settings) | spent
+    if manifest["verb"] != "refine":
+        return {}
+    source = _of_run(Path(manifest["free"]["samples"]))
+    step = f"refined by dopri5 rtol={settings['rtol']:g} atol={settings['atol']:g}"
+    if "method" in settings:
+        step = f"refined by {settings['method']} steps={settings['steps']}"
+    for key in ("strength", "scale"):
+        step += f" {key}={settings[key]:g}" if key in settings else ""
+    sampler = ", ".join(filter(None, [source.get("sampler"), step]))
+    about = {**source, "sampler": sampler, "model_weights": str(settings["weights"])}
+    if seconds is None or "evaluations" not in source:
+        return about
+    own, before = cost(manifest["evaluations"], seconds), float(source["seconds_per_sample"])
+    evaluations = f"{source['evaluations']}, {own['evaluations']}"
+    return {**about, "evaluations": evaluations, "seconds_per_sample": f"{before + seconds:.3g}"}
+
+
+def _scale_of(run: Path) -> float | None:
+    """The guidance scale of a run of `generate`, or of what a run of `refine` refined."""
+    file = run / "manifest.json"
+    manifest = json.loads(file.read_text()) if file.is_file() else {"verb": ""}
+    if manifest["verb"] == "refine":
+        return _scale_of(Path(manifest["free"]["samples"]))
+    guidance = manifest["settings"]["guidance"] if manifest["verb"] == "generate" else {}
+    return scale_of(guidance)
+
+
+def _images(files: Files, data: Any) -> SampleSet:
+    shape = files.shape
+    if data is not None and tuple(data.shape) != shape:
+        raise UserError(
+            f"{files.path} holds images of shape {shape}, not {tuple(data.shape)} as here"
+        )
+    c = _classes(files, data)
+    return SampleSet(shape, c, lambda rows: signed(files[rows]), {"source": str(files.path)})
+
+
+def _classes(files: Files, data: Any) -> Tensor:
+    """The images' classes as the data number them, or NULL where they have none of these.
+
+    Folders that bear no class's name or number are how a generator has sorted its files.
+    """
+    labels, folders = files.labels if data is None or data.num_classes else (None, None)
+    unknown = torch.full((len(files),), NULL)
+    if labels is None:
+        return unknown if data is None or data.num_classes else torch.zeros_like(unknown)
+    if folders is not None:
+        names = getattr(data, "class_names", None)
+        if names is None:
+            names = [] if data is None else list(map(str, range(data.num_classes)))
+        if not set(folders) <= set(names):
+            return unknown
+        labels = [names.index(folders[k]) for k in labels]
+    last = None if data is None else data.num_classes - 1
+    if last is not None and max(labels) > last:
+        raise UserError(f"{files.path} holds class {max(labels)}, only 0 ... {last} are known here")
+    return torch.tensor(labels)

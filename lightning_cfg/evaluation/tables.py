@@ -1,0 +1,108 @@
+"""Tables of metrics: csv, aligned text, and markdown in which each number says how it was made."""
+
+import csv
+import io
+from typing import Any
+
+from lightning_cfg.reports.claims import meaning, show
+
+FRONT = ("samples", "class", "draw", "n")
+
+
+def as_csv(rows: list[dict]) -> str:
+    """Rows as csv, with every column that any of them has; numbers keep six digits."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    return text.getvalue()
+
+
+def spread(rows: list[dict]) -> list[dict]:
+    """The rows of several draws, each set's followed by its minimum and mean over them."""
+    out: list[dict] = []
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["samples"], row["class"]), []).append(row)
+    for group in groups.values():
+        out += group
+        if "draw" not in group[0]:
+            continue
+        names = [name for name in group[0] if name not in FRONT]
+        for word, over in (("min", min), ("mean", lambda v: sum(v) / len(v))):
+            front = {**{k: group[0][k] for k in FRONT}, "draw": word}
+            out.append(front | {name: over([row[name] for row in group]) for name in names})
+    return out
+
+
+def as_text(rows: list[dict]) -> str:
+    """The rows turned on their side for a terminal: a line per metric, a column per set."""
+    table = _turned(rows)
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    return "\n".join(
+        "  ".join(
+            text.ljust(w) if i == 0 else text.rjust(w)
+            for i, (text, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in table
+    )
+
+
+def as_markdown(rows: list[dict], numbers: list[dict]) -> str:
+    """A line per metric and a column per set, then what each metric is, and how a set was made."""
+    head, *body = _turned(rows)
+    lines = [f"| {' | '.join(line)} |" for line in (head, *body)]
+    lines.insert(1, "|:--" + "|--:" * (len(head) - 1) + "|")
+    made: dict[str, list[str]] = {}
+    for number in numbers:
+        said = _made(number)
+        if said not in made.setdefault(number["metric"], []):
+            made[number["metric"]].append(said)
+    lines.append("")
+    for column, said in made.items():
+        if "_std" in column:
+            continue  # beside its mean
+        better, text = meaning(column)
+        way = {"lower": "; lower is better", "higher": "; higher is better"}.get(better, "")
+        lines.append(f"- `{column}`: {'; '.join([text + way, *filter(None, said)])}")
+    lines.append("")
+    sets: dict[str, list[str]] = {}
+    for number in numbers:
+        keys = ("source", "sampler", "guidance", "model_weights", "seeds")
+        keys += ("evaluations", "seconds_per_sample")  # of each network, and by the clock
+        said = ", ".join(f"{key} {number[key]}" for key in keys if number.get(key))
+        if said not in sets.setdefault(number["samples"], []):
+            sets[number["samples"]].append(said)
+    lines += [f"- **{label}**: {'; '.join(said)}" for label, said in sets.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _turned(rows: list[dict]) -> list[list[str]]:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = [name for name in names if name != "class" or any(r["class"] != "all" for r in rows)]
+    return [[name, *(_cell(name, row.get(name)) for row in rows)] for name in names]
+
+
+def _made(number: dict) -> str:
+    """What one number is taken in and against."""
+    words = []
+    if "extractor" in number:
+        parts = [number["extractor"], *(number[k] for k in ("layer", "resize") if k in number)]
+        text = ", ".join(parts)
+        if "weights" in number:
+            text += f", weights {number['weights'][:12]}"
+        words.append(f"in {text}")
+    if number.get("reference"):
+        m = f" (M = {number['m']})" if number.get("m") else ""
+        words.append(f"against {number['reference']}{m}")
+    if number.get("classifier"):
+        words.append(f"by classifier {number['classifier'][:12]}")
+    return ", ".join(words)
+
+
+def _cell(name: str, value: Any) -> str:
+    if name in FRONT or isinstance(value, str):
+        return f"{value:,}" if name == "n" else "" if value is None else str(value)
+    return show(name, value)

@@ -1,0 +1,260 @@
+"""Fréchet distance: two sets of features, each summed up by its mean and covariance."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_cfg.errors import UserError
+from lightning_cfg.runs.files import write
+
+
+class Moments:
+    """Count, mean and scatter of features, in float64, gathered batch by batch.
+
+        scatter = sum_i (f_i - mean)(f_i - mean)^T
+
+    Kept about the mean and merged as in Chan, Golub & LeVeque 1983, rather than as plain sums:
+    the covariance is then exact to rounding however far from the origin the features lie.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | None = None  # (d,) float64
+        self.scatter: Tensor | None = None  # (d, d) float64
+
+    @classmethod
+    def from_sums(cls, count: int, total: Tensor, outer: Tensor) -> "Moments":
+        """Moments from sum_i f_i (d,) and sum_i f_i f_i^T (d, d)."""
+        moments = cls()
+        if count:
+            moments.count, moments.mean = int(count), total / count
+            moments.scatter = outer - torch.outer(total, moments.mean)
+        return moments
+
+    @classmethod
+    def from_statistics(cls, mean: Tensor, covariance: Tensor, count: int = 10**9) -> "Moments":
+        """Moments with this mean (d,) and covariance (d, d), of `count` samples.
+
+        Left out, the count is one that no check finds too small: published statistics do not say
+        theirs.
+        """
+        moments = cls()
+        moments.count, moments.mean = count, mean.double()
+        moments.scatter = covariance.double() * (count - 1)
+        return moments
+
+    def add(self, features: Tensor) -> "Moments":
+        """Take in a batch of features (N, d); returns itself."""
+        for part in features.split(8192):  # a float64 copy of all of them at once would be large
+            part, batch = part.to(torch.float64, copy=True), Moments()
+            batch.count, batch.mean = len(part), part.mean(0)
+            batch.scatter = _gram(part.sub_(batch.mean))
+            self.merge(batch)
+        return self
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Take in what another part of the same set gathered; returns itself.
+
+        Raises UserError where the two have features of another size.
+        """
+        if other.count == 0:
+            return self
+        if self.count == 0:
+            self.count, self.mean, self.scatter = other.count, other.mean, other.scatter
+            return self
+        _same_size(self, other)
+        count, gap = self.count + other.count, other.mean.to(self.mean) - self.mean
+        self.scatter = self.scatter + other.scatter.to(self.scatter)
+        self.scatter.addr_(gap, gap, alpha=self.count * other.count / count)
+        self.mean = self.mean + gap * (other.count / count)
+        self.count = count
+        return self
+
+    def all_reduce(self) -> "Moments":
+        """The moments of what all processes of the default group hold; returns itself.
+
+        Three collectives, which every process has to join: the sizes, the sums of count and of
+        count * mean, then that of the scatter about the common mean. Without a process group it
+        changes nothing. UserError where processes hold features of several sizes.
+        """
+        from torch import distributed
+
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return self
+        sizes = [None] * distributed.get_world_size()
+        distributed.all_gather_object(sizes, 0 if self.mean is None else len(self.mean))
+        d = max(sizes)
+        if d == 0:
+            return self
+        if any(size not in (0, d) for size in sizes):
+            raise UserError(f"the processes hold features of several sizes, {sorted(set(sizes))}")
+        cuda = distributed.get_backend() == "nccl"
+        place = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        own = torch.zeros(d, dtype=torch.float64) if self.mean is None else self.mean
+        own = own.to(place)
+        sums = torch.cat([own.new_tensor([self.count]), self.count * own])
+        distributed.all_reduce(sums)
+        mean, gap = sums[1:] / sums[0], own - sums[1:] / sums[0]
+        scatter = self.count * torch.outer(gap, gap)
+        if self.scatter is not None:
+            scatter += self.scatter.to(place)
+        distributed.all_reduce(scatter)
+        self.count, self.mean, self.scatter = round(sums[0].item()), mean, scatter
+        return self
+
+    def save(self, path: str | Path, about: dict) -> Path:
+        """Write an npz of mu, sigma, count, and `about`, what they were taken of and how."""
+        statistics = {"mu": self.mean.cpu().numpy(), "sigma": self.covariance.cpu().numpy()}
+        text = json.dumps(about, sort_keys=True)
+
+        def put(temporary: Path) -> None:
+            with open(temporary, "wb") as file:  # numpy would add .npz to another name
+                np.savez(file, **statistics, count=np.int64(self.count), about=np.str_(text))
+
+        return write(path, put)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased covariance (d, d) float64, that is divided by N - 1."""
+        if self.count < 2:
+            raise UserError(f"a covariance needs at least 2 samples, got {self.count}")
+        return self.scatter / (self.count - 1)
+
+
+def frechet_distance(a: Moments, b: Moments, *, allow_few: bool = False) -> float:
+    """Squared Fréchet distance of the Gaussians with these moments (Dowson & Landau 1982).
+
+        |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
+
+    The trace of the root is taken from the eigenvalues of the symmetric F^T S_b F, S_a = F F^T,
+    which are those of S_a S_b. In squared units of the features; "FID" when they are Inception's
+    (Heusel et al. 2017). With N samples not above the feature dimension d the covariance is
+    singular and the distance far too large: a UserError unless `allow_few`. Also raises UserError
+    on features that are not finite or of two sizes.
+    """
+    if not (a.count and b.count):
+        raise UserError("a Fréchet distance needs samples on both sides, and one side has none")
+    _same_size(a, b)
+    few, d = min(a.count, b.count), len(a.mean)
+    if few <= d and not allow_few:
+        raise UserError(
+            f"a Fréchet distance in {d} dimensions needs more than {d} samples a side, got {few}"
+            " (allow_few=true computes it all the same)"
+        )
+    cov_a, cov_b = a.covariance, b.covariance.to(a.mean.device)
+    gap = a.mean - b.mean.to(a.mean.device)
+    if not (gap.isfinite().all() and cov_a.isfinite().all() and cov_b.isfinite().all()):
+        raise UserError("a Fréchet distance needs finite features, and these have NaN or inf")
+    factor, singular = torch.linalg.cholesky_ex(cov_a)
+    if singular:
+        values, vectors = torch.linalg.eigh(cov_a)
+        factor = vectors * values.clamp(min=0).sqrt()
+    product = factor.T @ cov_b @ factor
+    values = _eigenvalues((product + product.T) / 2)
+    trace_of_root = values.clamp(min=0).sqrt().sum()  # rounding leaves some just below zero
+    distance = gap @ gap + cov_a.trace() + cov_b.trace() - 2 * trace_of_root
+    return max(distance.item(), 0.0)
+
+
+class FrechetDistance(Metric):
+    """Fréchet distance between real and generated features, as a metric of Lightning's.
+
+    The states are sums in float64 (count, sum of f, sum of f f^T, for either side), so that ranks
+    reduce by addition and every sample counts once. Sums lose about (mean / deviation)^2 * 1e-16
+    of the covariance: centre features that lie further out than 1e5 of their deviations.
+
+    dimension: d, the size of the features. `update(features (N, d), real)`; `compute()` ->
+    () float64; raises UserError as `frechet_distance` does.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    def __init__(self, dimension: int, *, allow_few: bool = False, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.dimension, self.allow_few = dimension, allow_few
+        zeros = torch.zeros(dimension, dtype=torch.float64)
+        for side in ("real", "fake"):
+            self.add_state(f"{side}_count", torch.tensor(0), dist_reduce_fx="sum")
+            self.add_state(f"{side}_sum", zeros, dist_reduce_fx="sum")
+            self.add_state(f"{side}_outer", torch.outer(zeros, zeros), dist_reduce_fx="sum")
+
+    def update(self, features: Tensor, real: bool) -> None:
+        """Take in a batch of features (N, d) of the real or the generated side."""
+        if features.ndim != 2 or features.shape[1] != self.dimension:
+            shape = tuple(features.shape)
+            raise UserError(f"expected features of shape (N, {self.dimension}), got {shape}")
+        side, features = "real" if real else "fake", features.double()
+        setattr(self, f"{side}_count", getattr(self, f"{side}_count") + len(features))
+        setattr(self, f"{side}_sum", getattr(self, f"{side}_sum") + features.sum(0))
+        setattr(self, f"{side}_outer", getattr(self, f"{side}_outer") + _gram(features))
+
+    def compute(self) -> Tensor:
+        """Squared Fréchet distance of all that was taken in, () float64."""
+        real = Moments.from_sums(int(self.real_count), self.real_sum, self.real_outer)
+        fake = Moments.from_sums(int(self.fake_count), self.fake_sum, self.fake_outer)
+        distance = frechet_distance(real, fake, allow_few=self.allow_few)
+        return self.real_sum.new_tensor(distance)
+
+
+def load_statistics(path: str | Path) -> tuple[Moments, dict | None]:
+    """The moments in an npz of mu (d,) and sigma (d, d), and what the file says of itself.
+
+    That is None for a published file, such as EDM's, which says nothing: its features are
+    Inception's. Pickles, EDM2's .pkl among them, run code when they are read and are refused.
+    UserError where there is no such file, or it holds something else.
+    """
+    path = Path(path)
+    if path.suffix == ".pkl":
+        raise UserError(
+            f"{path} is a pickle, which runs code when it is read; where you trust it, convert it: "
+            "python -c \"import pickle, numpy; s = pickle.load(open('IN.pkl', 'rb'))['fid']; "
+            "numpy.savez('OUT.npz', mu=s['mu'], sigma=s['sigma'])\" (or 'fd_dinov2' for 'fid')"
+        )
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not {"mu", "sigma"} <= set(file.files):
+                raise UserError(f"{path} has no mu and sigma; it holds {', '.join(file.files)}")
+            mu, sigma = (torch.from_numpy(np.asarray(file[k], float)) for k in ("mu", "sigma"))
+            count = int(file["count"]) if "count" in file.files else 10**9
+            about = json.loads(str(file["about"])) if "about" in file.files else None
+    except UserError:
+        raise
+    except Exception as error:  # whatever a broken file makes numpy and zipfile raise
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is truncated or no npz of mu and sigma: {reason}") from error
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        shapes = f"{tuple(mu.shape)} and {tuple(sigma.shape)}"
+        raise UserError(f"{path}: mu and sigma have shapes {shapes}, not (d,) and (d, d)")
+    if not (mu.isfinite().all() and sigma.isfinite().all()):
+        raise UserError(f"{path} holds NaN or infinity")
+    if not torch.allclose(sigma, sigma.T, rtol=1e-6, atol=1e-6 * float(sigma.abs().max())):
+        raise UserError(f"{path}: sigma is not symmetric, so it is no covariance")
+    return Moments.from_statistics(mu, sigma, count), about
+
+
+def _gram(f: Tensor) -> Tensor:
+    """f^T f, (N, d) -> (d, d); numpy sees that it is symmetric and computes one half only."""
+    if f.device.type != "cpu":
+        return f.T @ f
+    f = f.numpy()
+    return torch.from_numpy(f.T @ f)
+
+
+def _eigenvalues(symmetric: Tensor) -> Tensor:
+    """Eigenvalues (d,) of (d, d); numpy's, as the first of torch's on a CPU take a second more."""
+    if symmetric.device.type != "cpu":
+        return torch.linalg.eigvalsh(symmetric)
+    return torch.from_numpy(np.linalg.eigvalsh(symmetric.numpy()))
+
+
+def _same_size(a: Moments, b: Moments) -> None:
+    if len(a.mean) != len(b.mean):
+        raise UserError(f"features of two sizes, {len(a.mean)} and {len(b.mean)}, do not compare")

@@ -1,0 +1,9 @@
+"""Where in a run directory its outputs lie."""
+
+SAMPLES = "samples/samples.safetensors"
+
+
+TRAJECTORIES = "samples/trajectories.safetensors"
+
+
+SHEET = ("figures/samples.png", "figures/samples.pdf")

@@ -1,0 +1,121 @@
+"""A guidance section becomes a guided denoiser; what sections need, and their scale."""
+
+import inspect
+
+import torch
+from torch import Tensor
+
+from lightning_cfg.config import build, resolve
+from lightning_cfg.errors import UserError
+from lightning_cfg.interfaces import Denoiser
+from lightning_cfg.sampling.sample import sample
+from lightning_cfg.sampling.seeds import seeded
+
+
+def guide(guidance: dict, networks: dict[str, Denoiser]) -> Denoiser:
+    """The guided denoiser: a method's positional parameters name the networks it gets.
+
+    A section `scale` is a schedule; a section `of` is another method, with the same networks but
+    the model that this one gives it.
+    """
+    function = resolve("lightning_cfg.guidance", guidance["name"])
+    keys = {key: value for key, value in guidance.items() if key != "name"}
+    if isinstance(keys.get("scale"), dict):
+        keys["scale"] = build("lightning_cfg.guidance.schedules", keys["scale"])
+    inner = keys.get("of")
+    if isinstance(inner, dict):
+        keys["of"] = lambda model: guide(inner, {**networks, "model": model})
+    return function(*(networks[role] for role in _own_roles(guidance)), **keys)
+
+
+def with_scale(guidance: dict, scale: float) -> dict | None:
+    """The section with another scale: its own, a schedule's, or that of the method it changes.
+
+    None where there is no scale to set.
+    """
+    for key in ("scale", "of"):
+        if isinstance(guidance.get(key), dict):
+            inner = with_scale(guidance[key], scale)
+            return None if inner is None else {**guidance, key: inner}
+        if key == "scale" and key in guidance:
+            return {**guidance, "scale": scale}
+    return None
+
+
+def scale_of(guidance: dict) -> float | None:
+    """The scale that `with_scale` sets; None where there is none."""
+    for key in ("scale", "of"):
+        if isinstance(guidance.get(key), dict):
+            return scale_of(guidance[key])
+        if key == "scale" and key in guidance:
+            return guidance["scale"]
+    return None
+
+
+def check_roles(guidance: dict, models: dict) -> None:
+    """UserError unless `models` has just the networks that the guidance asks for."""
+    roles = _roles(guidance)
+    for role in roles:
+        if role not in models:
+            raise UserError(
+                f"guidance {named(guidance)} needs models.{role}, which the run does not have"
+            )
+    for role in models:
+        if role not in roles:
+            raise UserError(
+                f"models.{role} is not used by guidance {named(guidance)}, which takes "
+                + " and ".join(f"models.{r}" for r in roles)
+            )
+
+
+def check_together(guidance: dict, sampler: dict) -> None:
+    """UserError where a sampler cannot do what a guidance asks of it, before there is a network.
+
+    Methods from elsewhere, of which nothing is known, are left to the run itself.
+    """
+    inner = guidance
+    while isinstance(inner, dict):
+        if "." in inner["name"]:
+            return
+        inner = inner.get("of")
+    asks = guide(guidance, {role: _StandIn() for role in _roles(guidance)})
+
+    def denoise(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
+        return x
+
+    for hook in ("begin_step", "keep_noise", "draw_from"):
+        if hasattr(asks, hook):
+            setattr(denoise, hook, getattr(asks, hook))
+    for _ in sample(sampler, denoise, *seeded([0], (1,), 1)):
+        pass
+
+
+class _StandIn:
+    """In place of a network that is not there yet: it answers nothing, but embeds classes."""
+
+    def class_vectors(self, c: Tensor) -> Tensor:
+        return torch.zeros(len(c), 1)
+
+
+def named(guidance: dict) -> str:
+    """A method's name, and that of the method which it changes: "interval of classifier_free"."""
+    inner = guidance.get("of")
+    return guidance["name"] + (f" of {named(inner)}" if isinstance(inner, dict) else "")
+
+
+def _roles(guidance: dict) -> list[str]:
+    roles, inner = _own_roles(guidance), guidance.get("of")
+    if not isinstance(inner, dict):
+        return roles
+    if "model" not in _own_roles(inner):
+        raise UserError(
+            f"guidance {guidance['name']} changes what its `of` does with `model`, and "
+            f"{inner['name']} has no parameter of this name"
+        )
+    return list(dict.fromkeys([*roles, *_roles(inner)]))
+
+
+def _own_roles(guidance: dict) -> list[str]:
+    function = resolve("lightning_cfg.guidance", guidance["name"])
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]

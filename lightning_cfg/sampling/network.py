@@ -1,0 +1,33 @@
+"""What stands for a network in `models`: a path, or a path and which of its weights are meant."""
+
+from typing import Annotated
+
+from lightning_cfg.config import Verb
+
+Networks = dict[str, str | Annotated[dict, Verb("lightning_cfg.sampling.network", short="path")]]
+
+
+def network(*, path: str, weights: str | int | None = None) -> tuple[str, str | int | None]:
+    """The keys of one that is more than a path.
+
+    path     a run directory of `fit`, or any checkpoint of it, such as an earlier one
+    weights  ema, raw, or the half-life in images of the average wanted; left out, the run's own
+    """
+    return path, weights
+
+
+def path_and_weights(named: str | dict) -> tuple[str, str | int | None]:
+    """Where a network of `models` lies, and its weights if it names them."""
+    return network(**named) if isinstance(named, dict) else (named, None)
+
+
+def told(named: str | dict) -> str:
+    """A network of `models` in a few words."""
+    path, weights = path_and_weights(named)
+    return path if weights is None else f"{path} (weights {weights})"
+
+
+def own_weights(models: dict) -> dict[str, str | int]:
+    """The weights of those networks that name them, by role."""
+    found = {role: path_and_weights(named)[1] for role, named in models.items()}
+    return {role: weights for role, weights in found.items() if weights is not None}

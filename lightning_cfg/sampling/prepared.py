@@ -1,0 +1,176 @@
+"""Networks restored and put together: all that seeds need to become samples."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cfg.config import build, resolve
+from lightning_cfg.errors import UserError
+from lightning_cfg.interfaces import Denoiser
+from lightning_cfg.runs import checkpoints
+from lightning_cfg.runs.ranks import launched
+from lightning_cfg.sampling.guided import check_roles, guide
+from lightning_cfg.sampling.network import Networks, path_and_weights
+from lightning_cfg.sampling.sample import sample
+from lightning_cfg.sampling.seeds import seeded
+
+
+@dataclass
+class Prepared:
+    """All that seeds need to become samples: networks, the guided denoiser, the sampler."""
+
+    networks: dict[str, "Counted"]
+    denoise: Denoiser
+    sampler: dict  # within the model's limits
+    shape: tuple[int, ...]
+    classes: int
+    class_label: int | None
+    device: torch.device
+
+    def start(self, seeds: Tensor, rows: int = 0) -> tuple[Tensor, Iterator[tuple[float, Tensor]]]:
+        """Classes (B,) and the sampler's steps (sigma, x), whose last x are the samples.
+
+        rows  of how many samples, the first, the trajectory is wanted; see `sample`
+        """
+        noise, c, draw = seeded(
+            seeds.tolist(), self.shape, self.classes, self.class_label, self.device
+        )
+        return c, sample(self.sampler, self.denoise, noise, c, draw, rows)
+
+
+def prepare(
+    *,
+    models: Networks,
+    guidance: dict,
+    sampler: dict,
+    data: dict | None = None,
+    class_label: int | None = None,
+    weights: str | int = "ema",
+    device: str = "auto",
+) -> Prepared:
+    """Restore the networks and put them together, as `generate` describes them.
+
+    Raises UserError where they do not fit each other, the guidance, or the sampler.
+    """
+    check_roles(guidance, models)
+    place = pick_device(device)
+    networks = {}
+    for role, named_so in models.items():
+        path, own = path_and_weights(named_so)
+        net = network(
+            f"models.{role}",
+            path,
+            data,
+            weights if own is None else own,
+            classifies=role in ("classifier", "discriminator"),
+        )
+        networks[role] = Counted(net.to(place))
+    shape, classes = _agree(networks)
+    if class_label is not None and not 0 <= class_label < max(1, classes):
+        raise UserError(f"class_label={class_label} is outside 0 ... {max(1, classes) - 1}")
+    denoise = guide(guidance, networks)
+    limited = within_limits(sampler, networks["model"].net)
+    return Prepared(networks, denoise, limited, shape, classes, class_label, place)
+
+
+class Counted:
+    """A network that counts its evaluations, in samples; everything else is the network's own."""
+
+    def __init__(self, net: nn.Module):
+        self.net, self.evaluations = net, 0
+
+    def __call__(self, x: Tensor, *args: Tensor) -> Tensor:
+        self.evaluations += len(x)
+        return self.net(x, *args)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.net, name)
+
+
+def within_limits(sampler: dict, model: nn.Module) -> dict:
+    """The sampler section with the model's own noise limits where it names none.
+
+    Raises UserError for limits that the model was not trained for.
+    """
+    out = dict(sampler)
+    takes = inspect.signature(
+        resolve("lightning_cfg.diffusion.samplers", sampler["name"])
+    ).parameters
+    for name, default in (("sigma_min", 0.002), ("sigma_max", 80.0)):
+        if name not in takes:
+            continue
+        own = getattr(model, name)
+        if sampler.get(name) is None:
+            out[name] = own if 0 < own < float("inf") else default
+        elif not model.sigma_min <= sampler[name] <= model.sigma_max:
+            raise UserError(
+                f"sampler.{name}={sampler[name]} is outside the model's noise levels, "
+                f"{model.sigma_min:.4g} ... {model.sigma_max:.4g}"
+            )
+    return out
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and launched().size > 1:  # a GPU for each rank, as far as they go
+        name = f"cuda:{launched().local_rank % torch.cuda.device_count()}"
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device={name} cannot be used: {reason}") from error
+
+
+def network(
+    role: str, path: str, data: dict | None, weights: str | int, *, classifies: bool
+) -> nn.Module:
+    """The trained network of a run, or for `exact` the closed form of `data`.
+
+    classifies  whether a classifier is meant rather than a denoiser
+    Raises UserError, naming the role, where it is the other, or there is no closed form.
+    """
+    if path == "exact":
+        truth = None if data is None else build("lightning_cfg.data", data).truth
+        if truth is None:
+            raise UserError(f"{role}: exact needs `data` with a known density, such as Fractal")
+        return ExactClassifier(truth) if classifies else truth
+    model = checkpoints.restore(path, weights=weights)
+    if model.refines:
+        raise UserError(f"{role}: {path} refines samples and starts from no noise: use refine")
+    if classifies != (len(inspect.signature(model.forward).parameters) == 2):
+        is_one = "no classifier" if classifies else "a classifier"
+        raise UserError(f"{role} is {is_one}, a {type(model).__name__}")
+    return model
+
+
+class ExactClassifier(nn.Module):
+    """The exact noisy class posterior of a mixture, as a classifier."""
+
+    def __init__(self, truth: nn.Module):
+        super().__init__()
+        self.truth, self.shape, self.num_classes = truth, truth.shape, truth.num_classes
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Logits (B, K): log p(x, c; sigma)."""
+        return self.truth.logits(x, sigma)
+
+
+def _agree(networks: dict[str, Counted]) -> tuple[tuple[int, ...], int]:
+    model = networks["model"]
+    for role, net in networks.items():
+        for what in ("shape", "num_classes"):
+            own, other = getattr(model, what), getattr(net, what)
+            if role == "discriminator" and what == "num_classes":
+                if other != 2:
+                    raise UserError(
+                        f"models.discriminator has {other} classes, not the two of generated and "
+                        "real: train it on data RealOrGenerated"
+                    )
+            elif own != other:
+                raise UserError(f"models.{role} has {what} {other}, but models.model has {own}")
+    return tuple(model.shape), model.num_classes

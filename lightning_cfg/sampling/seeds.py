@@ -1,0 +1,48 @@
+"""A sample is its seed: noise, label and later noise are drawn from the sample's own generator."""
+
+import torch
+from torch import Tensor
+
+from lightning_cfg.diffusion.draws import keyed
+
+
+def seeded(
+    seeds: list[int],
+    shape: tuple[int, ...],
+    classes: int,
+    class_label: int | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor, "Draw"]:
+    """Noise (B, *shape) float64, labels (B,) and later noise, each from its seed alone.
+
+    EDM's convention: a CPU generator per seed draws the noise in float32, then the label, which
+    is drawn even if it is overridden, and is 0 where there are no classes.
+    """
+    generators = [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
+    noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+    labels = torch.stack([torch.randint(max(1, classes), (), generator=g) for g in generators])
+    if class_label is not None:
+        labels.fill_(class_label)
+    return noise.double().to(device), labels.to(device), Draw(generators, shape, device)
+
+
+class Draw:
+    """Fresh normals (B, *shape) float64 at every call, each row from its sample's generator."""
+
+    BLOCK = 32  # draws made at once per sample: part of what a seed means, so never change it
+
+    def __init__(self, generators: list[torch.Generator], shape: tuple[int, ...], device: object):
+        self._generators, self._shape, self.device = generators, tuple(shape), device
+        self._left: list[Tensor] = []
+
+    def __call__(self) -> Tensor:
+        if not self._left:
+            block = (self.BLOCK, *self._shape)
+            rows = torch.stack([torch.randn(block, generator=g) for g in self._generators], 1)
+            self._left = list(rows)
+        return self._left.pop(0).double().to(self.device)
+
+    def other(self, name: str, shape: tuple[int, ...] | None = None) -> "Draw":
+        """Draws of another purpose: of the same seeds, and leaving these here as they are."""
+        generators = [keyed(name, g.initial_seed()) for g in self._generators]
+        return Draw(generators, self._shape if shape is None else shape, self.device)

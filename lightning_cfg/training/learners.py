@@ -1,0 +1,285 @@
+"""The LightningModules: they average the model's loss, log it and step; the model owns the loss."""
+
+import copy
+import inspect
+import time
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lightning_cfg.diffusion.draws import Draws, key
+from lightning_cfg.errors import Diverged, UserError
+from lightning_cfg.training.ema import EMA
+
+__all__ = ["Classification", "Diffusion", "Refinement"]  # what a config can name
+
+NOISE_LEVELS = {  # of which the log has columns, such as loss_sigma_0.1
+    "sigma": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+    "t": (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95),
+}
+
+
+class Learner(L.LightningModule):
+    """What the learners share: AdamW, warm-up, averages of the weights, a watch over the gradient.
+
+    lr             learning rate, reached linearly over `warmup` steps
+    gradient_clip  largest norm of the gradient of all parameters; null: as it comes
+    max_bad_steps  the run stops after so many bad steps in a row
+    ema_half_life  half-lives of the averages in images; the first is used unless another is asked
+    ema_ramp       no half-life exceeds this fraction of the images seen so far
+
+    A step is bad if the norm of its gradient, before clipping, is not finite; a loss that is not
+    finite makes it so. A bad step is skipped: weights, averages and the optimiser's state stay as
+    they were, and the step counts. After max_bad_steps of them in a row, or if not one of
+    trainer.max_steps was good, the run stops with Diverged. The last checkpoint is good either way.
+    On a GPU, where looking means waiting, that is looked for every log_every steps and before a
+    checkpoint is written.
+
+    Logged every log_every steps: `loss`, averaged since the last time over all samples where it is
+    finite, `loss_sigma_0.1` and so on (`loss_t_...` for flows), the same of those samples whose
+    noise level is nearest to this one; `lr`; `gradient_norm` of this step before clipping;
+    `bad_gradients`, the bad steps so far; `images_per_second` since the last time; on CUDA
+    `peak_memory_gib`. For the noise level a model's loss says what it has drawn: `draws.level` =
+    ("sigma" or "t", (b,)).
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        warmup: int = 0,
+        gradient_clip: float | None = None,
+        max_bad_steps: int = 10,
+        ema_half_life: list[int] = (500_000,),
+        ema_ramp: float = 0.05,
+    ):
+        super().__init__()
+        if not ema_half_life:
+            raise UserError("learner.ema_half_life must name at least one half-life")
+        if max_bad_steps < 1:
+            raise UserError(f"learner.max_bad_steps={max_bad_steps} must be at least 1")
+        self.model = model
+        self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
+        self.gradient_clip, self.max_bad_steps = gradient_clip, max_bad_steps
+        self.ema = EMA(model, list(ema_half_life), ema_ramp)
+        self.described: dict = {}  # what a checkpoint says of itself: config, shape, classes
+        self.logged: dict[str, float] = {}
+        self.scores: dict[str, float] = {}  # of samples, by EvaluateSamples at step scored_at
+        self.scored_at = -1
+        # On the device and never looked at without need: bad steps so far, those in a row now, the
+        # step at which they were too many, and sum and number of losses by noise level.
+        self._bad, self._in_a_row, self._stop = (torch.tensor(n) for n in (0, 0, -1))
+        self._tally = torch.zeros(max(map(len, NOISE_LEVELS.values())), 2)
+        self._levels = ""  # which of NOISE_LEVELS the rows are
+        self._edges = {name: edges(name) for name in NOISE_LEVELS}
+        self._seconds_before, self._started = 0.0, time.monotonic()
+
+    def seconds(self) -> float:
+        """Time spent on what the weights have learned, in all the calls that it took."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def not_training(self, seconds: float) -> None:
+        """Leave out of images_per_second what was spent on something else."""
+        then, before = self._window
+        self._window = then + seconds, before
+
+    def check(self, data: object) -> None:
+        """UserError if it cannot learn from this data set."""
+        name = type(self).__name__
+        if getattr(data, "has_sources", False):
+            raise UserError(f"learner {name} would ignore the sources of the pairs: use Refinement")
+        labels = getattr(data, "augment_dim", 0)
+        if not labels:
+            return
+        if "augment" not in inspect.signature(self.model.loss).parameters:
+            name = type(self.model).__name__
+            raise UserError(f"data.augment: the loss of model {name} takes no augmentation labels")
+        if labels != (places := getattr(self.model.net, "augment_dim", 0)):
+            raise UserError(
+                f"data.augment: the network must be told what was done, net.augment_dim={labels}; "
+                f"{type(self.model.net).__name__} here has {places}"
+            )
+
+    def averaged(self) -> torch.nn.Module:
+        """A frozen copy of the model with the first average, which is what `generate` uses."""
+        model = copy.deepcopy(self.model).eval().requires_grad_(False)
+        average = next(iter(self.ema.averages.values()))
+        for parameter, value in zip(model.parameters(), average, strict=True):
+            parameter.copy_(value)
+        return model
+
+    def losses(self, batch: dict, draws: Draws) -> Tensor:
+        """The model's loss for each sample of the batch, (b,)."""
+        augment = {"augment": batch["augment"]} if "augment" in batch else {}
+        return self.model.loss(batch["y"], batch["c"], draws, **augment)
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        draws = batch["draws"]
+        # Dropout draws from the global generators: keyed too, and different on every rank.
+        torch.manual_seed(key("global", draws.seed, draws.step, draws.rows.start))
+        losses = self.losses(batch, draws)
+        self._count(losses.detach(), getattr(draws, "level", None))
+        loss = losses.mean()
+        # NaN in every gradient, so also on the other ranks, and all of them skip the step
+        return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+
+    def configure_optimizers(self) -> dict:
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True
+        )
+        ramp = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": ramp, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, *args: object, **kwargs: object
+    ) -> None:
+        """Measure the gradient and clip it; one that is not finite the optimiser is to skip."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self._norm = torch.nn.utils.get_total_norm(gradients)
+        if self.gradient_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(
+                self.model.parameters(), self.gradient_clip, self._norm
+            )
+        bad = ~self._norm.isfinite()
+        # Fused optimisers read this attribute, which is how GradScaler has them skip a step
+        # without a look at the device.
+        optimizer.found_inf = bad.float()
+        self._good = (~bad).float()
+        self._bad = self._bad + bad
+        self._in_a_row = (self._in_a_row + 1) * bad
+        too_many = self._in_a_row >= min(self.max_bad_steps, self.trainer.max_steps)
+        first = too_many & (self._stop < 0)
+        self._stop = torch.where(first, self.trainer.global_step, self._stop)
+
+    def on_fit_start(self) -> None:
+        if not all(optimizer.defaults.get("fused") for optimizer in self.trainer.optimizers):
+            raise UserError(
+                f"learner {type(self).__name__}: its optimiser must be one with fused=True, "
+                "which can skip a bad step"
+            )
+        self.ema.to(self.model)
+        for name in ("_bad", "_in_a_row", "_stop", "_tally"):
+            setattr(self, name, getattr(self, name).to(self.device))
+        self._edges = {name: e.to(self.device) for name, e in self._edges.items()}
+        data = self.trainer.datamodule.data
+        if self.device.type == "cuda" and hasattr(data, "to"):
+            data.to(self.device)
+
+    def on_train_start(self) -> None:
+        self._window = time.monotonic(), self.trainer.global_step
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        # Here and not in a batch-end hook: callbacks, which save, run before the module's hooks.
+        super().optimizer_step(*args, **kwargs)
+        done = self.trainer.global_step + 1
+        self.ema.update(done, self.trainer.datamodule.batch_size, self._good)
+        due = done % self.trainer.log_every_n_steps == 0
+        if due or self.device.type == "cpu":
+            self._stop_if_diverged()
+        if due:
+            self._log(done)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        self._stop_if_diverged()
+        checkpoint.update(self.described, ema=self.ema.state_dict(), seconds=self.seconds())
+        checkpoint["watch"] = {
+            "bad": int(self._bad),
+            "in_a_row": int(self._in_a_row),
+            "tally": self._tally.cpu(),
+            "levels": self._levels,
+            "logged": self.logged,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.ema.load_state_dict(checkpoint["ema"])
+        self._seconds_before = checkpoint.get("seconds", 0.0)
+        if "watch" in checkpoint:
+            watch = checkpoint["watch"]
+            self._bad, self._in_a_row = (torch.tensor(watch[k]) for k in ("bad", "in_a_row"))
+            self._tally, self._levels = watch["tally"], watch["levels"]
+            self.logged = watch["logged"]
+
+    def _count(self, losses: Tensor, level: tuple[str, Tensor] | None) -> None:
+        """Add the losses (b,) to the tally, each in the row of the nearest noise level."""
+        row = torch.zeros_like(losses, dtype=torch.long)
+        if level is not None:
+            self._levels, noise = level
+            row = torch.bucketize(noise.to(self._edges[self._levels]), self._edges[self._levels])
+        finite = losses.isfinite()
+        both = torch.stack([torch.where(finite, losses, 0), finite.to(losses)], 1)
+        self._tally.index_add_(0, row, both.to(self._tally))
+
+    def _log(self, done: int) -> None:
+        tally = self.trainer.strategy.reduce(self._tally.clone(), reduce_op="sum").tolist()
+        self._tally.zero_()
+        now, (then, before) = time.monotonic(), self._window
+        self._window = now, done
+        images = (done - before) * self.trainer.datamodule.batch_size
+        loss, samples = map(sum, zip(*tally, strict=True))
+        self.logged = {
+            "loss": loss / samples if samples else float("nan"),
+            "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
+            "gradient_norm": float(self._norm),
+            "bad_gradients": int(self._bad),
+            "images_per_second": images / (now - then),
+        }
+        if self.device.type == "cuda":
+            self.logged["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        for noise, (total, n) in zip(NOISE_LEVELS.get(self._levels, ()), tally, strict=False):
+            if n:
+                self.logged[f"loss_{self._levels}_{noise:g}"] = total / n
+        # not by self.log, which would repeat the last value of a column that has none this time
+        for logger in self.loggers:
+            logger.log_metrics(self.logged, step=done)
+            logger.save()
+
+    def _stop_if_diverged(self) -> None:
+        stop, n = int(self._stop), min(self.max_bad_steps, self.trainer.max_steps)
+        if stop >= 0:
+            others = f" and the {n - 1} after it" if n > 1 else ""
+            raise Diverged(
+                f"the loss or its gradient was not finite at step {stop - n + 1}{others}; the run "
+                "stopped and its last good checkpoint is kept (a lower learner.lr or "
+                "learner.gradient_clip may help)"
+            )
+
+
+def edges(levels: str) -> Tensor:
+    """Where one of the noise levels ends and the next begins: half way, in ln sigma or in t."""
+    values = torch.tensor(NOISE_LEVELS[levels])
+    below, above = values[:-1], values[1:]
+    return (below * above).sqrt() if levels == "sigma" else (below + above) / 2
+
+
+class Diffusion(Learner):
+    """A base model: EDM, DDPM, or a Flow from noise."""
+
+
+class Classification(Learner):
+    """A classifier of noisy or clean samples."""
+
+    def check(self, data: object) -> None:
+        super().check(data)
+        if data.num_classes < 2:
+            raise UserError(
+                f"learner Classification needs data with 2 classes or more, not {data.num_classes}"
+            )
+
+
+class Refinement(Learner):
+    """The flow from generated samples to their nearest real neighbours (Zhao & Schwing 2025)."""
+
+    def check(self, data: object) -> None:
+        if not getattr(data, "has_sources", False):
+            raise UserError("learner Refinement needs data Pairs, whose batches have sources")
+        if "x0" not in inspect.signature(self.model.loss).parameters:
+            name = type(self.model).__name__
+            raise UserError(f"learner Refinement needs model Flow, whose loss takes x0, not {name}")
+
+    def losses(self, batch: dict, draws: Draws) -> Tensor:
+        return self.model.loss(batch["y"], batch["c"], draws, x0=batch["x0"])

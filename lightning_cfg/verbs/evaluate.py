@@ -1,0 +1,359 @@
+"""`evaluate`: samples become a table of metrics beside real data, each number with its making."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from lightning_cfg.config import Data, Features, Metric, Verb, build
+from lightning_cfg.errors import UserError
+from lightning_cfg.evaluation.features import as_space
+from lightning_cfg.evaluation.gather import ALL, Gathered
+from lightning_cfg.evaluation.reference import Real, published
+from lightning_cfg.evaluation.sample_sets import (
+    Generated,
+    SampleSet,
+    generated,
+    input_of,
+    read_set,
+    real_set,
+)
+from lightning_cfg.evaluation.scorer import Scorer
+from lightning_cfg.evaluation.tables import as_csv, as_markdown, as_text, spread
+from lightning_cfg.runs import checkpoints, wandb_run
+from lightning_cfg.runs.files import output_of, sha256, write_text
+from lightning_cfg.runs.ranks import Ranks, launched, sharing
+from lightning_cfg.runs.run import Run, content_of
+from lightning_cfg.sampling.guided import check_roles
+from lightning_cfg.sampling.network import own_weights, path_and_weights
+from lightning_cfg.sampling.prepared import pick_device
+from lightning_cfg.verbs import assets
+
+Generation = Annotated[
+    dict,
+    Verb("lightning_cfg.verbs.generate", without=("run_dir", "trajectories", "images", "device")),
+]
+SPLITS = ("held_out", "bank")
+
+
+def evaluate(
+    *,
+    run_dir: str,
+    samples: dict[str, str] = {},  # noqa: B006  default sections, never changed
+    generate: dict[str, Generation] = {},  # noqa: B006
+    data: Data | None = None,
+    metrics: list[Metric] | None = None,
+    features: Features | dict[str, Features] | None = None,
+    statistics: dict[str, str] = {},  # noqa: B006
+    reference: str | list[str] = "held_out",
+    classifier: str | None = None,
+    real: int | None = None,
+    bank: int | None = None,
+    by_class: bool = True,
+    fresh: int | None = None,
+    draws: int = 1,
+    batch_size: int = 512,
+    cache: bool = True,
+    device: str = "auto",
+    logger: Literal["csv", "wandb"] = "csv",
+    seed: int = 0,
+) -> Path:
+    """Score samples; the run holds metrics/metrics.csv and .json, numbers.csv and .json, table.md.
+
+    metrics.csv has a row per set and class. numbers.csv has a row per number, with all that it
+    depends on: N, reference split and its M, extractor, resize, weights, sampler, seeds.
+
+    samples     {label: run of `generate` or `refine`, sample file, or folder or zip of PNG or JPEG}
+    generate    {label: keys of `generate`}: samples that are made while they are scored, not kept
+    data        the real data; can be left out where `statistics` are all that is asked for
+    metrics     functions of lightning_cfg.metrics, or dotted paths; left out, all that fit
+    features    one feature space, or several by label: the metrics of features are taken in each
+    statistics  {feature space: npz of mu and sigma}: the real side of its Fréchet distances, as
+                EDM publishes them (edm_cifar10 and so on, see lightning_cfg.assets) or `evaluate`
+                keeps them; instead of the first reference
+    reference   splits to compare with, held_out or bank (the training data, as is usual for FID);
+                columns of the second bear its name, _vs_bank
+    classifier  a run of `fit` of a clean classifier, for class_accuracy and confidence
+    real, bank  points per class of either split; left out, all of them
+    by_class    False scores all classes together, in one row named all
+    fresh       real points per class that are scored too, as the floor of every metric; they are a
+                fresh draw, or are taken out of the held-out points. As many as samples: some
+                metrics depend on the number. Left out: no floor
+    draws       each set is scored in so many equal parts, generated ones as often anew, and then
+                their minimum and mean: 3 of 50,000 is EDM's protocol
+    cache       keep features and moments of real data in the user's cache
+    logger      wandb: the scores are a run there too, as those of a sweep's agent have to be
+    """
+    if not samples and not generate and fresh is None:
+        raise UserError("samples and generate name nothing to score")
+    if min(draws, batch_size) < 1:
+        raise UserError(f"{draws=} and {batch_size=} must be at least 1")
+    for label in (*samples, *generate):
+        if label in ("data", "held_out", "features", "classifier", "real"):
+            raise UserError(f"samples.{label} is the name of something else here: choose another")
+    if both := set(samples) & set(generate):
+        raise UserError(f"samples and generate both have {sorted(both)[0]}: choose another name")
+    reference = [reference] if isinstance(reference, str) else list(reference)
+    if data is None and (not statistics or fresh is not None or classifier is not None):
+        raise UserError("data is missing: what samples are compared with, unless by `statistics`")
+    if data is None and by_class:
+        raise UserError("by_class=true needs data, which say what classes there are")
+    sections = _labelled(features)
+
+    inputs = {label: input_of(path) for label, path in samples.items()}
+    for label, keys in generate.items():
+        check_roles(keys["guidance"], keys["models"])
+        for role, network in keys["models"].items():
+            path, _ = path_and_weights(network)
+            if path != "exact":
+                inputs[f"generate.{label}.{role}"] = output_of(path, checkpoints.LAST)
+    for label, section in sections.items():
+        if section.get("path") is not None:
+            inputs[f"features.{label}"] = output_of(section["path"], checkpoints.LAST)
+    inputs |= {f"statistics.{name}": _statistics(path) for name, path in statistics.items()}
+    if classifier is not None:
+        inputs["classifier"] = output_of(classifier, checkpoints.LAST)
+    settings = {"metrics": metrics, "real": real, "bank": bank, "by_class": by_class}
+    settings |= {"fresh": fresh, "draws": draws, "reference": reference, "seed": seed}
+    settings["generate"] = {
+        label: {k: v for k, v in keys.items() if k != "models"}
+        | ({"own_weights": own} if (own := own_weights(keys["models"])) else {})
+        for label, keys in generate.items()
+    }
+    places = ("path", "weights", "code")
+    settings["features"] = {
+        label: {k: v for k, v in section.items() if k not in places}
+        for label, section in sections.items()
+    }
+    read = {}
+    if data is not None:
+        settings["data"], read = content_of(data, build("lightning_cfg.data", data))
+    free = {"samples": samples, "features": features, "classifier": classifier, "data": data}
+    free |= {"statistics": statistics, "generate": generate}
+    free |= {"batch_size": batch_size, "cache": cache, "device": device, "logger": logger}
+    run = Run(run_dir, "evaluate", settings, inputs | read, free)
+    if run.finished():
+        _send(run)
+        run.say("finished already")
+        return run.directory
+
+    side = None
+    if data is not None:
+        content = tuple(run.inputs[name] for name in read)
+        side = _real(json.dumps(data), content, real, bank, by_class)
+        if not by_class and side.data.truth is not None:
+            raise UserError(
+                "by_class=false is for data without a known density: it is the classes'"
+            )
+    scorer = scorer_of(
+        metrics=metrics,
+        features=features,
+        statistics=statistics,
+        reference=reference,
+        real=side,
+        classifier=classifier,
+        cache=cache,
+        device=pick_device(device),
+        batch_size=batch_size,
+    )
+    data_set = None if side is None else side.data
+    sets = {label: read_set(path, data_set) for label, path in samples.items()}
+    for label, keys in generate.items():
+        sets[label] = generated(**keys, device=device)
+    for label, held in sets.items():
+        _check_set(label, held, data_set, draws, needs_classes=by_class or classifier is not None)
+    others = None
+    if fresh is not None:
+        sets["real"], others = _fresh(side, fresh)
+
+    rows, numbers = [], []
+    parts = {label: 1 if label == "real" else draws for label in sets}
+    total = sum(len(held) * (parts[k] if isinstance(held, Generated) else 1)
+                for k, held in sets.items())  # fmt: skip
+    hidden = launched().rank > 0 or not sys.stderr.isatty()
+    with tqdm(total=total, unit=" samples", disable=hidden) as bar:
+        with sharing() as ranks:
+            pieces = _pieces(sets, parts, scorer, ranks, bar.update)
+            if ranks.size > 1:  # all are gathered, and the ranks part, before the first one scores
+                pieces = list(pieces)
+        if not ranks.first:
+            return run.directory
+        for label, draw, some, found in pieces:
+            for group in scorer.groups:
+                n = len(found.of(group).c)
+                if not n:
+                    source = some.about.get("source", label)
+                    raise UserError(f"{source} holds no sample of class {group}")
+                row, records = scorer.score(found, group, others if label == "real" else None)
+                front = {"samples": label, "class": group, **draw}
+                rows.append({**front, "n": n, **row})
+                numbers += [{**front, **record, **some.about} for record in records]
+    rows = spread(rows)
+    run.begin()  # only now: other settings, after an error above, are not refused as another run's
+    folder = run.directory / "metrics"
+    out = [
+        write_text(folder / "metrics.csv", as_csv(rows)),
+        write_text(folder / "metrics.json", json.dumps(rows, indent=1)),
+        write_text(folder / "numbers.csv", as_csv(numbers)),
+        write_text(folder / "numbers.json", json.dumps(numbers, indent=1)),
+        write_text(folder / "table.md", as_markdown(rows, numbers)),
+    ]
+    run.finish(*out, metrics=[metric.__name__ for metric, _ in scorer.metrics])
+    _send(run)
+    if sys.stdout.isatty():
+        print(as_text(rows))
+    print(f"{run_dir}: {len(rows)} rows of {len(scorer.metrics)} metrics")
+    return run.directory
+
+
+def scorer_of(
+    *,
+    metrics: list | None,
+    features: dict | None,
+    statistics: dict[str, str],
+    reference: list[str],
+    real: Real | None,
+    classifier: str | None,
+    device: torch.device | str = "cpu",
+    cache: bool = True,
+    batch_size: int = 512,
+) -> Scorer:
+    """The scorer of these sections, with its networks; UserError for what does not go together."""
+    for split in reference:
+        if split not in SPLITS:
+            raise UserError(f"reference={split} is none of the splits {', '.join(SPLITS)}")
+    sections, files = _labelled(features), {k: _statistics(path) for k, path in statistics.items()}
+    for name in statistics:
+        if name not in sections:
+            raise UserError(f"statistics.{name} is of no feature space, features has no {name}")
+    spaces = {
+        label: as_space(build("lightning_cfg.evaluation.features", section), section["name"]).to(
+            device
+        )
+        for label, section in sections.items()
+    }
+    return Scorer(
+        metrics,
+        real=real,
+        spaces=spaces,
+        statistics={
+            label: (published(file, spaces[label], label), f"{file.name} {sha256(file)[:12]}")
+            for label, file in files.items()
+        },
+        references=reference,
+        classifier=_reader(classifier, real, device),
+        classifier_hash=""
+        if classifier is None
+        else sha256(output_of(classifier, checkpoints.LAST)),
+        cache=cache,
+        device=device,
+        batch_size=batch_size,
+    )
+
+
+def _send(run: Run) -> None:
+    """The scores of a finished run to where else they are wanted."""
+    if run.free["logger"] == "wandb" and launched().rank == 0:
+        rows = json.loads((run.directory / "metrics/metrics.json").read_text())
+        wandb_run.log_scores(run.directory, {**run.identity["settings"], **run.free}, rows)
+
+
+def _pieces(
+    sets: dict[str, SampleSet],
+    parts: dict[str, int],
+    scorer: Scorer,
+    ranks: Ranks,
+    progress: Callable[[int], Any],
+) -> Iterator[tuple[str, dict, SampleSet, Gathered]]:
+    """Every set's every draw, gathered by all ranks: (label, {draw}, the samples, all of them)."""
+    for label, held in sets.items():
+        for draw in range(parts[label]):
+            some = held.part(draw, parts[label]) if parts[label] > 1 else held
+            ranks.check(len(some), label)
+            own = some.shared(ranks) if ranks.size > 1 else some
+            found = ranks.together(lambda own=own: scorer.gather(own, progress))
+            numbered = {"draw": draw + 1} if parts[label] > 1 else {}
+            yield label, numbered, own, found.all_gather()
+
+
+def _labelled(features: dict | None) -> dict[str, dict]:
+    """The feature spaces by label, which for a single one is its name."""
+    if features is None:
+        return {}
+    if isinstance(features.get("name"), str):
+        return {features["name"].rpartition(".")[2]: features}
+    return features
+
+
+def _statistics(path: str) -> Path:
+    """A file of reference statistics, which may be one that `lightning_cfg.assets` knows."""
+    if path in assets.ASSETS and not Path(path).exists():
+        return assets.find(path)
+    return output_of(path, "")
+
+
+def _reader(path: str | None, side: Real | None, place: torch.device | str) -> Any:
+    """The classifier of clean samples; UserError where the data are none of its."""
+    if path is None:
+        return None
+    reader = checkpoints.restore(path)
+    for what in ("shape", "num_classes"):
+        own, other = getattr(side.data, what), getattr(reader, what)
+        if own != other:
+            raise UserError(f"classifier {path} has {what} {other}, but the data have {own}")
+    if side.data.num_classes == 0:
+        raise UserError(f"classifier {path}: the data have no classes that it could confirm")
+    return reader.to(place)
+
+
+def _check_set(label: str, held: Any, data: Any, draws: int, *, needs_classes: bool) -> None:
+    if data is not None and held.shape != tuple(data.shape):
+        raise UserError(f"{label} has samples of shape {held.shape}, not {tuple(data.shape)}")
+    if needs_classes and not held.labelled:
+        raise UserError(
+            f"samples.{label}: {held.about['source']} says no classes: by_class=false, and no "
+            "classifier, score it without"
+        )
+    if not isinstance(held, Generated) and len(held) % draws:
+        raise UserError(f"samples.{label}: {len(held)} samples cannot be cut in {draws} draws")
+
+
+@lru_cache(maxsize=2)
+def _real(
+    data: str, content: tuple[str, ...], real: int | None, bank: int | None, by_class: bool
+) -> Real:
+    """The real side, kept from call to call since so much is worked out of it.
+
+    content  hashes of the data's files: with others in the same place, they are read again
+    """
+    section = json.loads(data)
+    data_set = build("lightning_cfg.data", section)
+    return Real(
+        data_set,
+        section=section,
+        content=content,
+        per_class={"held_out": real, "bank": bank},
+        groups=list(range(max(1, data_set.num_classes))) if by_class else [ALL],
+    )
+
+
+def _fresh(side: Real, per_class: int) -> tuple[SampleSet, Real | None]:
+    """Real points to score: a fresh draw, or some held-out ones with the others as reference."""
+    if side.data.truth is not None:
+        return real_set(side.data, "fresh", per_class), None
+    held_out = side.split("held_out")
+    classes = range(max(1, side.data.num_classes))
+    of_class = [(held_out.c == k).nonzero().flatten() for k in classes]
+    if min(map(len, of_class)) <= per_class:
+        raise UserError(f"fresh={per_class} leaves no held-out point of some class to compare with")
+    # evenly spaced, as files have an order: the later half of MNIST's is by other writers
+    taken = torch.zeros(len(held_out), dtype=torch.bool)
+    for own in of_class:
+        taken[own[torch.arange(per_class) * len(own) // per_class]] = True
+    chosen, others = (held_out.chosen(mask.nonzero().flatten()) for mask in (taken, ~taken))
+    return chosen, side.replaced("held_out", others)

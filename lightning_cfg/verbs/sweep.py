@@ -1,0 +1,196 @@
+"""`sweep`: a W&B sweep file run without W&B: its grid on this machine, one table, one plot.
+
+python -m lightning_cfg.sweep FILE [--print | --index I | --report] [key=value ...]
+
+FILE is what `wandb sweep` takes: method grid, parameters with `value` or `values`, and a command
+that starts a verb with values as arguments. Arguments here are added to every run's own.
+
+  --print    the commands, one a line, and nothing else
+  --index I  only run number I, counted from 0, as one task of a SLURM array
+  --report   table and plot of what has finished, running nothing
+
+A run that has finished is found again, one that fails is told at the end (exit 1), and the table
+and the plot are in runs/<name of FILE>/.
+"""
+
+import itertools
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_cfg.config import from_arguments, resolve
+from lightning_cfg.errors import UserError
+
+KEYS = ("program", "command", "method", "parameters", "metric", "name", "description", "project")
+KEYS += ("entity", "run_cap", "apiVersion", "kind")  # of W&B's schema; what else it has is refused
+COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")  # W&B's default
+QUIET = "logger=csv"  # a sweep file says wandb for the agents' sake
+
+
+@dataclass
+class Row:
+    """One run of the grid: its values, its command, and where it writes."""
+
+    values: dict[str, Any]
+    command: list[str]
+    directory: Path
+    failed: int = 0  # exit status
+    found: list[dict] = field(default_factory=list)  # its results, a dict per sample set and class
+
+
+def grid(sweep: dict) -> list[dict[str, Any]]:
+    """The values of every run, {parameter: value}; the last parameter changes fastest."""
+    choices = {
+        name: [entry["value"]] if "value" in entry else entry["values"]
+        for name, entry in sweep["parameters"].items()
+    }
+    return [
+        dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())
+    ]
+
+
+def command_of(sweep: dict, values: dict[str, Any]) -> list[str]:
+    """The words of one run's command: what W&B's agent would start, with this interpreter."""
+    plain = [f"{name}={value}" for name, value in values.items()]
+    macros = {
+        "env": [],
+        "interpreter": [sys.executable],
+        "program": [str(sweep.get("program", ""))],
+        "args": [f"--{word}" for word in plain],
+        "args_no_hyphens": plain,
+    }
+    words = []
+    for word in map(str, sweep.get("command", COMMAND)):
+        macro = re.fullmatch(r"\$\{(\w+)\}", word)
+        if macro and macro[1] not in macros:
+            raise UserError(
+                f"command: {word} is not known here; ${{args}} and ${{args_no_hyphens}} are"
+            )
+        value = re.sub(r"\$\{envvar:(\w+)\}", lambda m: os.environ.get(m[1], m[1]), word)
+        words += macros[macro[1]] if macro else [value]
+    return words
+
+
+def read(file: str | Path) -> dict:
+    """The sweep file; UserError, naming the key, for what it lacks or what is no grid."""
+    try:
+        sweep = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the sweep file '{file}': {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not yaml: {error}") from None
+    if not isinstance(sweep, dict) or not isinstance(sweep.get("parameters"), dict):
+        raise UserError(f"{file}: a sweep has parameters, {{key: {{values: [...]}}}}")
+    for key in sweep:
+        if key not in KEYS:
+            raise UserError(f"{file}: '{key}' is not run here; known are {', '.join(KEYS)}")
+    if sweep.get("method") != "grid":
+        raise UserError(
+            f"{file}: method {sweep.get('method')} needs W&B's server (wandb sweep {file}); here "
+            "it must be grid"
+        )
+    for name, entry in sweep["parameters"].items():
+        known = isinstance(entry, dict) and len(entry) == 1
+        if not known or not ("value" in entry or isinstance(entry.get("values"), list)):
+            raise UserError(f"{file}: parameters.{name} must have value or values, a list")
+        if entry.get("values") == []:
+            raise UserError(f"{file}: parameters.{name}.values is empty")
+    return sweep
+
+
+def rows_of(sweep: dict, extra: list[str]) -> list[Row]:
+    """Every run of the sweep, its arguments checked as the verb itself checks them.
+
+    UserError for a wrong one, or where two runs would write to the same directory.
+    """
+    rows: list[Row] = []
+    taken: dict[Path, int] = {}
+    for i, values in enumerate(grid(sweep)):
+        command = [*command_of(sweep, values), QUIET, *extra]
+        module = command[command.index("-m") + 1] if "-m" in command[:-1] else ""
+        if not module.startswith("lightning_cfg."):
+            raise UserError(
+                f"command: run {i} starts no verb of ours: it must have -m, lightning_cfg.VERB"
+            )
+        name = module.rpartition(".")[2]
+        verb = resolve("", f"lightning_cfg.verbs.{name}.{name}")
+        config = from_arguments(verb, command[command.index("-m") + 2 :])
+        directory = Path(config["run_dir"])
+        if directory in taken:
+            raise UserError(
+                f"runs {taken[directory]} and {i} would both write to run_dir={directory}: name "
+                "the swept keys in it, as in run_dir: runs/name_${guidance.scale}"
+            )
+        taken[directory] = i
+        rows.append(Row(values, command, directory))
+    return rows
+
+
+def run(row: Row) -> None:
+    """Start one run in a process of its own, as W&B's agent does, and note its exit status."""
+    row.failed = subprocess.run(row.command).returncode
+
+
+def results(directory: Path) -> list[dict]:
+    """What a finished run has found: a dict per sample set and class, or the loss of a training."""
+    manifest = directory / "manifest.json"
+    if not manifest.is_file():
+        return []
+    scores = directory / "metrics/metrics.json"
+    if scores.is_file():
+        rows = json.loads(scores.read_text())
+        last = [row for row in rows if row.get("draw", "mean") == "mean"]
+        return [{k: v for k, v in row.items() if k != "draw"} for row in last]
+    facts = json.loads(manifest.read_text())
+    trained = {"loss": facts.get("loss"), "step": facts.get("step")}
+    return [{k: v for k, v in trained.items() if v is not None}]
+
+
+def main(argv: list[str]) -> int:
+    """Run a sweep from the command line; the exit status."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__.strip())
+        return 0 if argv else 2
+    file, *rest = argv
+    flags = [word for word in rest if word in ("--print", "--report")]
+    extra = [word for word in rest if word not in flags]
+    index = None
+    if "--index" in extra:
+        at = extra.index("--index")
+        index, extra = (extra[at + 1 : at + 2] or [""])[0], extra[:at] + extra[at + 2 :]
+        if not index.isdigit():
+            raise UserError(f"--index needs a number, counted from 0, not '{index}'")
+    sweep = read(file)
+    rows = rows_of(sweep, extra)
+    if index is not None:
+        if int(index) >= len(rows):
+            raise UserError(f"--index {index}: {file} has runs 0 ... {len(rows) - 1}")
+        rows = [rows[int(index)]]
+    if "--print" in flags:
+        print("\n".join(shlex.join(row.command) for row in rows))
+        return 0
+    for i, row in enumerate(rows):
+        if "--report" in flags:
+            break
+        said = ", ".join(f"{name}={value}" for name, value in row.values.items())
+        print(f"[{i + 1}/{len(rows)}] {said}", flush=True)
+        run(row)
+    failed = [row for row in rows if row.failed]
+    if index is None:
+        for row in rows:
+            row.found = [] if row.failed else results(row.directory)
+        from lightning_cfg.reports.sweep import write_report  # it draws
+
+        folder = Path("runs") / Path(file).stem
+        print(write_report(folder, [(row.values, row.found) for row in rows]))
+    for row in failed:
+        print(f"failed with status {row.failed}: {shlex.join(row.command)}", file=sys.stderr)
+    return 1 if failed else 0
