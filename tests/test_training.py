@@ -19,12 +19,14 @@ from tqdm import tqdm
 import lightning_cfg
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.runs.checkpoints import load, restore
+from lightning_cfg.runs.precision import matmul
 from lightning_cfg.training import learners
 from lightning_cfg.training.callbacks import SaveLast
 from lightning_cfg.training.ema import EMA
 from lightning_cfg.training.learners import NOISE_LEVELS, Diffusion, edges
+from lightning_cfg.training.speed import speed_of
 from lightning_cfg.verbs import fit as fit_module
-from lightning_cfg.verbs.fit import fit, matmul, speed_of
+from lightning_cfg.verbs.fit import fit
 
 
 class Poisoned(Diffusion):

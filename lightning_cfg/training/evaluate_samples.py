@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_cfg.config import Choice, Data, Features, Metric, Sampler, build
 from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.errors import UserError
+from lightning_cfg.evaluation.build import scorer_of
 from lightning_cfg.evaluation.gather import ALL, Gathered
 from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import held, real_set
@@ -27,7 +28,6 @@ from lightning_cfg.sampling.prepared import Prepared, within_limits
 from lightning_cfg.sampling.sample import check_finite
 from lightning_cfg.training.callbacks import check_generation, show
 from lightning_cfg.training.learners import Classification, Refinement
-from lightning_cfg.verbs.evaluate import scorer_of
 from lightning_cfg.verbs.refine import Solver, refined
 
 TABLE = "metrics/evaluations.csv"
