@@ -35,8 +35,9 @@ from lightning_cfg.runs.checkpoints import build_model
 from lightning_cfg.runs.precision import matmul
 from lightning_cfg.runs.run import Run
 from lightning_cfg.training.batches import KeyedBatches
-from lightning_cfg.training.callbacks import Progress, SaveLast
+from lightning_cfg.training.checkpointing import SaveLast
 from lightning_cfg.training.ema import EMA
+from lightning_cfg.training.progress import Progress
 from lightning_cfg.training.speed import prepare, speed_of
 from lightning_cfg.training.trainer import logger_of, trainer_for
 from lightning_cfg.verbs.study import study

@@ -18,7 +18,8 @@ from lightning_cfg.evaluation.scorer import Scorer
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import output_of, sha256
 from lightning_cfg.runs.ranks import Ranks
-from lightning_cfg.verbs import assets
+from lightning_cfg.weights.catalogue import ASSETS
+from lightning_cfg.weights.store import find
 
 SPLITS = ("held_out", "bank")
 
@@ -82,8 +83,8 @@ def by_label(features: dict | None) -> dict[str, dict]:
 
 def statistics_file(path: str) -> Path:
     """A file of reference statistics, which may be one that `lightning_cfg.assets` knows."""
-    if path in assets.ASSETS and not Path(path).exists():
-        return assets.find(path)
+    if path in ASSETS and not Path(path).exists():
+        return find(path)
     return output_of(path, "")
 
 

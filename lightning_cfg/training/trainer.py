@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.run import Run
-from lightning_cfg.training.callbacks import AtomicCheckpointIO
+from lightning_cfg.training.checkpointing import AtomicCheckpointIO
 
 
 def trainer_for(

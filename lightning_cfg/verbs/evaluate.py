@@ -27,6 +27,7 @@ from lightning_cfg.evaluation.sample_sets import (
 from lightning_cfg.evaluation.tables import as_csv, as_markdown, as_text, spread
 from lightning_cfg.runs import checkpoints, wandb_run
 from lightning_cfg.runs.files import output_of, write_text
+from lightning_cfg.runs.names import METRICS
 from lightning_cfg.runs.ranks import launched, sharing
 from lightning_cfg.runs.run import Run, content_of
 from lightning_cfg.sampling.guided import check_roles
@@ -196,7 +197,7 @@ def evaluate(
     folder = run.directory / "metrics"
     out = [
         write_text(folder / "metrics.csv", as_csv(rows)),
-        write_text(folder / "metrics.json", json.dumps(rows, indent=1)),
+        write_text(run.directory / METRICS, json.dumps(rows, indent=1)),
         write_text(folder / "numbers.csv", as_csv(numbers)),
         write_text(folder / "numbers.json", json.dumps(numbers, indent=1)),
         write_text(folder / "table.md", as_markdown(rows, numbers)),
@@ -212,5 +213,5 @@ def evaluate(
 def _send(run: Run) -> None:
     """The scores of a finished run to where else they are wanted."""
     if run.free["logger"] == "wandb" and launched().rank == 0:
-        rows = json.loads((run.directory / "metrics/metrics.json").read_text())
+        rows = json.loads((run.directory / METRICS).read_text())
         wandb_run.log_scores(run.directory, {**run.identity["settings"], **run.free}, rows)

@@ -1,6 +1,5 @@
 """`fit`: a config becomes a trained checkpoint."""
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +18,7 @@ from lightning_cfg.config import (
 )
 from lightning_cfg.data.pairs import bins
 from lightning_cfg.diffusion.draws import Draws, key
-from lightning_cfg.errors import Preempted, RankLost, UserError
+from lightning_cfg.errors import Preempted, RankLost, UserError, did_you_mean
 from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.checkpoints import LAST, build_model, load
 from lightning_cfg.runs.files import output_of
@@ -28,17 +27,15 @@ from lightning_cfg.runs.ranks import launched, lost, told_lost, with_launch
 from lightning_cfg.runs.run import Run, placeless
 from lightning_cfg.training import preemption
 from lightning_cfg.training.batches import KeyedBatches
-from lightning_cfg.training.callbacks import (
-    Grids,
-    Progress,
-    SaveLast,
-    StopWhenAsked,
-)
+from lightning_cfg.training.checkpointing import SaveLast
 from lightning_cfg.training.evaluate_samples import EvaluateSamples
+from lightning_cfg.training.grids import Grids
+from lightning_cfg.training.progress import Progress
 from lightning_cfg.training.speed import device_of, prepare, speed_of
+from lightning_cfg.training.stop import StopWhenAsked
 from lightning_cfg.training.trainer import logger_of, trainer_for
 
-GridKeys = Annotated[dict, Keywords("lightning_cfg.training.callbacks.Grids")]
+GridKeys = Annotated[dict, Keywords("lightning_cfg.training.grids.Grids")]
 EvaluationKeys = Annotated[
     dict, Keywords("lightning_cfg.training.evaluate_samples.EvaluateSamples")
 ]
@@ -74,9 +71,9 @@ def fit(
     checkpoint_every  steps between checkpoints
     keep              of which so many of the best are kept beside the last one
     keep_by           loss, or a score of `evaluation` such as fid_2k/scale_1
-    grids             {every, scales, columns, sampler}: samples in figures/, see callbacks.Grids
+    grids             {every, scales, columns, sampler}: samples in figures/, see grids.Grids
     evaluation        {every, n, scales, features, metrics, ...}: scores of samples as curves, see
-                      evaluation.EvaluateSamples
+                      evaluate_samples.EvaluateSamples
     compile           the network, by torch.compile
     channels_last     memory layout of a network of images
     matmul_precision  of float32 products: highest is float32, high and medium may be TF32 or less
@@ -210,8 +207,7 @@ def _check_keep(keep: int, by: str, every: int, evaluation: EvaluateSamples | No
     if evaluation is None:
         raise UserError(f"keep_by={by} needs an evaluation, or is loss")
     if by not in evaluation.names:
-        near = difflib.get_close_matches(by, evaluation.names, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(evaluation.names)}"
+        hint = did_you_mean(by, evaluation.names)
         raise UserError(f"keep_by: the evaluation has no score '{by}'; {hint}")
     if evaluation.every % every:
         raise UserError(
