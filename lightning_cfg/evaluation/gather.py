@@ -11,6 +11,7 @@ from lightning_cfg.evaluation.features import Space
 from lightning_cfg.evaluation.sample_sets import SampleSet
 from lightning_cfg.interfaces import Classifier
 from lightning_cfg.metrics.moments import Moments
+from lightning_cfg.runs.ranks import Ranks
 
 ALL = "all"  # the group of all samples, where they are not scored class by class
 
@@ -54,10 +55,12 @@ class Gathered:
         if not (distributed.is_available() and distributed.is_initialized()):
             return self
 
+        ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
+
         def whole(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: whole(value[name]) for name in sorted(value)}
-            return None if value is None else _interleaved(value)
+            return None if value is None else ranks.collect_everywhere(value)
 
         moments = {
             name: {group: held.all_reduce() for group, held in of_space.items()}
@@ -65,26 +68,6 @@ class Gathered:
         }
         parts = map(whole, (self.c, self.x, self.logits, self.features, self.head_logits))
         return Gathered(*parts, moments=moments)
-
-
-def _interleaved(own: Tensor) -> Tensor:
-    """Rows of all ranks in turn, (n_0 + n_1 + ..., ...); ranks may differ by one row."""
-    from torch import distributed
-
-    ranks = distributed.get_world_size()
-    cuda = distributed.get_backend() == "nccl"
-    place = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    sizes = [torch.zeros((), dtype=torch.long, device=place) for _ in range(ranks)]
-    distributed.all_gather(sizes, torch.tensor(len(own), device=place))
-    sizes = [int(size) for size in sizes]
-    padded = torch.zeros(max(sizes), *own.shape[1:], dtype=own.dtype, device=place)
-    padded[: len(own)] = own.to(place)
-    parts = [torch.empty_like(padded) for _ in range(ranks)]
-    distributed.all_gather(parts, padded)
-    out = torch.empty(sum(sizes), *own.shape[1:], dtype=own.dtype)
-    for rank, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-        out[rank::ranks] = part[:size].cpu()
-    return out
 
 
 def gather(

@@ -1,22 +1,27 @@
 """A bar that shows how far a training is."""
 
-import sys
-
 import lightning as L
 from tqdm import tqdm
 
+from lightning_cfg.runs.ranks import Ranks
+
 
 class Progress(L.Callback):
-    """A bar of images with their speed, the remaining time and the loss; nothing off a terminal."""
+    """A bar of images with their speed, the remaining time and the loss; nothing off a terminal.
+
+    It stands back for Lightning's own, trainer.enable_progress_bar.
+    """
 
     def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         self.images = trainer.datamodule.batch_size  # a step
-        self.bar = tqdm(
-            total=trainer.max_steps * self.images,
+        if trainer.progress_bar_callback is not None:
+            self.bar = tqdm(disable=True)  # Lightning's own was asked for
+            return
+        self.bar = Ranks(trainer.global_rank, trainer.world_size).progress(
+            trainer.max_steps * self.images,
+            " images",
             initial=trainer.global_step * self.images,
-            unit=" images",
             unit_scale=True,
-            disable=not (trainer.is_global_zero and sys.stderr.isatty()),
         )
 
     def on_train_batch_end(
