@@ -88,46 +88,53 @@ def gather(
     """
     kept: dict[Any, list[Tensor]] = {}
     moments = {name: {group: Moments() for group in groups} for name in spaces}
-
-    def keep(key: Any, value: Tensor) -> None:
-        kept.setdefault(key, []).append(value.cpu())
-
+    if not wanted & {"features", "moments", "head_logits"}:
+        spaces = {}
     for x, c in samples.batches(batch_size):
-        keep("c", c)
-        if "x" in wanted:
-            keep("x", x)
+        found: dict[Any, Tensor] = {"c": c, "x": x} if "x" in wanted else {"c": c}
         on_device = x.to(device)
         if "logits" in wanted:
-            with torch.no_grad():
-                for part in on_device.split(512):
-                    keep("logits", classifier(part, part.new_zeros(len(part))))
+            assert classifier is not None
+            found["logits"] = _logits(classifier, on_device)
         for name, space in spaces.items():
-            if not wanted & {"features", "moments", "head_logits"}:
-                break
             f = space(on_device)
             if "features" in wanted:
-                keep((name, "features"), f)
+                found[name, "features"] = f
             if "head_logits" in wanted and space.head is not None:
-                keep((name, "head_logits"), space.head(f.to(space.device)).detach())
+                found[name, "head_logits"] = space.head(f.to(space.device)).detach()
             if "moments" in wanted:
-                for group in groups:
-                    own = f if group == ALL else f[(c == group).to(f.device)]
-                    if len(own):
-                        moments[name][group].add(own)
+                _add(moments[name], f, c)
+        for key, value in found.items():
+            kept.setdefault(key, []).append(value.cpu())
         progress(len(x))
     whole = {key: torch.cat(parts) for key, parts in kept.items()}
-    of = {
-        what: {name: whole[name, what] for name in spaces if (name, what) in whole}
+    features, head_logits = (
+        {name: whole[name, what] for name in spaces if (name, what) in whole}
         for what in ("features", "head_logits")
-    }
-    for of_space in moments.values():
-        for held in of_space.values():
+    )
+    for by_group in moments.values():
+        for held in by_group.values():
             if held.count:
                 held.mean, held.scatter = held.mean.cpu(), held.scatter.cpu()
     return Gathered(
         whole["c"],
         whole.get("x"),
         whole.get("logits"),
-        **of,
-        moments=moments if "moments" in wanted else {},
+        features,
+        head_logits,
+        moments if "moments" in wanted else {},
     )
+
+
+@torch.no_grad()
+def _logits(classifier: Classifier, x: Tensor) -> Tensor:
+    """Of clean samples, (B, K)."""
+    return torch.cat([classifier(part, part.new_zeros(len(part))) for part in x.split(512)])
+
+
+def _add(moments: dict[Any, Moments], f: Tensor, c: Tensor) -> None:
+    """Features of a batch to the moments of each group."""
+    for group, held in moments.items():
+        own = f if group == ALL else f[(c == group).to(f.device)]
+        if len(own):
+            held.add(own)

@@ -6,7 +6,6 @@ r-th, the (r + R)-th, ..., and all meet once at the end. Imports nothing heavy b
 
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from lightning_cfg.errors import RankLost, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from tqdm import tqdm
 
 T = TypeVar("T")
 
@@ -181,13 +179,6 @@ class Ranks:
         """The sums over all ranks, of which all have the same names."""
         told = self.told(numbers)
         return {name: sum(one[name] for one in told) for name in numbers}
-
-    def progress(self, total: int | None, unit: str, **how: Any) -> "tqdm":
-        """A bar on the first rank's terminal, nothing elsewhere; `how` as tqdm takes it."""
-        from tqdm import tqdm
-
-        hidden = not (self.first and sys.stderr.isatty())
-        return tqdm(total=total, unit=unit, disable=hidden, **how)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 from lightning_cfg import __version__
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import write_text
-from lightning_cfg.runs.ranks import Ranks
+from lightning_cfg.runs.progress import progress
 from lightning_cfg.weights.catalogue import Asset, asset_of
 from lightning_cfg.weights.store import altered, fault_of, find, place, record
 
@@ -189,7 +189,7 @@ def _receive(asset: Asset, file: FileIO, note: Path, timeout: float) -> None:
             with _writing(asset):
                 write_text(note, json.dumps({"url": asset.url, **said}))
         how = {"desc": asset.name, "initial": done, "unit_scale": True}
-        with Ranks().progress(total, "B", **how) as bar:
+        with progress(total, "B", **how) as bar:
             for chunk in _chunks(answer, total and total - done):
                 with _writing(asset):
                     _append(file, chunk)
