@@ -10,7 +10,7 @@ import torch
 import yaml
 from several_processes import Together
 
-from lightning_cfg.config import main
+from lightning_cfg.cli import main
 
 torch.set_num_threads(1)  # bit for bit equality is per number of threads
 

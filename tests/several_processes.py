@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from lightning_cfg.config import main
+from lightning_cfg.cli import main
 
 
 def as_rank(verb: Callable, folder: str, words: list[str], environment: dict[str, str]) -> None:

@@ -32,7 +32,7 @@ def verb_of(file: Path) -> str:
 def read(file: Path) -> dict:
     """The config; what a file takes from a sweep's ${...} or a run is left as it stands."""
     verb = verb_of(file)
-    return load(resolve(f"lightning_cfg.{verb}", f"lightning_cfg.{verb}.{verb}"), file)
+    return load(resolve("", f"lightning_cfg.verbs.{verb}.{verb}"), file)
 
 
 def trainings(file: Path) -> dict[str, dict]:
@@ -107,7 +107,7 @@ def test_config_loads(file):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
 def test_unknown_key_is_refused(file):
     verb = verb_of(file)
-    function = resolve(f"lightning_cfg.{verb}", f"lightning_cfg.{verb}.{verb}")
+    function = resolve("", f"lightning_cfg.verbs.{verb}.{verb}")
     with pytest.raises(UserError, match="no_such_key"):
         load(function, file, ["no_such_key=1"])
 

@@ -134,7 +134,7 @@ def test_the_same_samples_score_the_same_from_memory_folder_and_zip(made, tmp_pa
     again = found["run"] / "metrics/numbers.csv"
     told = [row for row in csv.DictReader(again.open()) if row["samples"] == "run"]
     assert {row["seeds"] for row in told} == {"0 ... 39"}
-    assert {row["sampler"] for row in told} == {"heun steps=4"}
+    assert {row["sampler"] for row in told} == {"heun steps=4 rho=7.0"}
     assert {row["guidance"] for row in told} == {"unguided"}
     assert {row["model_weights"] for row in told} == {"ema"}
     assert {row["n"] for row in told} == {"40"}

@@ -21,7 +21,7 @@ from test_fit import assert_same
 from test_training import kept, logged
 from torch import Tensor, nn
 
-from lightning_cfg.config import main
+from lightning_cfg.cli import main
 from lightning_cfg.data.images import Images
 from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import UserError

@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor, nn
 
 import lightning_cfg
-from lightning_cfg.config import main
+from lightning_cfg.cli import main
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.checkpoints import LAST, load, restore
 from lightning_cfg.runs.files import sha256

@@ -29,7 +29,6 @@ UPWARD = {  # what is still to be cut
     "evaluation/tables.py -> reports",
     "reports/study.py -> verbs",
     "runs/pngs.py -> data",
-    "studies/stages.py -> verbs",
     "training/evaluate_samples.py -> verbs",
 }
 

@@ -13,7 +13,7 @@ import yaml
 from test_ddp import ROOT
 from test_fit import assert_same, fit_as_called
 
-from lightning_cfg.config import REQUEUE
+from lightning_cfg.cli import REQUEUE
 from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.checkpoints import LAST, load
 from lightning_cfg.training import preemption

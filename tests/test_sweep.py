@@ -14,7 +14,8 @@ import pytest
 import yaml
 from test_evaluation import HERE, UNET
 
-from lightning_cfg.config import load, main, resolve
+from lightning_cfg.cli import main
+from lightning_cfg.config import load, resolve
 from lightning_cfg.errors import UserError
 from lightning_cfg.reports.sweep import against, axis, shortened
 from lightning_cfg.runs import wandb_run

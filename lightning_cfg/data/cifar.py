@@ -4,10 +4,12 @@ import contextlib
 import io
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from lightning_cfg.config import Place
 from lightning_cfg.data.images import Images
 from lightning_cfg.errors import UserError
 
@@ -31,7 +33,7 @@ class CIFAR10(Images):
     def __init__(
         self,
         *,
-        root: str = "data",
+        root: Annotated[str, Place] = "data",
         flip: bool = False,
         augment: float = 0.0,
         limit: int | None = None,

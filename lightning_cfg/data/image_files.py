@@ -17,12 +17,14 @@ from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from lightning_cfg.config import Free, Input
 from lightning_cfg.data.images import Images
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import listing
@@ -286,11 +288,11 @@ class ImageZip(Images):
     def __init__(
         self,
         *,
-        path: str,
-        held_out: str | None = None,
+        path: Annotated[str, Input()],
+        held_out: Annotated[str | None, Input()] = None,
         flip: bool = False,
         augment: float = 0.0,
-        memory: float = 2.0,
+        memory: Annotated[float, Free] = 2.0,
         limit: int | None = None,
     ):
         if not memory >= 0:

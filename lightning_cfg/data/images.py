@@ -5,11 +5,12 @@ import io
 import tempfile
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from lightning_cfg.config import Place
 from lightning_cfg.data.augment import AugmentPipe
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
@@ -127,7 +128,7 @@ class MNIST(Images):
     shape = (1, 28, 28)
     num_classes = 10
 
-    def __init__(self, *, root: str = "data", limit: int | None = None):
+    def __init__(self, *, root: Annotated[str, Place] = "data", limit: int | None = None):
         self.root, self.limit = root, limit
 
     def _load(self, *, train: bool) -> tuple[Tensor, Tensor]:

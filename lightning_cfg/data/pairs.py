@@ -10,6 +10,7 @@ from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
 from lightning_cfg.refinement.neighbours import nearest_in_class
 from lightning_cfg.runs.files import output_of
+from lightning_cfg.runs.inputs import PairFile
 from lightning_cfg.runs.names import PAIRS
 from lightning_cfg.runs.tensors import load_tensors
 
@@ -31,7 +32,7 @@ class Pairs:
     truth = None
     has_sources = True  # its batches have x0
 
-    def __init__(self, *, path: str):
+    def __init__(self, *, path: PairFile):
         self.path = output_of(path, PAIRS)
         manifest = self.path.parent.parent / "manifest.json"
         told = json.loads(manifest.read_text()) if manifest.is_file() else {}

@@ -10,6 +10,7 @@ from lightning_cfg.data.images import quantised, signed
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import output_of
+from lightning_cfg.runs.inputs import SampleFile
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.tensors import load_tensors
 
@@ -28,7 +29,7 @@ class RealOrGenerated:
     truth = None
     num_classes = 2
 
-    def __init__(self, *, real: Data, path: str):
+    def __init__(self, *, real: Data, path: SampleFile):
         self.points = build("lightning_cfg.data", real)
         if getattr(self.points, "augment_dim", 0):
             raise UserError("data.real.augment: only real images would be augmented; leave it out")

@@ -4,11 +4,11 @@ import json
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
-from lightning_cfg.config import build
+from lightning_cfg.config import Input, build
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.features import as_space
 from lightning_cfg.evaluation.gather import ALL, Gathered
@@ -22,6 +22,7 @@ from lightning_cfg.weights.catalogue import ASSETS
 from lightning_cfg.weights.store import find
 
 SPLITS = ("held_out", "bank")
+Piece = tuple[str, dict, SampleSet, Gathered]  # of a set: its label, {draw}, itself, what is kept
 
 
 def scorer_of(
@@ -86,6 +87,9 @@ def statistics_file(path: str) -> Path:
     if path in ASSETS and not Path(path).exists():
         return find(path)
     return output_of(path, "")
+
+
+Statistics = Annotated[str, Input(statistics_file)]  # which counts by its content
 
 
 def judge(path: str | None, side: Real | None, place: torch.device | str) -> Any:
@@ -156,7 +160,7 @@ def gather_sets(
     scorer: Scorer,
     ranks: Ranks,
     progress: Callable[[int], Any],
-) -> Iterator[tuple[str, dict, SampleSet, Gathered]]:
+) -> Iterator[Piece]:
     """Every set's every draw, gathered by all ranks: (label, {draw}, the samples, all of them)."""
     for label, held in sets.items():
         for draw in range(parts[label]):

@@ -9,8 +9,7 @@ from torch import nn
 from lightning_cfg.config import build
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import output_of
-
-LAST = "checkpoints/last.ckpt"
+from lightning_cfg.runs.names import LAST
 
 
 def load(path: str | Path) -> dict:

@@ -20,7 +20,7 @@ from lightning_cfg.evaluation.tables import as_csv
 from lightning_cfg.guidance import classifier_free
 from lightning_cfg.reports import figures
 from lightning_cfg.runs import checkpoints
-from lightning_cfg.runs.files import output_of, sha256, write_text
+from lightning_cfg.runs.files import output_of, write_text
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import drawable
 from lightning_cfg.runs.run import content_of
@@ -140,12 +140,12 @@ class EvaluateSamples(L.Callback):
                 f"evaluation.data has {own.num_classes} classes, the training data "
                 f"{data.num_classes}"
             )
-        section, files = content_of(section if self.data is None else self.data, own)
+        section, content = content_of(section if self.data is None else self.data)
         by_class = own.truth is not None
         real = Real(
             own,
             section=section,
-            content=tuple(map(sha256, files.values())),
+            content=content,
             per_class=self.per_class,
             groups=list(range(max(1, own.num_classes))) if by_class else [ALL],
         )

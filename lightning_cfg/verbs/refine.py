@@ -4,33 +4,37 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_cfg.config import Free
 from lightning_cfg.data.pairs import Pairs
 from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.diffusion.samplers import integrate, integrate_in_steps
 from lightning_cfg.errors import UserError
-from lightning_cfg.evaluation.sample_sets import input_of, read_set
+from lightning_cfg.evaluation.sample_sets import Samples, read_set
 from lightning_cfg.guidance import require_null
 from lightning_cfg.interfaces import NULL, Velocity
 from lightning_cfg.runs import checkpoints
-from lightning_cfg.runs.files import output_of
+from lightning_cfg.runs.inputs import Checkpoint
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import IMAGES, check_images, save_images
 from lightning_cfg.runs.ranks import sharing
-from lightning_cfg.runs.run import Run
+from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import save_tensors
 from lightning_cfg.sampling.prepared import pick_device
 
 
+@verb()
 def refine(
+    run: Run,
+    /,
     *,
-    flow: str,
-    samples: str,
+    flow: Checkpoint,
+    samples: Samples,
     run_dir: str,
     weights: str | int = "ema",
     method: Literal["dopri5", "euler", "heun"] = "dopri5",
@@ -40,10 +44,11 @@ def refine(
     max_evaluations: int = 2000,
     strength: float = 1.0,
     scale: float = 1.0,
-    images: Literal["folder", "zip"] | None = None,
+    images: Annotated[Literal["folder", "zip"] | None, Free] = None,
     batch_size: int = 1000,
-    device: str = "auto",
-    seed: int = 0,
+    device: Annotated[str, Free] = "auto",
+    seed: Annotated[int, Free] = 0,
+    force: bool = False,
 ) -> Path:
     """Integrate dx/dt = v(x, t, c) from the sample at t = 0 to 1; the run holds samples/.
 
@@ -56,23 +61,15 @@ def refine(
     scale            w of classifier-free guidance inside the flow, v_u + w (v_c - v_u) (Zhao &
                      Schwing 2025, app. B.2): for a flow trained with label dropout; 1 is without
     images           also as 8-bit PNGs, in samples/images/ or samples/images.zip
+    force            does a finished run again
     """
     solver = Solver(method, steps, rtol, atol, max_evaluations, strength, scale)
-    checkpoint, file = output_of(flow, checkpoints.LAST), input_of(samples)
-    settings = {"weights": weights, "rtol": rtol, "atol": atol, "batch_size": batch_size}
-    settings |= {"max_evaluations": max_evaluations}
-    settings |= {"method": method, "steps": steps} if method != "dopri5" else {}
-    settings |= {"strength": strength} if strength != 1 else {}
-    settings |= {"scale": scale} if scale != 1 else {}
-    free = {"flow": flow, "samples": samples, "device": device, "seed": seed, "images": images}
-    free |= {"method": method, "steps": steps, "strength": strength, "scale": scale}
-    run = Run(run_dir, "refine", settings, {"flow": checkpoint, "samples": file}, free)
     if run.finished():
         run.say("finished already")
         return run.directory
 
     place = pick_device(device)
-    model = checkpoints.restore(checkpoint, weights=weights).to(place)
+    model = checkpoints.restore(flow, weights=weights).to(place)
     if not model.refines:
         raise UserError(
             f"{flow} starts from noise: refine needs a flow that learner Refinement trained"
