@@ -23,7 +23,7 @@ ORDER = [  # a folder may import those on its own line and on the lines above
     {"cli"},
     VERBS | {"__main__"},
 ]
-TRAINING = "batches checkpointing evaluate_samples grids learners progress stop trainer"
+TRAINING = "batches checkpointing each_step evaluate_samples grids learners progress stop trainer"
 MAY_IMPORT_LIGHTNING = {"verbs/fit.py", *(f"training/{name}.py" for name in TRAINING.split())}
 UPWARD = {  # what is still to be cut
     "evaluation/tables.py -> reports",

@@ -321,9 +321,7 @@ def test_images_per_second(call, training):
 
 def test_progress_shows_images_and_loss(call, training, monkeypatch):
     monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: True, raising=False)
-    monkeypatch.setattr(
-        "lightning_cfg.training.progress.tqdm", functools.partial(tqdm, mininterval=0)
-    )
+    monkeypatch.setattr("tqdm.tqdm", functools.partial(tqdm, mininterval=0))
     shown = call(fit, training(), "run_dir=run").err
     assert "640/640" in shown  # 20 steps of 32
     assert "images/s" in shown

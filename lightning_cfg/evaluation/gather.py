@@ -11,6 +11,7 @@ from lightning_cfg.evaluation.features import Space
 from lightning_cfg.evaluation.sample_sets import SampleSet
 from lightning_cfg.interfaces import Classifier
 from lightning_cfg.metrics.moments import Moments
+from lightning_cfg.runs.ranks import Ranks
 
 ALL = "all"  # the group of all samples, where they are not scored class by class
 
@@ -54,10 +55,12 @@ class Gathered:
         if not (distributed.is_available() and distributed.is_initialized()):
             return self
 
+        ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
+
         def whole(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: whole(value[name]) for name in sorted(value)}
-            return None if value is None else _interleaved(value)
+            return None if value is None else ranks.collect_everywhere(value)
 
         moments = {
             name: {group: held.all_reduce() for group, held in of_space.items()}
@@ -65,26 +68,6 @@ class Gathered:
         }
         parts = map(whole, (self.c, self.x, self.logits, self.features, self.head_logits))
         return Gathered(*parts, moments=moments)
-
-
-def _interleaved(own: Tensor) -> Tensor:
-    """Rows of all ranks in turn, (n_0 + n_1 + ..., ...); ranks may differ by one row."""
-    from torch import distributed
-
-    ranks = distributed.get_world_size()
-    cuda = distributed.get_backend() == "nccl"
-    place = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    sizes = [torch.zeros((), dtype=torch.long, device=place) for _ in range(ranks)]
-    distributed.all_gather(sizes, torch.tensor(len(own), device=place))
-    sizes = [int(size) for size in sizes]
-    padded = torch.zeros(max(sizes), *own.shape[1:], dtype=own.dtype, device=place)
-    padded[: len(own)] = own.to(place)
-    parts = [torch.empty_like(padded) for _ in range(ranks)]
-    distributed.all_gather(parts, padded)
-    out = torch.empty(sum(sizes), *own.shape[1:], dtype=own.dtype)
-    for rank, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-        out[rank::ranks] = part[:size].cpu()
-    return out
 
 
 def gather(
@@ -105,46 +88,53 @@ def gather(
     """
     kept: dict[Any, list[Tensor]] = {}
     moments = {name: {group: Moments() for group in groups} for name in spaces}
-
-    def keep(key: Any, value: Tensor) -> None:
-        kept.setdefault(key, []).append(value.cpu())
-
+    if not wanted & {"features", "moments", "head_logits"}:
+        spaces = {}
     for x, c in samples.batches(batch_size):
-        keep("c", c)
-        if "x" in wanted:
-            keep("x", x)
+        found: dict[Any, Tensor] = {"c": c, "x": x} if "x" in wanted else {"c": c}
         on_device = x.to(device)
         if "logits" in wanted:
-            with torch.no_grad():
-                for part in on_device.split(512):
-                    keep("logits", classifier(part, part.new_zeros(len(part))))
+            assert classifier is not None
+            found["logits"] = _logits(classifier, on_device)
         for name, space in spaces.items():
-            if not wanted & {"features", "moments", "head_logits"}:
-                break
             f = space(on_device)
             if "features" in wanted:
-                keep((name, "features"), f)
+                found[name, "features"] = f
             if "head_logits" in wanted and space.head is not None:
-                keep((name, "head_logits"), space.head(f.to(space.device)).detach())
+                found[name, "head_logits"] = space.head(f.to(space.device)).detach()
             if "moments" in wanted:
-                for group in groups:
-                    own = f if group == ALL else f[(c == group).to(f.device)]
-                    if len(own):
-                        moments[name][group].add(own)
+                _add(moments[name], f, c)
+        for key, value in found.items():
+            kept.setdefault(key, []).append(value.cpu())
         progress(len(x))
     whole = {key: torch.cat(parts) for key, parts in kept.items()}
-    of = {
-        what: {name: whole[name, what] for name in spaces if (name, what) in whole}
+    features, head_logits = (
+        {name: whole[name, what] for name in spaces if (name, what) in whole}
         for what in ("features", "head_logits")
-    }
-    for of_space in moments.values():
-        for held in of_space.values():
+    )
+    for by_group in moments.values():
+        for held in by_group.values():
             if held.count:
                 held.mean, held.scatter = held.mean.cpu(), held.scatter.cpu()
     return Gathered(
         whole["c"],
         whole.get("x"),
         whole.get("logits"),
-        **of,
-        moments=moments if "moments" in wanted else {},
+        features,
+        head_logits,
+        moments if "moments" in wanted else {},
     )
+
+
+@torch.no_grad()
+def _logits(classifier: Classifier, x: Tensor) -> Tensor:
+    """Of clean samples, (B, K)."""
+    return torch.cat([classifier(part, part.new_zeros(len(part))) for part in x.split(512)])
+
+
+def _add(moments: dict[Any, Moments], f: Tensor, c: Tensor) -> None:
+    """Features of a batch to the moments of each group."""
+    for group, held in moments.items():
+        own = f if group == ALL else f[(c == group).to(f.device)]
+        if len(own):
+            held.add(own)

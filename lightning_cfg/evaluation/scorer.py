@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from lightning_cfg import metrics as known
 from lightning_cfg.config import resolve
 from lightning_cfg.errors import UserError
@@ -54,6 +56,15 @@ class Scorer:
         self.wanted = asked & {"x", "logits", "head_logits"}
         self.wanted |= {what for what in ("features", "moments") if f"{what}_x" in asked}
         self._asked = asked
+
+    def to(self, device: torch.device) -> "Scorer":
+        """Its networks on this device, where it works from now on."""
+        for space in self.spaces.values():
+            space.to(device)
+        if self.classifier is not None:
+            self.classifier.to(device)
+        self.how["device"] = device
+        return self
 
     def gather(self, held: SampleSet, progress: Callable[[int], Any] = lambda n: None) -> Gathered:
         """One pass over a set, which keeps what these metrics want of it."""

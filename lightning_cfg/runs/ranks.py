@@ -143,21 +143,36 @@ class Ranks:
 
     def collect(self, own: "Tensor") -> "Tensor | None":
         """All rows in order, (n, ...), on the first rank, of every rank's own; None on others."""
-        if self.size == 1:
-            return own
+        return own if self.size == 1 else self._in_turn(own, everywhere=False)
+
+    def collect_everywhere(self, own: "Tensor") -> "Tensor":
+        """All rows in order, (n, ...), on every rank, of every rank's own."""
+        whole = own if self.size == 1 else self._in_turn(own, everywhere=True)
+        assert whole is not None
+        return whole
+
+    def _in_turn(self, own: "Tensor", *, everywhere: bool) -> "Tensor | None":
+        """Rows of all ranks in turn; None on ranks but the first, unless `everywhere`."""
         import torch
         from torch import distributed
 
         sizes = self.told(len(own))
-        padded = own.new_zeros(max(sizes), *own.shape[1:])  # ranks may differ by one row
-        padded[: len(own)] = own
-        parts = [torch.empty_like(padded) for _ in sizes] if self.first else None
-        distributed.gather(padded, parts)
-        if not self.first:
+        cuda = distributed.get_backend() == "nccl"
+        device = torch.device("cuda", torch.cuda.current_device()) if cuda else own.device
+        shape = (max(sizes), *own.shape[1:])
+        padded = torch.zeros(shape, dtype=own.dtype, device=device)  # ranks may differ by one row
+        padded[: len(own)] = own.to(device)
+        wanted = everywhere or self.first
+        parts = [torch.empty_like(padded) for _ in sizes] if wanted else []
+        if everywhere:
+            distributed.all_gather(parts, padded)
+        else:
+            distributed.gather(padded, parts or None)
+        if not wanted:
             return None
         out = own.new_empty(sum(sizes), *own.shape[1:])
         for rank, (part, n) in enumerate(zip(parts, sizes, strict=True)):
-            out[rank :: self.size] = part[:n]
+            out[rank :: self.size] = part[:n].to(own.device)
         return out
 
     def total(self, numbers: dict[str, float]) -> dict[str, float]:

@@ -14,6 +14,8 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.reports.claims import meaning
 from lightning_cfg.runs.checkpoints import LAST
 from lightning_cfg.runs.files import write
+from lightning_cfg.training.each_step import EachStep
+from lightning_cfg.training.learners import Learner
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -25,7 +27,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
     ) -> None:
-        write(path, lambda temporary: _save(checkpoint, temporary))
+        write(Path(path), lambda temporary: _save(checkpoint, temporary))
 
 
 def _save(checkpoint: dict, path: Path) -> None:
@@ -35,7 +37,7 @@ def _save(checkpoint: dict, path: Path) -> None:
         raise OSError(str(error).splitlines()[0]) from error
 
 
-class SaveLast(L.Callback):
+class SaveLast(EachStep):
     """Writes checkpoints/last.ckpt every `every` optimiser steps and after the last one.
 
     keep  so many of these are kept besides as checkpoints/best_<step>.ckpt: the best ones
@@ -56,13 +58,12 @@ class SaveLast(L.Callback):
     def state_dict(self) -> dict:
         return {"best": self.best, "by": self.by}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state_dict: dict) -> None:
         # values of something else, if `by` has changed, say nothing
-        self.best = state["best"] if state.get("by", "loss") == self.by else {}
+        self.best = state_dict["best"] if state_dict.get("by", "loss") == self.by else {}
 
-    def on_train_start(self, trainer: L.Trainer, *args: object) -> None:
-        # A step that was resumed from is saved already; doing so again after the first of several
-        # accumulated micro-batches would save the middle of the next step.
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        super().on_train_start(trainer, pl_module)
         self._saved = trainer.global_step
         if self.keep and trainer.is_global_zero:
             # a run that was killed may have saved this step and not yet copied it; one that goes
@@ -74,12 +75,8 @@ class SaveLast(L.Callback):
             }
             self._copy()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, learner: L.LightningModule, *args: object
-    ) -> None:
-        step = trainer.global_step
-        due = step % self.every == 0 or step == trainer.max_steps
-        if not due or step == self._saved or step == 0:
+    def after_step(self, trainer: L.Trainer, learner: Learner, step: int) -> None:
+        if step % self.every and step != trainer.max_steps:
             return
         value = self._value(learner, step)
         if self.keep and isfinite(value):
@@ -96,7 +93,7 @@ class SaveLast(L.Callback):
             trainer.save_checkpoint(self.path)
             self._saved = trainer.global_step
 
-    def _value(self, learner: L.LightningModule, step: int) -> float:
+    def _value(self, learner: Learner, step: int) -> float:
         if self.by == "loss":
             return learner.logged.get("loss", float("nan"))
         if learner.scored_at != step:

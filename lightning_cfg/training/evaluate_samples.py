@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from lightning_cfg.config import Choice, Data, Features, Metric, Sampler, build
 from lightning_cfg.diffusion.models import Flow
@@ -17,24 +16,22 @@ from lightning_cfg.evaluation.gather import ALL, Gathered
 from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import held, real_set
 from lightning_cfg.evaluation.tables import as_csv
-from lightning_cfg.guidance import classifier_free
 from lightning_cfg.reports import figures
 from lightning_cfg.runs import checkpoints
-from lightning_cfg.runs.files import output_of, write_text
-from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.runs.files import write_text
 from lightning_cfg.runs.pngs import drawable
+from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.run import content_of
-from lightning_cfg.runs.tensors import load_samples
-from lightning_cfg.sampling.prepared import Prepared, within_limits
-from lightning_cfg.sampling.sample import check_finite
-from lightning_cfg.training.grids import check_generation, show
-from lightning_cfg.training.learners import Classification, Refinement
+from lightning_cfg.training.each_step import EachStep
+from lightning_cfg.training.evaluated import FromFiles, FromNoise, Samples
+from lightning_cfg.training.grids import show
+from lightning_cfg.training.learners import Classification, Learner, Refinement
 from lightning_cfg.verbs.refine import Solver, refined
 
 TABLE = "metrics/evaluations.csv"
 
 
-class EvaluateSamples(L.Callback):
+class EvaluateSamples(EachStep):
     """Scores samples of the averaged weights every `every` steps and after the last one.
 
     A base model generates n samples of the same seeds at each of the scales of classifier-free
@@ -89,46 +86,31 @@ class EvaluateSamples(L.Callback):
             )
         if not scales:
             raise UserError("evaluation.scales must name one scale, such as 1 for unguided")
-        self.directory, self.every, self.n, self.scales = directory, every, n, list(scales)
-        self.sampler = Choice("lightning_cfg.diffusion.samplers").check(
-            sampler, "evaluation.sampler"
-        )
-        self.flow_path, self.sources, self.data, self.columns = flow, sources, data, columns
-        self.seed, self.batch_size = seed, batch_size
+        self.directory, self.every, self.n, self.columns = directory, every, n, columns
+        self.batch_size, self.data, self.flow_path = batch_size, data, flow
         self.solver = Solver(rtol=rtol, atol=atol)
-        self.settings = {"metrics": metrics, "features": features, "statistics": statistics}
-        self.settings["classifier"] = classifier
-        self.settings["reference"] = [reference] if isinstance(reference, str) else list(reference)
+        sampler = Choice("lightning_cfg.diffusion.samplers").check(sampler, "evaluation.sampler")
+        self.samples = (
+            FromFiles(n, sources)
+            if sources
+            else FromNoise(n, seed, list(scales), sampler, batch_size)
+        )
+        self.scoring = {"metrics": metrics, "features": features, "statistics": statistics}
+        self.scoring["classifier"] = classifier
+        self.scoring["reference"] = [reference] if isinstance(reference, str) else list(reference)
         self.per_class = {"held_out": real, "bank": bank}
-        self._given: dict[str, tuple[Tensor, Tensor]] = {}
         self._flow: Flow | None = None
         self._rows: list[dict] = []
-        self._done = -1
 
     def check(
-        self,
-        learner: L.LightningModule,
-        data: Any,
-        section: dict,
-        device: torch.device | str = "cpu",
+        self, learner: Learner, data: Any, section: dict, device: torch.device | str = "cpu"
     ) -> None:
         """UserError if these samples cannot be made or scored, before anything is trained.
 
         It scores as many real points in place of samples, so that every metric has run once.
         section  of the training data in the config
         """
-        refines = isinstance(learner, Refinement)
-        name = type(learner).__name__
-        if isinstance(learner, Classification):
-            raise UserError(f"evaluation needs a learner whose model makes samples, not {name}")
-        if refines != bool(self.sources):
-            what = "needs evaluation.sources, samples that it refines" if refines else "starts from"
-            raise UserError(f"learner {name} {what}" + ("" if refines else " noise, not sources"))
-        if refines and (self.flow_path is not None or self.data is None):
-            raise UserError(
-                "learner Refinement is the flow itself: evaluation.flow is for base models, and "
-                "evaluation.data has to say what the samples are compared with"
-            )
+        self._check_learner(learner)
         own = data if self.data is None else build("lightning_cfg.data", self.data)
         if tuple(own.shape) != tuple(data.shape):
             raise UserError(
@@ -140,63 +122,74 @@ class EvaluateSamples(L.Callback):
                 f"evaluation.data has {own.num_classes} classes, the training data "
                 f"{data.num_classes}"
             )
-        section, content = content_of(section if self.data is None else self.data)
-        by_class = own.truth is not None
-        real = Real(
-            own,
-            section=section,
-            content=content,
-            per_class=self.per_class,
-            groups=list(range(max(1, own.num_classes))) if by_class else [ALL],
-        )
+        real = self._real_side(own, section if self.data is None else self.data)
         how = {"device": device, "batch_size": self.batch_size}
-        self._scorer = scorer_of(real=real, **how, **self.settings)
+        self._scorer = scorer_of(real=real, **how, **self.scoring)
         self._classes = data.num_classes  # which are those of the model, whatever it is scored by
-        if refines:
-            self._read_sources(data)
-            labels = list(self.sources)
-        else:
-            check_generation("evaluation", learner, data, self.scales, self.sampler)
-            labels = [f"scale_{scale:g}" for scale in self.scales]
+        self.samples.check(learner, data)
+        labels = self.samples.labels
         if self.flow_path is not None:
-            self._flow = self._refinement(data)
-        if refines or self._flow is not None:
+            self._flow = _refinement(self.flow_path, data)
+        if isinstance(learner, Refinement) or self._flow is not None:
             labels += [f"{label}_refined" for label in labels]
         for label in labels:
             if labels.count(label) > 1:
                 raise UserError(f"evaluation: two sets of samples would be called {label}")
-        stand_in = real_set(own, "bank", self.per_class["bank"])
-        rows = torch.arange(self.n) * max(1, len(stand_in) // self.n) % len(stand_in)
-        some = stand_in.chosen(rows)
-        some.c = some.c.clamp(min=0)  # targets of Pairs have no class
-        scores, _ = self._scores(self._scorer.gather(some))
+        scores = self._rehearsed(own)
         self.names = [f"{metric}/{label}" for label in labels for metric in scores]
 
-    def on_train_start(self, trainer: L.Trainer, *args: object) -> None:
-        self._done = trainer.global_step  # before it was resumed from
-        self._rows = []
-        place = trainer.strategy.root_device
-        for space in self._scorer.spaces.values():
-            space.to(place)
-        self._scorer.how["device"] = place
-        for model in (self._scorer.classifier, self._flow):
-            if model is not None:
-                model.to(place)
-        if (self.directory / TABLE).is_file():
-            self._rows = _rows_before(self.directory / TABLE, trainer.global_step)
+    def _check_learner(self, learner: Learner) -> None:
+        """UserError if what is asked for is not for this kind of model."""
+        refines, name = isinstance(learner, Refinement), type(learner).__name__
+        given = isinstance(self.samples, FromFiles)
+        if isinstance(learner, Classification):
+            raise UserError(f"evaluation needs a learner whose model makes samples, not {name}")
+        if refines and not given:
+            raise UserError(f"learner {name} needs evaluation.sources, samples that it refines")
+        if given and not refines:
+            raise UserError(f"learner {name} starts from noise, not sources")
+        if refines and (self.flow_path is not None or self.data is None):
+            raise UserError(
+                "learner Refinement is the flow itself: evaluation.flow is for base models, and "
+                "evaluation.data has to say what the samples are compared with"
+            )
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, learner: L.LightningModule, *args: object
-    ) -> None:
-        step = trainer.global_step
-        due = step % self.every == 0 or step == trainer.max_steps
-        if not due or step in (self._done, 0):
-            return
-        self._done, start = step, time.monotonic()
-        self.evaluate(trainer, learner)
-        learner.not_training(time.monotonic() - start)
+    def _real_side(self, data: Any, section: dict) -> Real:
+        """What samples are compared with, class by class where the density is known."""
+        section, content = content_of(section)
+        by_class = data.truth is not None
+        return Real(
+            data,
+            section=section,
+            content=content,
+            per_class=self.per_class,
+            groups=list(range(max(1, data.num_classes))) if by_class else [ALL],
+        )
 
-    def evaluate(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+    def _rehearsed(self, data: Any) -> dict[str, float]:
+        """The scores of n real points in place of samples."""
+        points = real_set(data, "bank", self.per_class["bank"])
+        rows = torch.arange(self.n) * max(1, len(points) // self.n) % len(points)
+        some = points.chosen(rows)
+        some.c = some.c.clamp(min=0)  # targets of Pairs have no class
+        return self._scores(self._scorer.gather(some))[0]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._rows, table = [], self.directory / TABLE
+        if table.is_file():
+            self._rows = _rows_before(table, trainer.global_step)
+        self._scorer.to(trainer.strategy.root_device)
+        if self._flow is not None:
+            self._flow.to(trainer.strategy.root_device)
+
+    def after_step(self, trainer: L.Trainer, learner: Learner, step: int) -> None:
+        if step % self.every == 0 or step == trainer.max_steps:
+            start = time.monotonic()
+            self.evaluate(trainer, learner)
+            learner.not_training(time.monotonic() - start)
+
+    def evaluate(self, trainer: L.Trainer, learner: Learner) -> None:
         """Make, score and log the samples of this step."""
         step, found, shown, trouble = trainer.global_step, {}, {}, ""
         try:
@@ -231,49 +224,17 @@ class EvaluateSamples(L.Callback):
             sheet = figures.contact_sheet(shown, self._classes, columns=self.columns)
             show(sheet, self.directory / f"figures/samples_{step:06d}.png", "evaluated", trainer)
 
-    def _sets(
-        self, trainer: L.Trainer, learner: L.LightningModule
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """This rank's share of the samples of every set, by label: x (n_r, *shape) and c (n_r,)."""
-        rank, ranks, sets = trainer.global_rank, trainer.world_size, {}
-        model = learner.averaged()
-        if self._given:
-            for label, (x, c) in self._given.items():
-                sets[label] = x[rank::ranks], c[rank::ranks]
-            flow = model
-        else:
-            seeds = torch.arange(self.seed, self.seed + self.n)[rank::ranks]
-            for scale in self.scales:
-                sets[f"scale_{scale:g}"] = self._generated(model, scale, seeds, learner.device)
-            flow = self._flow
+    def _sets(self, trainer: L.Trainer, learner: Learner) -> Samples:
+        """This rank's share of the samples of every set, refined ones too."""
+        model, ranks = learner.averaged(), Ranks(trainer.global_rank, trainer.world_size)
+        sets = self.samples.share(model, learner.device, ranks)
+        flow = model if isinstance(learner, Refinement) else self._flow
         if flow is not None:
             for label, (x, c) in list(sets.items()):
                 blocks = zip(x.split(self.batch_size), c.split(self.batch_size), strict=True)
                 better = [refined(flow, some, of, self.solver)[0] for some, of in blocks]
                 sets[f"{label}_refined"] = torch.cat(better), c
         return sets
-
-    @torch.no_grad()
-    def _generated(
-        self, model: torch.nn.Module, scale: float, seeds: Tensor, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        made = Prepared(
-            networks={},
-            denoise=classifier_free(model, scale=scale),
-            sampler=within_limits(self.sampler, model),
-            shape=tuple(self._scorer.real.data.shape),
-            classes=self._classes,
-            class_label=None,
-            device=device,
-        )
-        xs, cs = [], []
-        for some in seeds.split(self.batch_size):
-            c, steps = made.start(some)
-            *_, (_, x) = steps
-            check_finite(x, some)
-            xs.append(x.float().cpu())
-            cs.append(c.cpu())
-        return torch.cat(xs), torch.cat(cs)
 
     def _scores(self, found: Gathered) -> tuple[dict[str, float], int]:
         """The columns of a set, classes averaged where they are scored by themselves; and its n."""
@@ -288,26 +249,17 @@ class EvaluateSamples(L.Callback):
                     sums[name] = sums.get(name, 0.0) + n * value
         return {name: value / total for name, value in sums.items()}, total
 
-    def _read_sources(self, data: Any) -> None:
-        """The first n samples of every source, which all steps refine."""
-        for label, path in self.sources.items():
-            file = output_of(path, SAMPLES)
-            samples = load_samples(file, data.shape, data.num_classes)
-            if len(samples["x"]) < self.n:
-                raise UserError(
-                    f"{file} holds {len(samples['x'])} samples, not the {self.n} wanted"
-                )
-            self._given[label] = samples["x"][: self.n], samples["c"][: self.n]
 
-    def _refinement(self, data: Any) -> Flow:
-        flow = checkpoints.restore(self.flow_path)
-        if not isinstance(flow, Flow) or not flow.refines:
-            raise UserError(f"evaluation.flow: {self.flow_path} is no flow that refines samples")
-        for what in ("shape", "num_classes"):
-            own, other = getattr(flow, what), getattr(data, what)
-            if own != other:
-                raise UserError(f"evaluation.flow has {what} {own}, but the data have {other}")
-        return flow
+def _refinement(path: str, data: Any) -> Flow:
+    """The flow of a run that refines such samples; UserError if it does not."""
+    flow = checkpoints.restore(path)
+    if not isinstance(flow, Flow) or not flow.refines:
+        raise UserError(f"evaluation.flow: {path} is no flow that refines samples")
+    for what in ("shape", "num_classes"):
+        own, other = getattr(flow, what), getattr(data, what)
+        if own != other:
+            raise UserError(f"evaluation.flow has {what} {own}, but the data have {other}")
+    return flow
 
 
 def _rows_before(table: Path, step: int) -> list[dict]:

@@ -19,9 +19,11 @@ from lightning_cfg.runs.pngs import drawable
 from lightning_cfg.sampling.prepared import within_limits
 from lightning_cfg.sampling.sample import sample
 from lightning_cfg.sampling.seeds import seeded
+from lightning_cfg.training.each_step import EachStep
+from lightning_cfg.training.learners import Learner
 
 
-class Grids(L.Callback):
+class Grids(EachStep):
     """Writes samples of the averaged weights every `every` steps: figures/grid_<step>.png.
 
     The logger gets it too where it takes images. A row per class (the first 10), and the same
@@ -51,30 +53,21 @@ class Grids(L.Callback):
         self.scales = list(scales)
         # with the keys that were left out, or the limits of the model would not be put in
         self.sampler = Choice("lightning_cfg.diffusion.samplers").check(sampler, "grids.sampler")
-        self._drawn = -1
 
-    def check(self, learner: L.LightningModule, data: Any) -> None:
+    def check(self, learner: Learner, data: Any) -> None:
         """UserError if these samples cannot be drawn, before anything is trained."""
         shape = tuple(data.shape)
         if not drawable(shape):
             raise UserError(f"grids needs grey or RGB images, (1 or 3, H, W), not {shape}")
         check_generation("grids", learner, data, self.scales, self.sampler)
 
-    def on_train_start(self, trainer: L.Trainer, *args: object) -> None:
-        self._drawn = trainer.global_step  # before it was resumed from
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, learner: L.LightningModule, *args: object
-    ) -> None:
-        step = trainer.global_step
-        if step % self.every or step == self._drawn or not trainer.is_global_zero:
-            return
-        self._drawn = step
-        figure = self.draw(learner, trainer.datamodule.data)
-        show(figure, self.directory / f"grid_{step:06d}.png", "samples", trainer)
+    def after_step(self, trainer: L.Trainer, learner: Learner, step: int) -> None:
+        if step % self.every == 0 and trainer.is_global_zero:
+            figure = self.draw(learner, trainer.datamodule.data)
+            show(figure, self.directory / f"grid_{step:06d}.png", "samples", trainer)
 
     @torch.no_grad()
-    def draw(self, learner: L.LightningModule, data: Any) -> Any:
+    def draw(self, learner: Learner, data: Any) -> Any:
         """The contact sheet, a matplotlib Figure."""
         model, shape = learner.averaged(), tuple(data.shape)
         classes = max(1, min(data.num_classes, 10))
@@ -90,7 +83,7 @@ class Grids(L.Callback):
 
 
 def check_generation(
-    who: str, learner: L.LightningModule, data: Any, scales: list[float], sampler: dict
+    who: str, learner: Learner, data: Any, scales: list[float], sampler: dict
 ) -> None:
     """UserError, in the name of a section, if the model in training cannot generate like this."""
     model, shape = learner.model, tuple(data.shape)

@@ -146,9 +146,7 @@ class Learner(L.LightningModule):
                 self.model.parameters(), self.gradient_clip, self._norm
             )
         bad = ~self._norm.isfinite()
-        # Fused optimisers read this attribute, which is how GradScaler has them skip a step
-        # without a look at the device.
-        optimizer.found_inf = bad.float()
+        skip_if(optimizer, bad)
         self._good = (~bad).float()
         self._bad = self._bad + bad
         self._in_a_row = (self._in_a_row + 1) * bad
@@ -247,6 +245,14 @@ class Learner(L.LightningModule):
                 "stopped and its last good checkpoint is kept (a lower learner.lr or "
                 "learner.gradient_clip may help)"
             )
+
+
+def skip_if(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+    """Have a fused optimiser skip its next step if `bad`, (), without a look at the device.
+
+    It reads this attribute, by which GradScaler has it skip a step.
+    """
+    optimizer.found_inf = bad.float()
 
 
 def edges(levels: str) -> Tensor:

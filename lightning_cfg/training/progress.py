@@ -1,34 +1,39 @@
 """A bar that shows how far a training is."""
 
-import sys
+from typing import Any
 
 import lightning as L
-from tqdm import tqdm
+
+from lightning_cfg.runs.progress import progress
+from lightning_cfg.training.each_step import EachStep
+from lightning_cfg.training.learners import Learner
 
 
-class Progress(L.Callback):
-    """A bar of images with their speed, the remaining time and the loss; nothing off a terminal."""
+class Progress(EachStep):
+    """A bar of images with their speed, the remaining time and the loss; nothing off a terminal.
 
-    def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+    It stands back for Lightning's own, trainer.enable_progress_bar.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        super().on_train_start(trainer, pl_module)
         self.images = trainer.datamodule.batch_size  # a step
-        self.bar = tqdm(
-            total=trainer.max_steps * self.images,
+        shown = trainer.is_global_zero and trainer.progress_bar_callback is None
+        self.bar = progress(
+            trainer.max_steps * self.images,
+            " images",
+            shown=shown,
             initial=trainer.global_step * self.images,
-            unit=" images",
             unit_scale=True,
-            disable=not (trainer.is_global_zero and sys.stderr.isatty()),
         )
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, learner: L.LightningModule, *args: object
-    ) -> None:
+    def after_step(self, trainer: L.Trainer, learner: Learner, step: int) -> None:
         if self.bar.disable:
             return
-        step = trainer.global_step
         if "loss" in learner.logged:
             shown = {"loss": f"{learner.logged['loss']:.4g}", "step": step}
             self.bar.set_postfix(shown, refresh=False)
         self.bar.update(step * self.images - self.bar.n)
 
-    def on_train_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.bar.close()

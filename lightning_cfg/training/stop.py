@@ -1,6 +1,7 @@
 """A training that is asked to end early: all ranks stop after the same step, which is saved."""
 
 from datetime import timedelta
+from typing import Any
 
 import lightning as L
 import torch
@@ -8,9 +9,11 @@ from torch import distributed
 
 from lightning_cfg.training import preemption
 from lightning_cfg.training.checkpointing import SaveLast
+from lightning_cfg.training.each_step import EachStep
+from lightning_cfg.training.learners import Learner
 
 
-class StopWhenAsked(L.Callback):
+class StopWhenAsked(EachStep):
     """Ends the training at the end of a step after a signal to any rank; see `preemption`.
 
     It comes after all other callbacks, so that the step is complete when `save` has its state. All
@@ -21,22 +24,15 @@ class StopWhenAsked(L.Callback):
     def __init__(self, save: SaveLast):
         self.save = save
         self.signal = ""  # that ended the training, as one rank heard of it
-        self._group = None
-        self._step = -1
+        self._group: Any = None
 
-    def on_train_start(self, trainer: L.Trainer, *args: object) -> None:
-        self._step = trainer.global_step
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        super().on_train_start(trainer, pl_module)
         if trainer.world_size > 1:
             # the first rank may be scoring samples alone for longer than the usual half an hour
             self._group = distributed.new_group(backend="gloo", timeout=timedelta(days=1))
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, learner: L.LightningModule, *args: object
-    ) -> None:
-        step = trainer.global_step
-        if step == self._step:  # within an accumulated step
-            return
-        self._step = step
+    def after_step(self, trainer: L.Trainer, learner: Learner, step: int) -> None:
         names = ["", *(number.name for number in preemption.SIGNALS)]
         heard = torch.tensor(names.index(preemption.asked()))
         if self._group is not None:

@@ -1,64 +1,103 @@
-"""Lightning's Trainer with this package's defaults, its loggers, and what it may say."""
+"""Lightning's Trainer with this package's defaults, its loggers, and what it may say and change."""
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger
 
-from lightning_cfg.errors import UserError
+from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.run import Run
 from lightning_cfg.training.checkpointing import AtomicCheckpointIO
 
+ENDLESS = "the data have no epochs, and trainer.max_steps is the length"
+NO_VALIDATION = "fit has no validation: `evaluation` scores samples"
+REFUSED = {  # keys of lightning.Trainer that fit sets itself, or that would change nothing
+    "callbacks": "fit gives its own",
+    "plugins": "fit gives its own",
+    "gradient_clip_val": "here it is learner.gradient_clip",
+    "gradient_clip_algorithm": "learner.gradient_clip is the norm's",
+    "log_every_n_steps": "here it is log_every",
+    "logger": "here it is logger",
+    "default_root_dir": "here it is run_dir",
+    "use_distributed_sampler": "fit shares out the rows of every batch",
+    "barebones": "fit logs and saves",
+    "enable_autolog_hparams": "what a run was asked is in its config.yaml",
+    "model_registry": "checkpoints are in the run directory",
+    **dict.fromkeys(("max_epochs", "min_epochs", "min_steps", "overfit_batches"), ENDLESS),
+    **dict.fromkeys(("limit_train_batches", "reload_dataloaders_every_n_epochs"), ENDLESS),
+    **dict.fromkeys(("limit_val_batches", "limit_test_batches"), NO_VALIDATION),
+    **dict.fromkeys(("limit_predict_batches", "inference_mode"), NO_VALIDATION),
+    **dict.fromkeys(("val_check_interval", "check_val_every_n_epoch"), NO_VALIDATION),
+    "num_sanity_val_steps": NO_VALIDATION,
+}
+ASKED_FOR = (  # Lightning's loggers of what is printed only if `trainer` asks for it
+    "lightning.pytorch.callbacks.model_summary",
+    "lightning.pytorch.profilers.profiler",
+)
+
 
 def trainer_for(
-    trainer: dict, directory: Path, *, logger: object, log_every: int, callbacks: list[L.Callback]
+    trainer: dict,
+    directory: Path,
+    *,
+    logger: Logger,
+    log_every: int,
+    callbacks: list[L.Callback],
 ) -> L.Trainer:
     """The Trainer of a run in `directory`, with the `trainer` section over our own defaults.
 
-    Raises UserError for what Lightning refuses, such as an accelerator that is not there.
+    Raises UserError for a key without effect, and for what Lightning refuses, such as an
+    accelerator that is not there.
     """
-    quiet()
-    for name in ("callbacks", "plugins"):
-        if name in trainer:
-            raise UserError(f"trainer.{name} cannot be set: fit gives its own")
-    instead = {"gradient_clip_val": "learner.gradient_clip", "log_every_n_steps": "log_every"}
-    for name, ours in instead.items():
-        if name in trainer:
-            raise UserError(f"trainer.{name} cannot be set: here it is {ours}")
+    for name in trainer:
+        if name in REFUSED:
+            raise UserError(f"trainer.{name} cannot be set: {REFUSED[name]}")
     if str(trainer.get("precision")) in ("16", "16-mixed"):
         raise UserError(
             "trainer.precision=16-mixed cannot be set: its loss scaling makes gradients that are "
             "not finite, which here count as bad; use bf16-mixed"
         )
+    ours = {
+        "inference_mode": False,
+        "max_epochs": -1,
+        "logger": logger,
+        "log_every_n_steps": log_every,
+        "enable_checkpointing": False,  # SaveLast does it
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "default_root_dir": directory,
+    }
     try:
-        made = L.Trainer(
-            **{
-                "inference_mode": False,  # the default breaks classifier guidance in validation
-                "max_epochs": -1,
-                "logger": logger,
-                "log_every_n_steps": log_every,
-                "enable_checkpointing": False,  # SaveLast does it
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-                "num_sanity_val_steps": 0,
-                "use_distributed_sampler": False,
-                "default_root_dir": directory,
-                **trainer,
-            },
-            plugins=[AtomicCheckpointIO()],
-            callbacks=callbacks,
-        )
-        # its handlers start collectives wherever a signal lands, and hang: see `preemption`
-        made._signal_connector.register_signal_handlers = lambda: None
-        return made
+        made = L.Trainer(**ours | trainer, plugins=[AtomicCheckpointIO()], callbacks=callbacks)
     except (MisconfigurationException, TypeError, ValueError) as error:
-        raise UserError(f"trainer: Lightning refuses it: {error}") from error
+        raise UserError(f"trainer: Lightning refuses it: {one_line(error)}") from error
+    leave_signals_alone(made)
+    return made
 
 
-def logger_of(name: str, run: Run) -> object:
+def leave_signals_alone(trainer: L.Trainer) -> None:
+    """Keep Lightning from handling signals: see `preemption`, which does.
+
+    Its handlers start collectives wherever a signal lands, and hang. There is no public way: it
+    registers them between on_fit_start and on_train_start, where other ranks may be waited for.
+    """
+    connector = trainer._signal_connector
+    if not callable(getattr(connector, "register_signal_handlers", None)):
+        raise AttributeError("this version of Lightning handles signals in another way")
+    connector.register_signal_handlers = lambda: None
+
+
+def logger_of(name: str, run: Run) -> Logger:
+    """Lightning's logger of that name, csv, tensorboard or wandb, which writes into the run."""
     if name == "wandb":
         from lightning.pytorch.loggers import WandbLogger
 
@@ -87,8 +126,27 @@ def logger_of(name: str, run: Run) -> object:
     return CSVLogger(run.directory, name="logs")  # each resume in a folder of its own
 
 
-def quiet() -> None:
-    """Lightning's advertising and its advice for other data loaders than ours."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for advice in (".*srun.*", ".*LeafSpec.*", ".*GPU available.*"):
-        warnings.filterwarnings("ignore", advice)
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Give back what a training changes of the whole process: generators, determinism, loggers.
+
+    In the meantime Lightning prints no advertising and no advice for other data loaders than ours.
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", *ASKED_FOR)]
+    levels = [logger.level for logger in loggers]
+    strict = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    with torch.random.fork_rng(devices), warnings.catch_warnings():
+        for advice in (".*srun.*", ".*LeafSpec.*", ".*GPU available.*"):
+            warnings.filterwarnings("ignore", advice)
+        for logger in loggers:
+            logger.setLevel(logging.INFO if logger.name in ASKED_FOR else logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+            torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+            torch.backends.cudnn.benchmark = benchmark

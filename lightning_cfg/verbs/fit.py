@@ -36,7 +36,7 @@ from lightning_cfg.training.grids import Grids
 from lightning_cfg.training.progress import Progress
 from lightning_cfg.training.speed import device_of, prepare, speed_of
 from lightning_cfg.training.stop import StopWhenAsked
-from lightning_cfg.training.trainer import logger_of, trainer_for
+from lightning_cfg.training.trainer import logger_of, trainer_for, undisturbed
 
 GridKeys = Annotated[dict, Keywords("lightning_cfg.training.grids.Grids"), Free]
 EvaluationKeys = Annotated[
@@ -50,6 +50,7 @@ def _unread(config: dict, key: str) -> bool:
 
 
 @verb(_unread)
+@undisturbed()
 def fit(
     run: Run,
     /,

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +16,7 @@ from pathlib import Path
 from lightning_cfg import __version__
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import write_text
+from lightning_cfg.runs.progress import progress
 from lightning_cfg.weights.catalogue import Asset, asset_of
 from lightning_cfg.weights.store import altered, fault_of, find, place, record
 
@@ -162,8 +162,6 @@ def _receive(asset: Asset, file: FileIO, note: Path, timeout: float) -> None:
 
     Raises OSError or HTTPException where the connection is lost, UserError where it is no use.
     """
-    from tqdm import tqdm  # here, as a table needs none
-
     first = _read_note(note)
     if first.get("url") != asset.url and _size(file):
         file.truncate(0)
@@ -190,14 +188,8 @@ def _receive(asset: Asset, file: FileIO, note: Path, timeout: float) -> None:
         if not done:
             with _writing(asset):
                 write_text(note, json.dumps({"url": asset.url, **said}))
-        with tqdm(
-            desc=asset.name,
-            total=total,
-            initial=done,
-            unit="B",
-            unit_scale=True,
-            disable=not sys.stderr.isatty(),
-        ) as bar:
+        how = {"desc": asset.name, "initial": done, "unit_scale": True}
+        with progress(total, "B", **how) as bar:
             for chunk in _chunks(answer, total and total - done):
                 with _writing(asset):
                     _append(file, chunk)
