@@ -4,6 +4,7 @@ import json
 import math
 
 from lightning_cfg.config import build
+from lightning_cfg.diffusion.noise import steps_of
 
 
 def _distinct(recipes: dict[str, dict], *keys: str) -> int:
@@ -54,7 +55,8 @@ def cost(asked: dict, recipes: dict[str, dict], stages: int, cases: int) -> str:
     images = sum(t["batch_size"] * t["trainer"].get("max_steps", 0) for t in trainings) * cases
     sampler, each = asked["generation"]["sampler"], ""
     if "steps" in sampler:
-        steps = 2 * sampler["steps"] - 1 if sampler["name"] == "heun" else sampler["steps"]
+        steps = steps_of(sampler)
+        steps = 2 * steps - 1 if sampler["name"] == "heun" else steps
         each = f" of {steps} evaluations of each network"
     data = asked["data"] or next(iter(asked["cases"].values()))
     size = math.prod(build("lightning_cfg.data", data).shape)

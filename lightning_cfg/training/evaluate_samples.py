@@ -17,6 +17,7 @@ from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import held, real_set
 from lightning_cfg.evaluation.tables import as_csv
 from lightning_cfg.guidance import classifier_free
+from lightning_cfg.refinement.solver import Solver, refined
 from lightning_cfg.reports import figures
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import load_samples, output_of, sha256, write_text
@@ -28,7 +29,6 @@ from lightning_cfg.sampling.sample import check_finite
 from lightning_cfg.training.callbacks import check_generation, show
 from lightning_cfg.training.learners import Classification, Refinement
 from lightning_cfg.verbs.evaluate import scorer_of
-from lightning_cfg.verbs.refine import Solver, refined
 
 TABLE = "metrics/evaluations.csv"
 
