@@ -1,13 +1,17 @@
 """What a guided denoiser asks of a sampler, what is known of a network, and their first answers."""
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from lightning_cfg.data.mixture import GaussianMixture
+from lightning_cfg.diffusion import noise
 from lightning_cfg.diffusion.models import EDM
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance import cads, classifier_free, discriminator_gradient, interval, rescale
@@ -303,3 +307,37 @@ def test_interval_tells_the_inner_one_each_step():
     outer.begin_step(3, 0.5)
     assert told == [(3, 0.5)]
     assert replace(outer, begin_step=None).begin_step is None
+
+
+# --- the guide's examples ---
+
+TEXT = (Path(__file__).parent.parent / "docs" / "guidance.md").read_text()
+
+
+def test_the_guides_method_with_a_wish_works(tmp_path, monkeypatch):
+    code = TEXT.split("```python\n# sparse.py\n")[1].split("```")[0]
+    (tmp_path / "sparse.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    nets = {"model": Counted(TWO), "weak": Counted(lambda x, sigma, c: x / 2)}
+    run(guide({"name": "sparse.sparse", "scale": 3.0, "every": 3}, nets))
+    assert (nets["model"].evaluations, nets["weak"].evaluations) == (5 * 4, 5 * 2)  # steps 0 and 3
+    with pytest.raises(UserError, match="sparse must know the sampler's steps, and dopri5"):
+        run(guide({"name": "sparse.sparse"}, nets), {"name": "dopri5"})
+
+
+def test_every_field_of_guided_stands_in_the_guide():
+    table = TEXT.split("| `Guided(denoise, ...)` |")[1].split("\n\n")[0]
+    assert all(f"`{f.name}=" in table or f" {f.name}=" in table for f in fields(Guided)[1:])
+
+
+@pytest.mark.parametrize("line", re.findall(r"```yaml\nsampler: (.*)\n```", TEXT))
+def test_the_guides_samplers_work(line):
+    section = yaml.safe_load(line)
+    path = list(sample(section, TWO, X, C, None))
+    assert len(path) == len(section.get("levels", [])) + 1 or len(path) == section["steps"] + 1
+
+
+def test_the_guide_has_every_schedule():
+    assert len(re.findall(r"```yaml\nsampler: (.*)\n```", TEXT)) == 3
+    for name in noise.__all__:
+        assert f"| `{name}`" in TEXT

@@ -81,7 +81,7 @@ def noise_levels(
 ) -> list[float]:
     """The levels of a sampler, falling to 0: those of its key `levels`, or else of its `schedule`.
 
-    levels  a schedule, a section that names one, or the levels themselves, to which the 0 may be
+    levels  a schedule, its name, a section that names one, or the levels themselves, to which the 0 may be
             left out
     steps   and limits, of a schedule; limits left out are 0.002 and 80
     own     keywords of `schedule`
@@ -91,6 +91,8 @@ def noise_levels(
     high = SIGMA_MAX if sigma_max is None else sigma_max
     if levels is None:
         return checked(schedule(steps, low, high, **own), low, high)
+    if isinstance(levels, str):
+        levels = resolve(__name__, levels)
     if isinstance(levels, dict):
         numbers = {key: value for key, value in levels.items() if key != "name"}
         levels = partial(resolve(__name__, levels["name"]), **numbers)
@@ -106,7 +108,7 @@ def check_beside(levels: Levels | None, keys: dict, usual: dict) -> None:
     """
     if levels is None:
         return
-    schedule = callable(levels) or isinstance(levels, dict)
+    schedule = callable(levels) or isinstance(levels, (str, dict))
     common = ("levels", "steps", "points", "sigma_min", "sigma_max") if schedule else ("levels",)
     for name, value in keys.items():
         if name not in common and value != usual.get(name):
