@@ -408,16 +408,8 @@ def test_same_seeds_give_the_same_ancestral_samples_in_any_batch(tiny):
 def test_a_constant_field_shifts_by_itself():
     shift, x = torch.tensor([0.25, -3.0], dtype=F64), torch.randn(5, 2, dtype=F64)
     c = torch.arange(5)
-    end = integrate(
-        lambda x, t, c: shift.expand_as(x),
-        x,
-        c,
-        0.0,
-        1.0,
-        rtol=1e-5,
-        atol=1e-5,
-        max_evaluations=100,
-    )
+    limits = {"rtol": 1e-5, "atol": 1e-5, "max_evaluations": 100}
+    end = integrate(lambda x, t, c: shift.expand_as(x), x, c, (0.0, 1.0), **limits)[-1]
     torch.testing.assert_close(end, x + shift, rtol=0, atol=1e-12)
 
 
@@ -436,7 +428,7 @@ def test_a_linear_field_is_integrated_to_its_solution(dtype, tolerance):
         assert (t.shape, t.dtype) == ((3,), dtype)
         return 2 * t[:, None].expand_as(x)
 
-    end = integrate(turning, x, c, 0.0, 1.5, **limits)
+    end = integrate(turning, x, c, (0.0, 1.5), **limits)[-1]
     angle = 1.5 * c.to(dtype)
     rotation = torch.stack(
         [torch.stack([angle.cos(), -angle.sin()], -1), torch.stack([angle.sin(), angle.cos()], -1)],
@@ -444,7 +436,7 @@ def test_a_linear_field_is_integrated_to_its_solution(dtype, tolerance):
     )
     expected = (rotation @ x[..., None])[..., 0]
     torch.testing.assert_close(end, expected, rtol=0, atol=100 * tolerance)
-    end = integrate(shifting, x, c, 0.0, 1.5, **limits)
+    end = integrate(shifting, x, c, (0.0, 1.5), **limits)[-1]
     torch.testing.assert_close(end, x + 1.5**2, rtol=0, atol=100 * tolerance)
 
 

@@ -81,8 +81,7 @@ def noise_levels(
 ) -> list[float]:
     """The levels of a sampler, falling to 0: those of its key `levels`, or else of its `schedule`.
 
-    levels  a schedule, its name, a section that names one, or the levels themselves, to which the 0 may be
-            left out
+    levels  a schedule, its name, a section that names one, or the levels, with their 0 or without
     steps   and limits, of a schedule; limits left out are 0.002 and 80
     own     keywords of `schedule`
     Raises UserError unless they are finite, above 0, falling, and a schedule's within the limits.

@@ -1,5 +1,7 @@
 """Ordinary differential equations dx/dt = v(x, t, c), from one time to another."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,27 +29,7 @@ def integrate(
     velocity: Velocity,
     x: Tensor,
     c: Tensor,
-    t0: float,
-    t1: float,
-    *,
-    rtol: float,
-    atol: float,
-    max_evaluations: int,
-) -> Tensor:
-    """x at t1 from x at t0, by torchdiffeq's dopri5.
-
-    Raises UserError as `integrate_through` does.
-    """
-    times = torch.tensor([t0, t1], dtype=torch.float64)
-    limits = {"rtol": rtol, "atol": atol, "max_evaluations": max_evaluations}
-    return integrate_through(velocity, x, c, times, **limits)[-1]
-
-
-def integrate_through(
-    velocity: Velocity,
-    x: Tensor,
-    c: Tensor,
-    times: Tensor,
+    times: Tensor | Sequence[float],
     *,
     rtol: float,
     atol: float,
@@ -55,6 +37,7 @@ def integrate_through(
 ) -> Tensor:
     """x at every one of `times` (n,), rising: (n, B, *shape), the first of them x itself.
 
+    By torchdiffeq's dopri5, within rtol and atol and at most so many evaluations of the batch.
     Raises UserError past max_evaluations, and where no step is short enough: the tolerance is too
     tight or the field too rough.
     """
@@ -72,9 +55,8 @@ def integrate_through(
             )
         return velocity(x, t.to(x).expand(len(x)), c)
 
-    times = times.to(x.device)
-    if x.dtype == torch.float32:
-        times = times.float()
+    kind = torch.float32 if x.dtype == torch.float32 else torch.float64
+    times = torch.as_tensor(times, dtype=kind, device=x.device)
     # A step ends at t1 and is not interpolated back to it: beyond it the field need not exist.
     options = {"step_t": times[-1:]}
     try:

@@ -25,7 +25,7 @@ from lightning_cfg.diffusion.noise import (
     linear_betas,
     noise_levels,
 )
-from lightning_cfg.diffusion.ode import integrate_through, per_sample
+from lightning_cfg.diffusion.ode import integrate, per_sample
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import Denoiser, Guided, as_guided
 
@@ -169,7 +169,7 @@ def dopri5(
         sigmas[0] = SIGMA_MAX if sigma_max is None else sigma_max
         sigmas[-1] = SIGMA_MIN if sigma_min is None else sigma_min
     times = 1 / (1 + torch.tensor(sigmas, dtype=torch.float64))
-    x_t = integrate_through(
+    x_t = integrate(
         velocity_of(denoise), noise * sigmas[0] * times[0].item(), c, times,
         rtol=rtol, atol=atol, max_evaluations=max_evaluations,
     )  # fmt: skip

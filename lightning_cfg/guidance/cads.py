@@ -1,7 +1,7 @@
 """Condition-annealed diffusion sampling (CADS)."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,7 +45,13 @@ def cads(
         )
     if noise == 0:
         return of(model)
-    condition = _Annealed(Known(model).class_vectors, noise, tau_1, tau_2, psi)
+    embed = Known(model).class_vectors
+    if embed is None:
+        raise UserError(
+            "cads needs a network that embeds classes, whose vectors it makes noisy; models.model "
+            "has none"
+        )
+    condition = _Annealed(embed, noise, tau_1, tau_2, psi)
 
     def annealed(x: Tensor, sigma: Tensor, c: Tensor, rows: Tensor | None = None) -> Tensor:
         return model(x, sigma, condition(c, rows))
@@ -65,26 +71,18 @@ def cads(
     return replace(within, draw_from=draw_from, begin_step=begin_step)
 
 
+@dataclass
 class _Annealed:
     """The condition y' of a step, for classes (B,): vectors (B, d), or where g = 1 the classes."""
 
-    def __init__(
-        self,
-        embed: Callable[[Tensor], Tensor] | None,
-        noise: float,
-        tau_1: float,
-        tau_2: float,
-        psi: float,
-    ):
-        if embed is None:
-            raise UserError(
-                "cads needs a network that embeds classes, whose vectors it makes noisy; "
-                "models.model has none"
-            )
-        self.embed, self.noise, self.psi = embed, noise, psi
-        self.tau_1, self.tau_2 = tau_1, tau_2
-        self.draw: Draw | None = None
-        self.g, self.n = 1.0, None
+    embed: Callable[[Tensor], Tensor]
+    noise: float
+    tau_1: float
+    tau_2: float
+    psi: float
+    draw: Draw | None = None
+    g: float = 1.0
+    n: Tensor | None = None
 
     def draw_from(self, draw: Draw) -> None:
         vector = self.embed(torch.zeros(1, dtype=torch.long, device=draw.device))

@@ -46,16 +46,15 @@ class Solver:
 
     def run(self, velocity: Velocity, x: Tensor, c: Tensor) -> Tensor:
         """x at t = strength."""
-        velocity = self.guided(velocity)
+        velocity, ends = self.guided(velocity), (0.0, self.strength)
         if self.strength == 0:
             return x
         if self.method == "dopri5":
-            return integrate(
-                velocity, x, c, 0.0, self.strength,
-                rtol=self.rtol, atol=self.atol, max_evaluations=self.max_evaluations,
-            )  # fmt: skip
+            limits = {"rtol": self.rtol, "atol": self.atol}
+            return integrate(velocity, x, c, ends, **limits, max_evaluations=self.max_evaluations)[
+                -1
+            ]
         order = {"euler": 1, "heun": 2}[self.method]
-        ends = 0.0, self.strength
         return integrate_in_steps(velocity, x, c, *ends, steps=self.steps, order=order)
 
 
