@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cfg.diffusion.draws import Draws
+from lightning_cfg.diffusion.noise import ddpm_time, linear_beta_sigmas
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL, Denoiser, Velocity, over
 
@@ -102,20 +103,6 @@ class DDPM(nn.Module):
         c = drop_labels(c, self.label_dropout, draws)
         eps = _run(self.net, (y + s * n) / (1 + s**2).sqrt(), t / self.T, c)
         return (eps - n).square().flatten(1).sum(1)
-
-
-def linear_beta_sigmas(T: int = 1000) -> Tensor:
-    """sigma_t = sqrt((1 - abar_t) / abar_t) for betas from 1e-4 to 0.02, (T,) float64, rising."""
-    abar = (1 - torch.linspace(1e-4, 0.02, T, dtype=torch.float64)).cumprod(0)
-    return ((1 - abar) / abar).sqrt()
-
-
-def ddpm_time(sigma: Tensor, sigmas: Tensor) -> Tensor:
-    """t in [0, T - 1] with sigma_t = sigma, (B,), by interpolation in log sigma."""
-    log, logs = sigma.double().log(), sigmas.log()
-    above = torch.searchsorted(logs, log.contiguous()).clamp(1, len(logs) - 1)
-    low, high = logs[above - 1], logs[above]
-    return (above - 1 + ((log - low) / (high - low)).clamp(0, 1)).to(sigma.dtype)
 
 
 class Flow(nn.Module):

@@ -244,10 +244,13 @@ def cost(evaluations: dict[str, float], seconds: float) -> dict[str, str]:
 
 def _section(section: dict) -> str:
     """{name: heun, steps: 18} as "heun steps=18"; what is inside, in parentheses."""
+    unsaid = {"name"}
+    if isinstance(section.get("levels"), list):  # beside which the others stand at their defaults
+        unsaid |= {"steps", "points", "rho"}
     numbers = (
         f"{k}=({_section(v)})" if isinstance(v, dict) else f"{k}={v}"
         for k, v in section.items()
-        if k != "name" and v is not None
+        if k not in unsaid and v is not None
     )
     return " ".join([section["name"], *numbers])
 

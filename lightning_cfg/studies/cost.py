@@ -2,6 +2,7 @@
 
 import math
 
+from lightning_cfg.diffusion.noise import steps_of
 from lightning_cfg.studies.graph import Stage
 
 
@@ -20,7 +21,8 @@ def cost(stages: dict[str, Stage], sampler: dict, shape: tuple[int, ...]) -> str
     on_disk = made + 2 * sum(settings["n"] for settings in of["pair"]) + refined
     each = ""
     if "steps" in sampler:
-        steps = 2 * sampler["steps"] - 1 if sampler["name"] == "heun" else sampler["steps"]
+        steps = steps_of(sampler)
+        steps = 2 * steps - 1 if sampler["name"] == "heun" else steps
         each = f" of {steps} evaluations of each network"
     return (
         f"{len(stages)} stages: {len(of['fit'])} trainings on {images / 1e6:.3g} M images, "

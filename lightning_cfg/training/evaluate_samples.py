@@ -16,6 +16,7 @@ from lightning_cfg.evaluation.gather import ALL, Gathered
 from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import held, real_set
 from lightning_cfg.evaluation.tables import as_csv
+from lightning_cfg.refinement.solver import Solver, refined
 from lightning_cfg.reports import figures
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import write_text
@@ -26,7 +27,6 @@ from lightning_cfg.training.each_step import EachStep
 from lightning_cfg.training.evaluated import FromFiles, FromNoise, Samples
 from lightning_cfg.training.grids import show
 from lightning_cfg.training.learners import Classification, Learner, Refinement
-from lightning_cfg.verbs.refine import Solver, refined
 
 TABLE = "metrics/evaluations.csv"
 

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,11 +12,9 @@ from tqdm import tqdm
 from lightning_cfg.config import Free
 from lightning_cfg.data.pairs import Pairs
 from lightning_cfg.diffusion.models import Flow
-from lightning_cfg.diffusion.samplers import integrate, integrate_in_steps
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.sample_sets import Samples, read_set
-from lightning_cfg.guidance import require_null
-from lightning_cfg.interfaces import NULL, Velocity
+from lightning_cfg.refinement.solver import Solver, refined
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.inputs import Checkpoint
 from lightning_cfg.runs.names import SAMPLES
@@ -121,65 +118,3 @@ def refine(
     run.finish(*out, **facts, weights=weights)
     run.say(f"{total} samples, {cost['evaluations']:.0f} evaluations each")
     return run.directory
-
-
-@dataclass(frozen=True)
-class Solver:
-    """How samples are taken along a refinement; see `refine`."""
-
-    method: str = "dopri5"
-    steps: int = 8
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    max_evaluations: int = 2000
-    strength: float = 1.0
-    scale: float = 1.0
-
-    def check(self, model: Flow) -> None:
-        """UserError for numbers that cannot be, or a guidance that this flow does not know."""
-        if self.steps < 1:
-            raise UserError(f"steps={self.steps} must be at least 1")
-        if not 0 <= self.strength <= 1:
-            raise UserError(f"strength={self.strength} must be from 0 to 1, how far t goes")
-        if self.scale != 1:
-            require_null(model, f"scale={self.scale:g} inside the flow")
-
-    def guided(self, velocity: Velocity) -> Velocity:
-        """v_u + w (v_c - v_u), which is v_c where the scale w is 1."""
-        if self.scale == 1:
-            return velocity
-
-        def both(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-            v_u = velocity(x, t, torch.full_like(c, NULL))
-            return v_u + self.scale * (velocity(x, t, c) - v_u)
-
-        return both
-
-    def run(self, velocity: Velocity, x: Tensor, c: Tensor) -> Tensor:
-        """x at t = strength."""
-        velocity = self.guided(velocity)
-        if self.strength == 0:
-            return x
-        if self.method == "dopri5":
-            limits = (self.rtol, self.atol, self.max_evaluations)
-            return integrate(velocity, x, c, 0.0, self.strength, *limits)
-        order = {"euler": 1, "heun": 2}[self.method]
-        return integrate_in_steps(velocity, x, c, 0.0, self.strength, self.steps, order)
-
-
-@torch.no_grad()
-def refined(model: Flow, x: Tensor, c: Tensor, solver: Solver) -> tuple[Tensor, int]:
-    """One batch of samples (B, *shape) taken along the flow, and the evaluations that it took.
-
-    In float64 on the model's device; the result is float32 on the CPU. Raises UserError as
-    `samplers.integrate` does.
-    """
-    place, evaluations = next(model.parameters()).device, 0
-
-    def velocity(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        nonlocal evaluations
-        evaluations += len(x)
-        return model.velocity(x, t, c)
-
-    end = solver.run(velocity, x.double().to(place), c.to(place))
-    return end.float().cpu(), evaluations
