@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.config import Data, build
-from lightning_cfg.data.images import quantised, signed
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import load_tensors, output_of
+from lightning_cfg.runs.pngs import quantised, signed
 
 
 class RealOrGenerated:

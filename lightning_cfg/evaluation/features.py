@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lightning_cfg.data.image_files import THREADS
-from lightning_cfg.data.images import quantised
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import Features
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import output_of, sha256
+from lightning_cfg.runs.pngs import quantised
 from lightning_cfg.runs.precision import matmul
 from lightning_cfg.verbs import assets
 
