@@ -66,12 +66,13 @@ class ImageZip(Images):
         ours, other = self._training, self._other
         if other is None:
             raise UserError(f"{type(self).__name__}: data.held_out is needed for held-out images")
-        for what in ("shape", "num_classes", "class_names"):
-            if getattr(other, what) != getattr(ours, what):
-                raise UserError(
-                    f"{other.path} has {what.replace('_', ' ')} {getattr(other, what)}, "
-                    f"{ours.path} has {getattr(ours, what)}"
-                )
+        for what, theirs, own in (
+            ("shape", other.shape, ours.shape),
+            ("num classes", other.num_classes, ours.num_classes),
+            ("class names", other.class_names, ours.class_names),
+        ):
+            if theirs != own:
+                raise UserError(f"{other.path} has {what} {theirs}, {ours.path} has {own}")
         return self._load(other)
 
     def _load(self, files: Files) -> tuple[Tensor | Files, Tensor]:

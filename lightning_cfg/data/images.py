@@ -14,10 +14,11 @@ from torch import Tensor
 from lightning_cfg.data.augment import AugmentPipe
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
+from lightning_cfg.interfaces import DataSet
 from lightning_cfg.runs.pngs import signed
 
 
-class Images:
+class Images(DataSet):
     """What image data sets share: x = y / 127.5 - 1 in [-1, 1] for bytes y, and two splits.
 
     A subclass has shape (C, H, W), num_classes, and `_load(train=)` or `_bank` and `_held_out`:
@@ -25,7 +26,6 @@ class Images:
     num_classes is 0 and every c is 0.
     """
 
-    truth = None
     flip = False
     pipe: AugmentPipe | None = None
     limit: int | None = None  # images per class that there are to train on; None: all
@@ -86,10 +86,9 @@ class Images:
         more images than there are.
         """
         name = type(self).__name__
-        splits = {"bank": "_bank", "held_out": "_held_out"}
-        if split not in splits:
+        if split not in ("bank", "held_out"):
             raise UserError(f"{name} has the splits bank and held_out, got {split!r}")
-        y, c = getattr(self, splits[split])
+        y, c = self._bank if split == "bank" else self._held_out
         rows = [(c == k).nonzero()[:, 0] for k in range(max(1, self.num_classes))]
         if split == "bank" and self.limit is not None:
             _at_least(self.limit, rows, f"{name}: data.limit", split)

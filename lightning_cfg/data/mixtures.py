@@ -8,9 +8,10 @@ from torch import Tensor
 from lightning_cfg.diffusion.draws import Draws, keyed
 from lightning_cfg.diffusion.mixture import GaussianMixture, fractal, pick
 from lightning_cfg.errors import UserError
+from lightning_cfg.interfaces import DataSet
 
 
-class Mixture:
+class Mixture(DataSet):
     """A data set that is a Gaussian mixture: every training batch is a fresh draw.
 
     limit    points per class that there are to train on, the bank; left out: no end of them

@@ -10,21 +10,18 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_cfg.interfaces import NULL
+from lightning_cfg.interfaces import NULL, Model
 
 BLOCK = 500_000  # points x components held at once: small enough to stay in the cache
 
 
-class GaussianMixture(nn.Module):
+class GaussianMixture(Model):
     """p(y, c) = sum over the components k of class c of weight_k N(y; mean_k, covariance_k).
 
     weights (K,), means (K, d), covariances (K, d, d), labels (K,) long. All in float64.
     """
-
-    sigma_min, sigma_max = 0.0, math.inf
-    label_dropout = 1.0  # answers for NULL exactly
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor, labels: Tensor):
         super().__init__()

@@ -91,7 +91,8 @@ def classifier(*, path: str) -> Features:
     Raises UserError if its network has no such layer (`features`), or for x of another shape.
     """
     model = checkpoints.restore(path)
-    if not hasattr(getattr(model, "net", None), "features"):
+    net = dict(model.named_children()).get("net")
+    if net is None or net.features is None:
         raise UserError(f"{path}: its network has no `features`, as net ConvNet has")
 
     def extract(x: Tensor) -> Tensor:
@@ -100,11 +101,11 @@ def classifier(*, path: str) -> Features:
         return model.features(x)
 
     about = {
-        "extractor": type(model.net).__name__,
+        "extractor": type(net).__name__,
         "layer": "penultimate",
         "weights": sha256(output_of(path, checkpoints.LAST)),
     }
-    return Space(extract, about, net=model, head=getattr(model.net, "head", None))
+    return Space(extract, about, net=model, head=net.head)
 
 
 def inception(*, weights: str | None = None) -> Features:

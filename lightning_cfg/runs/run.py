@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning_cfg import __version__
 from lightning_cfg.config import dump, identity_difference
 from lightning_cfg.errors import UserError
+from lightning_cfg.interfaces import DataSet
 from lightning_cfg.runs.files import sha256, write_text
 from lightning_cfg.runs.ranks import launched
 
@@ -107,12 +108,12 @@ class Run:
             raise UserError(f"{self.directory} exists and is no run of ours: give another run_dir")
 
 
-def content_of(data: dict, data_set: object) -> tuple[dict, dict[str, Path]]:
+def content_of(data: dict, data_set: DataSet) -> tuple[dict, dict[str, Path]]:
     """A data section without the places of its files, and these files, which count by content.
 
     A data set names its file or folder by `.path`; where it has none, only `root` is left out.
     """
-    if not hasattr(data_set, "path"):
+    if data_set.path is None:
         return {k: v for k, v in data.items() if k != "root"}, {}
     files = {"data": Path(data_set.path)}
     if data.get("held_out") is not None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_cfg.config import build, resolve
+from lightning_cfg.config import resolve
+from lightning_cfg.data.build import build_data
 from lightning_cfg.errors import UserError
-from lightning_cfg.interfaces import Denoiser
+from lightning_cfg.interfaces import Denoiser, Model, check_same
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.ranks import launched
 from lightning_cfg.sampling.guided import check_roles, guide
@@ -90,7 +91,7 @@ class Counted:
         return getattr(self.net, name)
 
 
-def within_limits(sampler: dict, model: nn.Module) -> dict:
+def within_limits(sampler: dict, model: Model) -> dict:
     """The sampler section with the model's own noise limits where it names none.
 
     Raises UserError for limits that the model was not trained for.
@@ -99,10 +100,12 @@ def within_limits(sampler: dict, model: nn.Module) -> dict:
     takes = inspect.signature(
         resolve("lightning_cfg.diffusion.samplers", sampler["name"])
     ).parameters
-    for name, default in (("sigma_min", 0.002), ("sigma_max", 80.0)):
+    for name, own, default in (
+        ("sigma_min", model.sigma_min, 0.002),
+        ("sigma_max", model.sigma_max, 80.0),
+    ):
         if name not in takes:
             continue
-        own = getattr(model, name)
         if sampler.get(name) is None:
             out[name] = own if 0 < own < float("inf") else default
         elif not model.sigma_min <= sampler[name] <= model.sigma_max:
@@ -135,21 +138,23 @@ def network(
     Raises UserError, naming the role, where it is the other, or there is no closed form.
     """
     if path == "exact":
-        truth = None if data is None else build("lightning_cfg.data", data).truth
+        truth = None if data is None else build_data(data).truth
         if truth is None:
             raise UserError(f"{role}: exact needs `data` with a known density, such as Fractal")
         return ExactClassifier(truth) if classifies else truth
     model = checkpoints.restore(path, weights=weights)
     if model.refines:
         raise UserError(f"{role}: {path} refines samples and starts from no noise: use refine")
-    if classifies != (len(inspect.signature(model.forward).parameters) == 2):
+    if classifies != model.classifies:
         is_one = "no classifier" if classifies else "a classifier"
         raise UserError(f"{role} is {is_one}, a {type(model).__name__}")
     return model
 
 
-class ExactClassifier(nn.Module):
+class ExactClassifier(Model):
     """The exact noisy class posterior of a mixture, as a classifier."""
+
+    classifies = True
 
     def __init__(self, truth: nn.Module):
         super().__init__()
@@ -163,14 +168,11 @@ class ExactClassifier(nn.Module):
 def _agree(networks: dict[str, Counted]) -> tuple[tuple[int, ...], int]:
     model = networks["model"]
     for role, net in networks.items():
-        for what in ("shape", "num_classes"):
-            own, other = getattr(model, what), getattr(net, what)
-            if role == "discriminator" and what == "num_classes":
-                if other != 2:
-                    raise UserError(
-                        f"models.discriminator has {other} classes, not the two of generated and "
-                        "real: train it on data RealOrGenerated"
-                    )
-            elif own != other:
-                raise UserError(f"models.{role} has {what} {other}, but models.model has {own}")
+        discriminates = role == "discriminator"
+        check_same(f"models.{role}", net, "models.model has", model, classes=not discriminates)
+        if discriminates and net.num_classes != 2:
+            raise UserError(
+                f"models.discriminator has {net.num_classes} classes, not the two of generated and "
+                "real: train it on data RealOrGenerated"
+            )
     return tuple(model.shape), model.num_classes

@@ -3,7 +3,7 @@
 import json
 import math
 
-from lightning_cfg.config import build
+from lightning_cfg.data.build import build_data
 
 
 def _distinct(recipes: dict[str, dict], *keys: str) -> int:
@@ -57,7 +57,7 @@ def cost(asked: dict, recipes: dict[str, dict], stages: int, cases: int) -> str:
         steps = 2 * sampler["steps"] - 1 if sampler["name"] == "heun" else sampler["steps"]
         each = f" of {steps} evaluations of each network"
     data = asked["data"] or next(iter(asked["cases"].values()))
-    size = math.prod(build("lightning_cfg.data", data).shape)
+    size = math.prod(build_data(data).shape)
     disk = 4 * size * (sources * (2 + bool(flows)) + fresh + refined) / 2**30
     return (
         f"{stages} stages: {len(trainings) * cases} trainings on {images / 1e6:.3g} M images, "

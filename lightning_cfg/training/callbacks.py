@@ -4,7 +4,6 @@ import os
 import shutil
 import sys
 from datetime import timedelta
-from inspect import signature
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -273,7 +272,7 @@ def check_generation(
 ) -> None:
     """UserError, in the name of a section, if the model in training cannot generate like this."""
     model, shape = learner.model, tuple(data.shape)
-    if getattr(data, "has_sources", False) or len(signature(model.forward).parameters) < 3:
+    if data.has_sources or model.classifies:
         raise UserError(
             f"{who} needs a model that makes images of noise, not {type(model).__name__} "
             f"with learner {type(learner).__name__}"

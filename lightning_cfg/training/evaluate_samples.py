@@ -9,7 +9,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import Choice, Data, Features, Metric, Sampler, build
+from lightning_cfg.config import Choice, Data, Features, Metric, Sampler
+from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.gather import ALL, Gathered
@@ -17,6 +18,7 @@ from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import held, real_set
 from lightning_cfg.evaluation.tables import as_csv
 from lightning_cfg.guidance import classifier_free
+from lightning_cfg.interfaces import check_same
 from lightning_cfg.reports import figures
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import load_samples, output_of, sha256, write_text
@@ -128,7 +130,7 @@ class EvaluateSamples(L.Callback):
                 "learner Refinement is the flow itself: evaluation.flow is for base models, and "
                 "evaluation.data has to say what the samples are compared with"
             )
-        own = data if self.data is None else build("lightning_cfg.data", self.data)
+        own = data if self.data is None else build_data(self.data)
         if tuple(own.shape) != tuple(data.shape):
             raise UserError(
                 f"evaluation.data has shape {tuple(own.shape)}, the training data "
@@ -302,10 +304,7 @@ class EvaluateSamples(L.Callback):
         flow = checkpoints.restore(self.flow_path)
         if not isinstance(flow, Flow) or not flow.refines:
             raise UserError(f"evaluation.flow: {self.flow_path} is no flow that refines samples")
-        for what in ("shape", "num_classes"):
-            own, other = getattr(flow, what), getattr(data, what)
-            if own != other:
-                raise UserError(f"evaluation.flow has {what} {own}, but the data have {other}")
+        check_same("evaluation.flow", flow, "the data have", data)
         return flow
 
 

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from lightning_cfg.config import Data, Features, Metric, Verb, build
+from lightning_cfg.data.build import build_data
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.features import as_space
 from lightning_cfg.evaluation.gather import ALL, Gathered
@@ -25,6 +26,7 @@ from lightning_cfg.evaluation.sample_sets import (
 )
 from lightning_cfg.evaluation.scorer import Scorer
 from lightning_cfg.evaluation.tables import as_csv, as_markdown, as_text, spread
+from lightning_cfg.interfaces import check_same
 from lightning_cfg.runs import checkpoints, wandb_run
 from lightning_cfg.runs.files import output_of, sha256, write_text
 from lightning_cfg.runs.ranks import Ranks, launched, sharing
@@ -132,7 +134,7 @@ def evaluate(
     }
     read = {}
     if data is not None:
-        settings["data"], read = content_of(data, build("lightning_cfg.data", data))
+        settings["data"], read = content_of(data, build_data(data))
     free = {"samples": samples, "features": features, "classifier": classifier, "data": data}
     free |= {"statistics": statistics, "generate": generate}
     free |= {"batch_size": batch_size, "cache": cache, "device": device, "logger": logger}
@@ -302,10 +304,7 @@ def _reader(path: str | None, side: Real | None, place: torch.device | str) -> A
     if path is None:
         return None
     reader = checkpoints.restore(path)
-    for what in ("shape", "num_classes"):
-        own, other = getattr(side.data, what), getattr(reader, what)
-        if own != other:
-            raise UserError(f"classifier {path} has {what} {other}, but the data have {own}")
+    check_same(f"classifier {path}", reader, "the data have", side.data)
     if side.data.num_classes == 0:
         raise UserError(f"classifier {path}: the data have no classes that it could confirm")
     return reader.to(place)
@@ -332,7 +331,7 @@ def _real(
     content  hashes of the data's files: with others in the same place, they are read again
     """
     section = json.loads(data)
-    data_set = build("lightning_cfg.data", section)
+    data_set = build_data(section)
     return Real(
         data_set,
         section=section,

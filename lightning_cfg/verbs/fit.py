@@ -21,7 +21,7 @@ from lightning_cfg.config import (
     build,
     identity_difference,
 )
-from lightning_cfg.data.pairs import bins
+from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.draws import Draws, key
 from lightning_cfg.errors import Preempted, RankLost, UserError
 from lightning_cfg.runs import wandb_run
@@ -40,6 +40,7 @@ from lightning_cfg.training.callbacks import (
     StopWhenAsked,
 )
 from lightning_cfg.training.evaluate_samples import EvaluateSamples
+from lightning_cfg.training.learners import Described
 
 GridKeys = Annotated[dict, Keywords("lightning_cfg.training.callbacks.Grids")]
 EvaluationKeys = Annotated[
@@ -103,8 +104,8 @@ def fit(
     free |= {"channels_last": channels_last, "matmul_precision": matmul_precision}
     free |= {"keep_by": keep_by, "evaluation": evaluation}
 
-    data_set = build("lightning_cfg.data", data)
-    read = {"data": data_set.path} if hasattr(data_set, "path") else {}
+    data_set = build_data(data)
+    read = {} if data_set.path is None else {"data": data_set.path}
     # files count by content: where they lie is recorded, but is not what the run is
     settings = _placeless(recipe)
     free |= {"data": data}
@@ -117,24 +118,16 @@ def fit(
 
     torch.manual_seed(key("init", seed))
     network = build_model(recipe, data_set.shape, data_set.num_classes)
-    network.shape, network.num_classes = tuple(data_set.shape), data_set.num_classes
     asked = {"compile": compile, "channels_last": channels_last}
     speed = speed_of(trainer, data_set.shape, **asked, matmul_precision=matmul_precision)
     prepare(network, speed)
     module = build("lightning_cfg.training.learners", learner, network)
     module.check(data_set)
-    module.described = {
-        "config": recipe,
-        "shape": list(data_set.shape),
-        "num_classes": data_set.num_classes,
-    }
-    if getattr(data_set, "condition", None) is not None:
-        told = {"pairs": str(data_set.path.absolute()), "values": bins(data_set.condition)}
-        module.described["conditioned"] = told
-        if evaluation is not None:
-            raise UserError(
-                "evaluation: the flow of pairs with a condition is scored by refine and evaluate"
-            )
+    module.described = Described.of(recipe, data_set)
+    if data_set.condition is not None and evaluation is not None:
+        raise UserError(
+            "evaluation: the flow of pairs with a condition is scored by refine and evaluate"
+        )
     callbacks: list[L.Callback] = [Progress()]
     if evaluation is not None:
         callbacks.append(EvaluateSamples(run.directory, **evaluation))
@@ -247,7 +240,7 @@ def prepare(model: nn.Module, speed: dict) -> None:
             raise UserError("channels_last=true needs a network of images")
         model.to(memory_format=torch.channels_last)
     if speed["compile"]:
-        getattr(model, "net", model).compile()
+        dict(model.named_children()).get("net", model).compile()
 
 
 def trainer_for(

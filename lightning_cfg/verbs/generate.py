@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_cfg.config import Data, Guidance, Sampler, build
+from lightning_cfg.config import Data, Guidance, Sampler
+from lightning_cfg.data.build import build_data
 from lightning_cfg.errors import UserError
 from lightning_cfg.reports import figures
 from lightning_cfg.runs import checkpoints
@@ -64,7 +65,7 @@ def generate(
     exact = {role: path for role, path in paths.items() if path == "exact"}
     section = data
     if data is not None:
-        section, files = content_of(data, build("lightning_cfg.data", data))
+        section, files = content_of(data, build_data(data))
         inputs |= files if exact else {}
     settings = {"guidance": guidance, "sampler": sampler, "n": n, "seed": seed, "data": section}
     settings |= {"class_label": class_label, "weights": weights, "batch_size": batch_size}

@@ -11,17 +11,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_cfg.config import Data, Features, build
-from lightning_cfg.data.pairs import (
-    DIRECTION,
-    distance_condition,
-    scale_condition,
-)
+from lightning_cfg.data.build import build_data
+from lightning_cfg.data.pairs import DIRECTION
 from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.features import Space, as_space
 from lightning_cfg.evaluation.sample_sets import SampleSet, input_of, read_set, real_set
 from lightning_cfg.evaluation.tables import as_csv
 from lightning_cfg.metrics.moments import Moments, frechet_distance
+from lightning_cfg.refinement.condition import distance_condition, scale_condition
 from lightning_cfg.refinement.neighbours import AT_ONCE, nearest_in_shards
 from lightning_cfg.refinement.targets import balanced, effective, used_once, used_targets
 from lightning_cfg.reports import figures
@@ -94,7 +92,7 @@ def pair(
     settings |= {"condition": condition} if condition else {}
     if features.get("path") is not None:
         inputs["features"] = input_of(features["path"], checkpoints.LAST)
-    real = build("lightning_cfg.data", data)
+    real = build_data(data)
     section, read = content_of(data, real)
     if split == "bank":
         read.pop("held_out", None)  # only the bank is read

@@ -17,6 +17,7 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.sample_sets import input_of, read_set
 from lightning_cfg.guidance import require_null
 from lightning_cfg.interfaces import NULL, Velocity
+from lightning_cfg.refinement.condition import Condition
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import output_of, save_tensors
 from lightning_cfg.runs.names import SAMPLES
@@ -86,8 +87,8 @@ def refine(
         raise UserError(f"batch_size={batch_size} must be at least 1")
     check_images(images, model.shape)
 
-    pairs = None if model.pairs is None else Pairs(path=model.pairs)
-    if pairs is not None and "scales" in pairs.condition and source.scale is None:
+    condition = _condition(model)
+    if condition is not None and condition.scales is not None and source.scale is None:
         raise UserError(
             f"{samples} does not say its guidance scale, on which the flow {flow} is conditioned"
         )
@@ -101,7 +102,7 @@ def refine(
             parts, spent, hidden = [], 0, not (ranks.first and sys.stderr.isatty())
             with tqdm(total=total, unit="sample", disable=hidden) as bar:
                 for x, c in own.batches(batch_size):
-                    c = c if pairs is None else pairs.conditioned(x, c, source.scale)
+                    c = c if condition is None else condition.told(x, c, source.scale)
                     moved, evaluations = refined(model, x, c, solver)
                     parts.append(moved)
                     spent += evaluations
@@ -123,6 +124,15 @@ def refine(
     run.finish(*out, **facts, weights=weights)
     run.say(f"{total} samples, {cost['evaluations']:.0f} evaluations each")
     return run.directory
+
+
+def _condition(model: Flow) -> Condition | None:
+    """What the flow is told beside the class; checkpoints of version 0.1 name its pairs instead."""
+    if model.conditioned is None:
+        return None
+    if "pairs" in model.conditioned:
+        return Pairs(path=model.conditioned["pairs"]).condition
+    return Condition.of(model.conditioned)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from lightning_cfg.config import Data, Verb, build, changed
+from lightning_cfg.config import Data, Verb, changed
+from lightning_cfg.data.build import build_data
 from lightning_cfg.errors import UserError
 from lightning_cfg.reports.study import (
     Case,
@@ -180,7 +181,7 @@ def _case(stages: Stages, case: str, asked: dict, recipes: dict[str, dict]) -> C
     """Everything that the study does on one data set."""
     data, flows, seed = asked["data"], asked["flows"], asked["seed"]
     sources = asked["sources"]
-    found = Case(case, build("lightning_cfg.data", data))
+    found = Case(case, build_data(data))
 
     def stage(name: str, verb: Callable, settings: dict) -> Path:
         return stages.run(f"{case} {name}".strip(), verb, settings)
@@ -373,7 +374,7 @@ def _check_exact(data_sets: dict, methods: dict, trace: dict | None) -> None:
         named += [(f"trace.classifiers.{k}", path) for k, path in trace["classifiers"].items()]
     for section in data_sets.values():
         for role, path in named:
-            if path == "exact" and build("lightning_cfg.data", section).truth is None:
+            if path == "exact" and build_data(section).truth is None:
                 raise UserError(f"{role}: exact needs data with a known density, such as Fractal")
 
 
