@@ -12,7 +12,7 @@ mixtures and guided models are all denoisers.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from torch import Tensor, nn
 
@@ -34,6 +34,10 @@ Features = Callable[[Tensor], Tensor]  # x in [-1, 1] -> (B, d) float32
 HOOKS = ("begin_step", "keep_noise", "draw_from", "candidates", "log_p")
 
 
+@overload
+def over(sigma: Tensor, x: Tensor) -> Tensor: ...
+@overload
+def over(sigma: float, x: Tensor) -> float: ...
 def over(sigma: Tensor | float, x: Tensor) -> Tensor | float:
     """A number per sample, (B,), shaped to multiply x of (B, *shape); one for all as it is."""
     if not isinstance(sigma, Tensor):
@@ -70,13 +74,17 @@ class Model(nn.Module):
     classifies: bool = False  # forward(x, sigma) gives logits (B, num_classes)
     clean: bool = False  # a classifier of finished samples, at sigma = 0 only
     label_dropout: float = 1.0  # 0: it never learned the class NULL
-    class_vectors: Callable[[Tensor], Tensor] | None = None  # its network's; see `Net`
     augment_dim: int | None = None  # labels that `loss` takes as `augment`; None: it takes none
     takes_x0: bool = False  # `loss` takes the sources of pairs as x0
     refines: bool = False  # it starts from samples instead of noise
     conditioned: dict | None = None  # the state of its `refinement.condition.Condition`
 
-    def loss(self, y: Tensor, c: Tensor, draws: Any, **others: Tensor) -> Tensor:
+    @property
+    def class_vectors(self) -> Callable[[Tensor], Tensor] | None:
+        """Its network's; see `Net`."""
+        return None
+
+    def loss(self, y: Tensor, c: Tensor, draws: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of each sample, (B,), of y (B, *shape) and c (B,); see `diffusion.draws`."""
         raise UserError(f"model {type(self).__name__} lacks loss: it cannot be trained")
 
@@ -123,7 +131,7 @@ def complete(made: Any, contract: type, who: str, *needed: str) -> Any:
     for name, default in vars(contract).items():
         if name.startswith("_") or isinstance(made, contract) or hasattr(made, name):
             continue
-        own = default.__get__(made) if callable(default) else default
+        own = default.__get__(made) if hasattr(default, "__get__") else default
         object.__setattr__(made, name, own)  # a frozen dataclass too
     return made
 

@@ -14,7 +14,7 @@ from lightning_cfg.config import load
 from lightning_cfg.data import Fractal, ImageZip, Mixture, Pairs
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
-from lightning_cfg.refinement.condition import Condition
+from lightning_cfg.refinement.condition import ByDistance, condition_of
 from lightning_cfg.refinement.targets import balanced
 from lightning_cfg.runs.checkpoints import LAST, restore
 from lightning_cfg.runs.files import load_tensors, save_tensors
@@ -225,10 +225,10 @@ def test_a_condition_keeps_images_as_bytes():
     pixels = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
     c = torch.tensor([0, 0, 1, 1])
     for targets, size in ((pixels.float() / 127.5 - 1, 1), (normal(4, 1, 8, 8), 4)):
-        condition = Condition(2, edges=torch.tensor([5.0]), targets=targets, targets_c=c)
+        condition = ByDistance(2, torch.tensor([5.0]), targets, c)
         state = condition.state()
         assert state["targets"].element_size() == size
-        again = Condition.of(state)
+        again = condition_of(state)
         assert (again.classes, again.values) == (2, 2)
         assert torch.equal(again.targets, targets)
         x = torch.cat([targets[:1], targets[1:2] + 1])  # at distance 0 and 8 of class 0

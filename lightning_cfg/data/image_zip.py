@@ -2,6 +2,7 @@
 
 import math
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,11 +59,11 @@ class ImageZip(Images):
         return self._training.class_names
 
     @cached_property
-    def _bank(self) -> tuple[Tensor | Files, Tensor]:
-        return self._load(self._training)
+    def _bank(self) -> tuple[Any, Tensor]:
+        return self._read(self._training)
 
     @cached_property
-    def _held_out(self) -> tuple[Tensor | Files, Tensor]:
+    def _held_out(self) -> tuple[Any, Tensor]:
         ours, other = self._training, self._other
         if other is None:
             raise UserError(f"{type(self).__name__}: data.held_out is needed for held-out images")
@@ -73,9 +74,9 @@ class ImageZip(Images):
         ):
             if theirs != own:
                 raise UserError(f"{other.path} has {what} {theirs}, {ours.path} has {own}")
-        return self._load(other)
+        return self._read(other)
 
-    def _load(self, files: Files) -> tuple[Tensor | Files, Tensor]:
+    def _read(self, files: Files) -> tuple[Any, Tensor]:
         fits = len(files) * math.prod(files.shape) <= self.memory * 2**30
         return (files[torch.arange(len(files))] if fits else files), files.c
 

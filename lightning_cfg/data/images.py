@@ -31,21 +31,20 @@ class Images(DataSet):
     limit: int | None = None  # images per class that there are to train on; None: all
 
     @cached_property
-    def _bank(self) -> tuple[Tensor, Tensor]:
+    def _bank(self) -> tuple[Any, Tensor]:
         return self._load(train=True)
 
     @cached_property
-    def _held_out(self) -> tuple[Tensor, Tensor]:
+    def _held_out(self) -> tuple[Any, Tensor]:
         return self._load(train=False)
 
-    @property
-    def augment_dim(self) -> int:
-        """How many numbers say how a training image was augmented; 0 where none is."""
-        return 0 if self.pipe is None else self.pipe.labels
+    def _load(self, *, train: bool) -> tuple[Any, Tensor]:
+        raise NotImplementedError
 
     def augmented(self, p: float) -> None:
         """Augment training images with probability p a kind from now on (EDM's is 0.12)."""
         self.pipe = AugmentPipe(p=p) if p else None
+        self.augment_dim = AugmentPipe.labels if p else 0
 
     def to(self, device: torch.device | str) -> None:
         """Keep the training bytes on this device, if they are all in memory."""

@@ -35,30 +35,16 @@ class Mixture(DataSet):
     ):
         eye = torch.eye(len(means[0]), dtype=torch.float64)
         covariances = torch.tensor(stds, dtype=torch.float64)[:, None, None] ** 2 * eye
-        weights = [1.0] * len(means) if weights is None else weights
-        weights, means = (torch.tensor(v, dtype=torch.float64) for v in (weights, means))
-        self._hold(GaussianMixture(weights, means, covariances, torch.tensor(labels)), seed, limit)
-
-    @property
-    def formula(self) -> str:
-        """Its components as N(mean, variance), class by class; nothing where they are many."""
-        truth, parts = self.truth, []
-        if len(truth.means) > 8:
-            return ""
-        for c in range(truth.num_classes):
-            own = (truth.labels == c).nonzero().flatten().tolist()
-            means = (", ".join(f"{m:g}" for m in truth.means[k].tolist()) for k in own)
-            variances = (truth.variances[k].mean().item() for k in own)
-            parts.append(
-                " + ".join(f"N({m}, {v:.3g})" for m, v in zip(means, variances, strict=True))
-            )
-        return "; ".join(f"class {c}: {part}" for c, part in enumerate(parts))
+        w = torch.tensor([1.0] * len(means) if weights is None else weights, dtype=torch.float64)
+        at = torch.tensor(means, dtype=torch.float64)
+        self._hold(GaussianMixture(w, at, covariances, torch.tensor(labels)), seed, limit)
 
     def _hold(self, truth: GaussianMixture, seed: int, limit: int | None) -> None:
         if limit is not None and limit < 1:
             raise UserError(f"data.limit={limit} must be at least 1")
         self.truth, self.seed, self.limit = truth, seed, limit
         self.shape, self.num_classes = truth.shape, truth.num_classes
+        self.formula = formula(truth)
 
     def batch(self, draws: Draws) -> dict[str, Tensor]:
         """Points of this step, fresh unless there is a limit: y (b, d) float32 and c (b,)."""
@@ -104,3 +90,16 @@ class Fractal(Mixture):
 
     def __init__(self, *, seed: int = 0, limit: int | None = None):
         self._hold(fractal(), seed, limit)
+
+
+def formula(truth: GaussianMixture) -> str:
+    """Its components as N(mean, variance), class by class; nothing where they are many."""
+    if len(truth.means) > 8:
+        return ""
+    parts = []
+    for c in range(truth.num_classes):
+        own = (truth.labels == c).nonzero().flatten().tolist()
+        means = (", ".join(f"{m:g}" for m in truth.means[k].tolist()) for k in own)
+        variances = (truth.variances[k].mean().item() for k in own)
+        parts.append(" + ".join(f"N({m}, {v:.3g})" for m, v in zip(means, variances, strict=True)))
+    return "; ".join(f"class {c}: {part}" for c, part in enumerate(parts))

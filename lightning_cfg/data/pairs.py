@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import DataSet
-from lightning_cfg.refinement.condition import Condition
+from lightning_cfg.refinement.condition import ByDistance, ByScale, Condition
 from lightning_cfg.runs.files import load_tensors, output_of
 
 DIRECTION = "generated to real"  # in which a refinement goes (Zhao & Schwing 2025, eq. 12)
@@ -56,13 +56,11 @@ class Pairs(DataSet):
         """What the flow is told beside the class; None: nothing."""
         file, classes = self._file, int(self._file["num_classes"])
         if "scales" in file:
-            return Condition(classes, scales=file["scales"].tolist())
+            return ByScale(classes, file["scales"].tolist())
         if "edges" not in file:
             return None
         of = file["targets_c"]
-        return Condition(
-            classes, edges=file["edges"], targets=file["targets"][: len(of)], targets_c=of
-        )
+        return ByDistance(classes, file["edges"], file["targets"][: len(of)], of)
 
     def batch(self, draws: Draws) -> dict[str, Tensor]:
         """x0 (b, *shape), y (b, *shape) one of its neighbours, c (b,)."""

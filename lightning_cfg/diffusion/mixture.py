@@ -23,13 +23,19 @@ class GaussianMixture(Model):
     weights (K,), means (K, d), covariances (K, d, d), labels (K,) long. All in float64.
     """
 
+    weights: Tensor
+    means: Tensor
+    axes: Tensor  # (K, d, d), eigenvectors in columns
+    variances: Tensor  # (K, d)
+    labels: Tensor
+
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor, labels: Tensor):
         super().__init__()
         variances, axes = torch.linalg.eigh(covariances.double())
         self.register_buffer("weights", weights.double() / weights.double().sum())
         self.register_buffer("means", means.double())
-        self.register_buffer("axes", axes)  # (K, d, d), eigenvectors in columns
-        self.register_buffer("variances", variances)  # (K, d)
+        self.register_buffer("axes", axes)
+        self.register_buffer("variances", variances)
         self.register_buffer("labels", labels.long())
         self.shape = (means.shape[1],)
         self.num_classes = int(labels.max()) + 1
@@ -68,7 +74,7 @@ class GaussianMixture(Model):
 
     def logits(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """log p(x, c; sigma) for every class, (B, classes): their softmax is the posterior."""
-        of_class = self.labels == torch.arange(self.num_classes, device=x.device)[:, None]
+        of_class = torch.arange(self.num_classes, device=x.device)[:, None].eq(self.labels)
 
         def per_class(z: Tensor, joint: Tensor, variance: Tensor) -> Tensor:
             rows = [joint[:, own].logsumexp(1) for own in of_class]
@@ -78,7 +84,7 @@ class GaussianMixture(Model):
 
     def sample(self, n: int, c: int, generator: torch.Generator) -> Tensor:
         """n points of class c, (n, d) float64."""
-        own = (self.labels == c).nonzero().flatten()
+        own = self.labels.eq(c).nonzero().flatten()
         u = torch.rand(n, generator=generator, dtype=torch.float64)
         return self._place(own[pick(self.weights[own].cpu(), u).to(own.device)], generator)
 
@@ -190,9 +196,7 @@ def fractal(depth: int = 6) -> GaussianMixture:
     for label, angle in enumerate((math.pi / 4, 5 * math.pi / 4)):
         grow(np.array([0.0030, 0.0325]), angle, 0, label)
 
-    weights, labels = torch.tensor(weights, dtype=torch.float64), torch.tensor(labels)
+    w, c = torch.tensor(weights, dtype=torch.float64), torch.tensor(labels)
     for label in (0, 1):  # the raw weights alone would give class 0 a share of .485
-        weights[labels == label] *= 0.5 / weights[labels == label].sum()
-    return GaussianMixture(
-        weights, torch.tensor(np.array(means)), torch.tensor(np.array(covariances)), labels
-    )
+        w[c == label] *= 0.5 / w[c == label].sum()
+    return GaussianMixture(w, torch.tensor(np.array(means)), torch.tensor(np.array(covariances)), c)

@@ -105,6 +105,7 @@ class DDPM(OfNet):
     """
 
     T = 1000
+    sigmas: Tensor
 
     def __init__(self, net: nn.Module, *, label_dropout: float = 0.1):
         super().__init__(net, label_dropout)
@@ -183,6 +184,7 @@ class NoisyClassifier(OfNet):
 
     classifies = True
     num_classes = 0  # not known, until it is built for data
+    sigmas: Tensor
 
     def __init__(self, net: nn.Module, *, clean: bool = False):
         super().__init__(net)

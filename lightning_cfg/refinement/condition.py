@@ -16,54 +16,74 @@ from lightning_cfg.runs.pngs import quantised, signed
 QUARTERS = (0.25, 0.5, 0.75)  # of the sources, by their distance to the data
 
 
-@dataclass(frozen=True, eq=False)
-class Condition:
-    """All that is needed to put a sample where training would have put it.
+@dataclass(frozen=True)
+class ByScale:
+    """Told is the guidance scale at which a sample was generated.
 
-    classes    K
-    scales     those of the sources, rising; or
-    edges      (n - 1,) distances between the n parts of the sources, each measured to the nearest
-    targets    (M, *shape) of the sample's class, in plain coordinates
-    targets_c  (M,) their classes
+    classes  K; scales  those of the sources, rising
     """
 
     classes: int
-    scales: list[float] | None = None
-    edges: Tensor | None = None
-    targets: Tensor | None = None
-    targets_c: Tensor | None = None
+    scales: list[float]
 
     @property
     def values(self) -> int:
         """n."""
-        return len(self.edges) + 1 if self.scales is None else len(self.scales)
+        return len(self.scales)
+
+    def told(self, x: Tensor, c: Tensor, scale: float) -> Tensor:
+        """The classes (b,) by which the flow moves x of classes c: the nearest scale's."""
+        gaps = [abs(known - scale) for known in self.scales]
+        return c + self.classes * gaps.index(min(gaps))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"values": self.values, "classes": self.classes, "scales": self.scales}
+
+
+@dataclass(frozen=True, eq=False)
+class ByDistance:
+    """Told is in which of n parts of the sources, by distance to the data, a sample would be.
+
+    classes    K
+    edges      (n - 1,) distances between the parts, each to the nearest target of the same class
+    targets    (M, *shape), in plain coordinates, of classes
+    targets_c  (M,)
+    """
+
+    classes: int
+    edges: Tensor
+    targets: Tensor
+    targets_c: Tensor
+
+    @property
+    def values(self) -> int:
+        """n."""
+        return len(self.edges) + 1
 
     def told(self, x: Tensor, c: Tensor, scale: float | None) -> Tensor:
-        """The classes (b,) by which the flow moves samples x (b, *shape) of classes c.
-
-        scale  at which they were generated: the nearest of the sources' scales counts
-        """
-        if self.scales is not None:
-            gaps = [abs(known - scale) for known in self.scales]
-            return c + self.classes * gaps.index(min(gaps))
+        """The classes (b,) by which the flow moves x (b, *shape) of classes c, of any scale."""
         distance = to_the_data(x.to(self.targets), c, self.targets, self.targets_c)
         return c + self.classes * torch.bucketize(distance, self.edges.to(distance))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it; images as the bytes that they were."""
-        held = {name: value for name, value in vars(self).items() if value is not None}
-        if self.targets is not None:
-            small = quantised(self.targets)
-            held["targets"] = small if torch.equal(signed(small), self.targets) else self.targets
-        return {**held, "values": self.values}
+        """What a checkpoint holds of it; targets that are images, as the bytes that they were."""
+        small = quantised(self.targets)
+        targets = small if torch.equal(signed(small), self.targets) else self.targets
+        return {**vars(self), "values": self.values, "targets": targets}
 
-    @classmethod
-    def of(cls, state: dict[str, Any]) -> "Condition":
-        """The condition of such a state."""
-        held = {name: value for name, value in state.items() if name != "values"}
-        if "targets" in held and held["targets"].dtype == torch.uint8:
-            held["targets"] = signed(held["targets"])
-        return cls(**held)
+
+Condition = ByScale | ByDistance
+
+
+def condition_of(state: dict[str, Any]) -> Condition:
+    """The condition of such a state."""
+    held = {name: value for name, value in state.items() if name != "values"}
+    if "scales" in held:
+        return ByScale(**held)
+    if held["targets"].dtype == torch.uint8:
+        held["targets"] = signed(held["targets"])
+    return ByDistance(**held)
 
 
 def scale_condition(scales: list[float], source: Tensor) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.sample_sets import input_of, read_set
 from lightning_cfg.guidance import require_null
 from lightning_cfg.interfaces import NULL, Velocity
-from lightning_cfg.refinement.condition import Condition
+from lightning_cfg.refinement.condition import ByScale, Condition, condition_of
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import output_of, save_tensors
 from lightning_cfg.runs.names import SAMPLES
@@ -88,7 +88,7 @@ def refine(
     check_images(images, model.shape)
 
     condition = _condition(model)
-    if condition is not None and condition.scales is not None and source.scale is None:
+    if isinstance(condition, ByScale) and source.scale is None:
         raise UserError(
             f"{samples} does not say its guidance scale, on which the flow {flow} is conditioned"
         )
@@ -132,7 +132,7 @@ def _condition(model: Flow) -> Condition | None:
         return None
     if "pairs" in model.conditioned:
         return Pairs(path=model.conditioned["pairs"]).condition
-    return Condition.of(model.conditioned)
+    return condition_of(model.conditioned)
 
 
 @dataclass(frozen=True)
