@@ -1,4 +1,4 @@
-"""The few shapes that everything here agrees on.
+"""The few shapes that everything here agrees on, and what may be asked of networks, models, data.
 
 Everything between noise and sample is a denoiser in variance-exploding coordinates
 x = y + sigma n, n ~ N(0, I). EDM networks, DDPMs, rectified flows from noise, closed-form
@@ -13,10 +13,11 @@ mixtures and guided models are all denoisers.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Protocol, overload
+from pathlib import Path
+from typing import Any, Protocol, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_cfg.errors import UserError
 
@@ -111,3 +112,102 @@ def expand_like(sigma: Tensor | float, x: Tensor) -> Tensor | float:
 
 
 over = expand_like  # its name before, which methods of one's own may use
+
+
+class Net:
+    """What may be asked of a network net(x (B, *shape), noise (B,), c (B,)), a torch.nn.Module.
+
+    It is built with (shape, num_classes). None has to derive from this: `complete` gives it what it
+    leaves out, as it does for models and data sets.
+    """
+
+    null_class: bool = True  # it has an embedding for NULL
+    augment_dim: int = 0  # augmentation labels (B, augment_dim) that it takes after c; 0: none
+    # classes (B,) -> the vectors (B, d) that it embeds them as and also takes in their place
+    class_vectors: Callable[[Tensor], Tensor] | None = None
+    features: Features | None = None  # of a classifier: what its last layer sees of clean x
+    head: Callable[[Tensor], Tensor] | None = None  # that layer
+
+
+class Model(nn.Module):
+    """What may be asked of a model: a denoiser D(x, sigma, c), or a classifier's logits(x, sigma).
+
+    A model of one's own is a torch.nn.Module that is built with its network, and has `forward` and
+    `loss`; `shape` and `num_classes` are set from the data.
+    """
+
+    shape: tuple[int, ...]  # of one sample
+    num_classes: int  # 0: its data have no classes
+    class_names: list[str] | None = None  # as a data set's, which no checkpoint knows
+    sigma_min, sigma_max = 0.0, float("inf")  # the noise levels that it knows
+    classifies: bool = False  # forward(x, sigma) gives logits (B, num_classes)
+    clean: bool = False  # a classifier of finished samples, at sigma = 0 only
+    label_dropout: float = 1.0  # 0: it never learned the class NULL
+    augment_dim: int | None = None  # labels that `loss` takes as `augment`; None: it takes none
+    takes_x0: bool = False  # `loss` takes the sources of pairs as x0
+    refines: bool = False  # it starts from samples instead of noise
+    conditioned: dict | None = None  # the state of its `refinement.condition.Condition`
+
+    @property
+    def class_vectors(self) -> Callable[[Tensor], Tensor] | None:
+        """Its network's; see `Net`."""
+        return None
+
+    def loss(self, y: Tensor, c: Tensor, draws: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss of each sample, (B,), of y (B, *shape) and c (B,); see `diffusion.draws`."""
+        raise UserError(f"model {type(self).__name__} lacks loss: it cannot be trained")
+
+
+class DataSet:
+    """What may be asked of a data set. One of one's own has shape and num_classes, and
+    `batch` to train on it, `real` to pair or compare with it."""
+
+    shape: tuple[int, ...]  # of one point
+    num_classes: int  # 0: it has none
+    truth: Any = None  # its density in closed form, a `diffusion.mixture.GaussianMixture`
+    formula: str = ""  # that density in words
+    path: Path | None = None  # the file or folder by whose content a run knows it
+    class_names: list[str] | None = None
+    augment_dim: int = 0  # numbers in batch["augment"] that say how a point was augmented
+    has_sources: bool = False  # batches have x0, of which y is the target
+    condition: Any = None  # a `refinement.condition.Condition`: what a flow on it is told too
+    # of images the bytes of a split, the rows that are in it, and their classes; see `Images.rows`
+    rows: Callable[..., tuple[Any, Tensor, Tensor]] | None = None
+
+    def batch(self, draws: Any) -> dict[str, Tensor]:
+        """This process' rows of a training batch: y (b, *shape) float32, c (b,) long; all that is
+        random in it comes from `draws`, a `diffusion.draws.Draws`."""
+        raise UserError(f"data {type(self).__name__} lacks batch: it cannot be trained on")
+
+    def real(self, split: str, per_class: int | None = None) -> tuple[Tensor, Tensor]:
+        """Points y (N, *shape) float32 and classes c (N,) of a split, "bank" or "held_out"."""
+        raise UserError(f"data {type(self).__name__} lacks real: it has no points to compare with")
+
+    def to(self, device: Any) -> None:
+        """Keep on this device what training reads, where that pays."""
+
+
+def complete(made: Any, contract: type, who: str, *needed: str) -> Any:
+    """An object of anyone's with the contract's defaults for what it leaves out.
+
+    UserError, in the name of `who`, where it lacks what is needed.
+    """
+    for name in needed:
+        unwritten = getattr(nn.Module, name, made)  # such as the `forward` of every Module
+        known = name in dir(made) or hasattr(made, name)  # dir: a property may read files
+        if not known or getattr(type(made), name, None) is unwritten:
+            raise UserError(f"{who} lacks {name}")
+    for name, default in vars(contract).items():
+        if name.startswith("_") or isinstance(made, contract) or hasattr(made, name):
+            continue
+        own = default.__get__(made) if hasattr(default, "__get__") else default
+        object.__setattr__(made, name, own)  # a frozen dataclass too
+    return made
+
+
+def check_same(who: str, one: Any, of: str, other: Any, *, classes: bool = True) -> None:
+    """UserError unless both have the same shape and, if asked for, the same number of classes."""
+    if tuple(one.shape) != tuple(other.shape):
+        raise UserError(f"{who} has shape {tuple(one.shape)}, but {of} {tuple(other.shape)}")
+    if classes and one.num_classes != other.num_classes:
+        raise UserError(f"{who} has num_classes {one.num_classes}, but {of} {other.num_classes}")

@@ -13,14 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_cfg.data.images import quantised, signed
 from lightning_cfg.evaluation import reference
 from lightning_cfg.evaluation.build import real_side
 from lightning_cfg.evaluation.features import Space
 from lightning_cfg.evaluation.scorer import column_of
 from lightning_cfg.metrics.moments import Moments, frechet_distance, load_statistics
 from lightning_cfg.runs.names import SAMPLES
-from lightning_cfg.runs.pngs import IMAGES, save_images
+from lightning_cfg.runs.pngs import IMAGES, quantised, save_images, signed
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_cfg.config import load
-from lightning_cfg.data.image_files import ImageFolder, ImageZip
+from lightning_cfg.data import ImageFolder, ImageZip
 from lightning_cfg.errors import UserError
 from lightning_cfg.reports import figures
 from lightning_cfg.runs import checkpoints

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_cfg.config import load
-from lightning_cfg.data.mixture import GaussianMixture, fractal
+from lightning_cfg.diffusion.mixture import GaussianMixture, fractal
 from lightning_cfg.diffusion.models import EDM, NoisyClassifier
 from lightning_cfg.diffusion.noise import karras
 from lightning_cfg.diffusion.samplers import ddim, ddpm, euler, heun

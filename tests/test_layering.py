@@ -28,7 +28,6 @@ MAY_IMPORT_LIGHTNING = {"verbs/fit.py", *(f"training/{name}.py" for name in TRAI
 UPWARD = {  # what is still to be cut
     "evaluation/tables.py -> reports",
     "reports/study.py -> verbs",
-    "runs/pngs.py -> data",
     "training/evaluate_samples.py -> verbs",
 }
 

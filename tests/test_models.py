@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from lightning_cfg.data import Mixture, Pairs
-from lightning_cfg.data.mixture import GaussianMixture, fractal
 from lightning_cfg.diffusion.draws import Draws
+from lightning_cfg.diffusion.mixture import GaussianMixture, fractal
 from lightning_cfg.diffusion.models import (
     DDPM,
     EDM,

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.config import load
-from lightning_cfg.data.images import quantised, signed
 from lightning_cfg.data.pairs import Pairs
 from lightning_cfg.diffusion.ode import integrate_in_steps
 from lightning_cfg.errors import UserError
@@ -18,7 +17,7 @@ from lightning_cfg.refinement.neighbours import nearest, nearest_in_class, neare
 from lightning_cfg.refinement.solver import Solver, refined
 from lightning_cfg.refinement.targets import effective, used_once
 from lightning_cfg.runs.names import PAIRS, SAMPLES
-from lightning_cfg.runs.pngs import save_images
+from lightning_cfg.runs.pngs import quantised, save_images, signed
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.pair import Size, pair

@@ -9,12 +9,14 @@ from typing import Annotated, Any
 import torch
 
 from lightning_cfg.config import Input, build
+from lightning_cfg.data.build import build_data
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.features import as_space
 from lightning_cfg.evaluation.gather import ALL, Gathered
 from lightning_cfg.evaluation.reference import Real, published
 from lightning_cfg.evaluation.sample_sets import Generated, SampleSet, real_set
 from lightning_cfg.evaluation.scorer import Scorer
+from lightning_cfg.interfaces import check_same
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import output_of, sha256
 from lightning_cfg.runs.ranks import Ranks
@@ -97,10 +99,7 @@ def judge(path: str | None, side: Real | None, place: torch.device | str) -> Any
     if path is None:
         return None
     reader = checkpoints.restore(path)
-    for what in ("shape", "num_classes"):
-        own, other = getattr(side.data, what), getattr(reader, what)
-        if own != other:
-            raise UserError(f"classifier {path} has {what} {other}, but the data have {own}")
+    check_same(f"classifier {path}", reader, "the data have", side.data)
     if side.data.num_classes == 0:
         raise UserError(f"classifier {path}: the data have no classes that it could confirm")
     return reader.to(place)
@@ -115,7 +114,7 @@ def real_side(
     content  hashes of the data's files: with others in the same place, they are read again
     """
     section = json.loads(data)
-    data_set = build("lightning_cfg.data", section)
+    data_set = build_data(section)
     return Real(
         data_set,
         section=section,

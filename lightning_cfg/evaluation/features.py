@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from lightning_cfg.config import Input
 from lightning_cfg.data.image_files import THREADS
-from lightning_cfg.data.images import quantised
 from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.interfaces import Features
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import output_of, sha256
 from lightning_cfg.runs.inputs import Checkpoint
+from lightning_cfg.runs.pngs import quantised
 from lightning_cfg.runs.precision import matmul
 from lightning_cfg.weights.store import find
 
@@ -94,7 +94,8 @@ def classifier(*, path: Checkpoint) -> Features:
     Raises UserError if its network has no such layer (`features`), or for x of another shape.
     """
     model = checkpoints.restore(path)
-    if not hasattr(getattr(model, "net", None), "features"):
+    net = dict(model.named_children()).get("net")
+    if net is None or net.features is None:
         raise UserError(f"{path}: its network has no `features`, as net ConvNet has")
 
     def extract(x: Tensor) -> Tensor:
@@ -103,11 +104,11 @@ def classifier(*, path: Checkpoint) -> Features:
         return model.features(x)
 
     about = {
-        "extractor": type(model.net).__name__,
+        "extractor": type(net).__name__,
         "layer": "penultimate",
         "weights": sha256(output_of(path, checkpoints.LAST)),
     }
-    return Space(extract, about, net=model, head=getattr(model.net, "head", None))
+    return Space(extract, about, net=model, head=net.head)
 
 
 def inception(

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from lightning_cfg.config import Input
 from lightning_cfg.data.image_files import Files, Folder, Zip
-from lightning_cfg.data.images import quantised, signed
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.names import SAMPLES
-from lightning_cfg.runs.pngs import drawable
+from lightning_cfg.runs.pngs import drawable, quantised, signed
 from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.tensors import load_samples, load_tensors
 from lightning_cfg.sampling.guided import scale_of
@@ -206,7 +205,7 @@ def read_set(path: str | Path, data: Any = None, *, as_bytes: bool = True) -> Sa
 def real_set(data: Any, split: str, per_class: int | None) -> SampleSet:
     """Real points of a split of a data set, class after class; UserError as its `real` raises."""
     about = {"source": f"{type(data).__name__}, {split}"}
-    if hasattr(data, "rows"):  # images, which may be too many to be decoded at once
+    if data.rows is not None:  # images, which may be too many to be decoded at once
         y, chosen, c = data.rows(split, per_class)
         return SampleSet(data.shape, c.cpu(), lambda rows: signed(y[chosen[rows]]).cpu(), about)
     y, c = data.real(split, per_class)
@@ -313,9 +312,7 @@ def _classes(files: Files, data: Any) -> Tensor:
     if labels is None:
         return unknown if data is None or data.num_classes else torch.zeros_like(unknown)
     if folders is not None:
-        names = getattr(data, "class_names", None)
-        if names is None:
-            names = [] if data is None else list(map(str, range(data.num_classes)))
+        names = [] if data is None else data.class_names or list(map(str, range(data.num_classes)))
         if not set(folders) <= set(names):
             return unknown
         labels = [names.index(folders[k]) for k in labels]

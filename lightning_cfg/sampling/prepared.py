@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_cfg.config import build, resolve
+from lightning_cfg.config import resolve
+from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.noise import SIGMA_MAX, SIGMA_MIN
 from lightning_cfg.diffusion.samplers import Trajectory
 from lightning_cfg.errors import UserError
-from lightning_cfg.interfaces import Denoiser, Known
+from lightning_cfg.interfaces import Denoiser, Known, Model, check_same
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.ranks import launched
 from lightning_cfg.sampling.checked import check_answer
@@ -96,7 +97,7 @@ class Counted(Known):
         return out
 
 
-def within_limits(sampler: dict, model: nn.Module) -> dict:
+def within_limits(sampler: dict, model: Model) -> dict:
     """The sampler section with the model's own noise limits where it names none.
 
     A list of levels has its own. Raises UserError for what the model was not trained for.
@@ -141,21 +142,23 @@ def network(
     Raises UserError, naming the role, where it is the other, or there is no closed form.
     """
     if path == "exact":
-        truth = None if data is None else build("lightning_cfg.data", data).truth
+        truth = None if data is None else build_data(data).truth
         if truth is None:
             raise UserError(f"{role}: exact needs `data` with a known density, such as Fractal")
         return ExactClassifier(truth) if classifies else truth
     model = checkpoints.restore(path, weights=weights)
     if model.refines:
         raise UserError(f"{role}: {path} refines samples and starts from no noise: use refine")
-    if classifies != (len(inspect.signature(model.forward).parameters) == 2):
+    if classifies != model.classifies:
         is_one = "no classifier" if classifies else "a classifier"
         raise UserError(f"{role} is {is_one}, a {type(model).__name__}")
     return model
 
 
-class ExactClassifier(nn.Module):
+class ExactClassifier(Model):
     """The exact noisy class posterior of a mixture, as a classifier."""
+
+    classifies = True
 
     def __init__(self, truth: Any):
         super().__init__()
@@ -169,15 +172,11 @@ class ExactClassifier(nn.Module):
 def _agree(networks: dict[str, Counted]) -> tuple[tuple[int, ...], int]:
     model = networks["model"]
     for role, net in networks.items():
-        if role == "discriminator" and net.num_classes != 2:
+        discriminates = role == "discriminator"
+        check_same(f"models.{role}", net, "models.model has", model, classes=not discriminates)
+        if discriminates and net.num_classes != 2:
             raise UserError(
-                f"models.discriminator has {net.num_classes} classes, not the two of generated "
-                "and real: train it on data RealOrGenerated"
+                f"models.discriminator has {net.num_classes} classes, not the two of generated and "
+                "real: train it on data RealOrGenerated"
             )
-        both: dict[str, tuple] = {"shape": (net.shape, model.shape)}
-        if role != "discriminator":
-            both["num_classes"] = net.num_classes, model.num_classes
-        for what, (other, own) in both.items():
-            if own != other:
-                raise UserError(f"models.{role} has {what} {other}, but models.model has {own}")
-    return tuple(model.shape or ()), model.num_classes or 0
+    return tuple(model.shape), model.num_classes

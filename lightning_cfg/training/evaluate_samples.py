@@ -8,7 +8,8 @@ from typing import Any
 import lightning as L
 import torch
 
-from lightning_cfg.config import Choice, Data, Features, Metric, Sampler, build
+from lightning_cfg.config import Choice, Data, Features, Metric, Sampler
+from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.build import scorer_of
@@ -16,6 +17,7 @@ from lightning_cfg.evaluation.gather import ALL, Gathered
 from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import held, real_set
 from lightning_cfg.evaluation.tables import as_csv
+from lightning_cfg.interfaces import check_same
 from lightning_cfg.refinement.solver import Solver, refined
 from lightning_cfg.reports import figures
 from lightning_cfg.runs import checkpoints
@@ -111,7 +113,7 @@ class EvaluateSamples(EachStep):
         section  of the training data in the config
         """
         self._check_learner(learner)
-        own = data if self.data is None else build("lightning_cfg.data", self.data)
+        own = data if self.data is None else build_data(self.data)
         if tuple(own.shape) != tuple(data.shape):
             raise UserError(
                 f"evaluation.data has shape {tuple(own.shape)}, the training data "
@@ -255,10 +257,7 @@ def _refinement(path: str, data: Any) -> Flow:
     flow = checkpoints.restore(path)
     if not isinstance(flow, Flow) or not flow.refines:
         raise UserError(f"evaluation.flow: {path} is no flow that refines samples")
-    for what in ("shape", "num_classes"):
-        own, other = getattr(flow, what), getattr(data, what)
-        if own != other:
-            raise UserError(f"evaluation.flow has {what} {own}, but the data have {other}")
+    check_same("evaluation.flow", flow, "the data have", data)
     return flow
 
 

@@ -19,7 +19,7 @@ from lightning_cfg.config import (
     identity_difference,
     identity_of,
 )
-from lightning_cfg.data.pairs import bins
+from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.draws import Draws, key
 from lightning_cfg.errors import Preempted, RankLost, UserError, did_you_mean
 from lightning_cfg.runs import wandb_run
@@ -33,6 +33,7 @@ from lightning_cfg.training.batches import KeyedBatches
 from lightning_cfg.training.checkpointing import SaveLast
 from lightning_cfg.training.evaluate_samples import TABLE, EvaluateSamples
 from lightning_cfg.training.grids import Grids
+from lightning_cfg.training.learners import Described
 from lightning_cfg.training.progress import Progress
 from lightning_cfg.training.speed import device_of, prepare, speed_of
 from lightning_cfg.training.stop import StopWhenAsked
@@ -107,7 +108,7 @@ def fit(
         return run.directory
     start = None if run.again else _start(resume, last, recipe, trainer["max_steps"])
 
-    data_set = build("lightning_cfg.data", data)
+    data_set = build_data(data)
     asked = {"compile": compile, "channels_last": channels_last}
     speed = speed_of(trainer, data_set.shape, **asked, matmul_precision=matmul_precision)
     module = _learner(recipe, data_set, speed)
@@ -116,7 +117,7 @@ def fit(
     callbacks: list[L.Callback] = [Progress()]
     scores = None
     if evaluation is not None:
-        if "conditioned" in module.described:
+        if data_set.condition is not None:
             raise UserError(
                 "evaluation: the flow of pairs with a condition is scored by refine and evaluate"
             )
@@ -184,18 +185,10 @@ def _learner(recipe: dict, data_set: Any, speed: dict) -> Any:
     """The learner of a new model, its network initialised by the seed and laid out."""
     torch.manual_seed(key("init", recipe["seed"]))
     network = build_model(recipe, data_set.shape, data_set.num_classes)
-    network.shape, network.num_classes = tuple(data_set.shape), data_set.num_classes
     prepare(network, speed)
     module = build("lightning_cfg.training.learners", recipe["learner"], network)
     module.check(data_set)
-    module.described = {
-        "config": recipe,
-        "shape": list(data_set.shape),
-        "num_classes": data_set.num_classes,
-    }
-    if getattr(data_set, "condition", None) is not None:
-        told = {"pairs": str(data_set.path.absolute()), "values": bins(data_set.condition)}
-        module.described["conditioned"] = told
+    module.described = Described.of(recipe, data_set)
     return module
 
 

@@ -9,11 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_cfg.config import Data, Features, Free, build
-from lightning_cfg.data.pairs import (
-    DIRECTION,
-    distance_condition,
-    scale_condition,
-)
+from lightning_cfg.data.build import build_data
+from lightning_cfg.data.pairs import DIRECTION
 from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.features import as_space
@@ -22,6 +19,7 @@ from lightning_cfg.evaluation.size import Size
 from lightning_cfg.evaluation.sources import all_of, feature_shards, own_reach, read_sources
 from lightning_cfg.evaluation.tables import as_csv
 from lightning_cfg.metrics.moments import Moments, frechet_distance
+from lightning_cfg.refinement.condition import distance_condition, scale_condition
 from lightning_cfg.refinement.neighbours import nearest_in_shards
 from lightning_cfg.refinement.targets import balanced, effective, used_once, used_targets
 from lightning_cfg.reports import figures
@@ -85,7 +83,7 @@ def pair(
     force       does a finished run again
     """
     _check(sources, n, k, keep_close)
-    real = build("lightning_cfg.data", data)
+    real = build_data(data)
     if run.finished():
         run.say("finished already")
         return run.directory

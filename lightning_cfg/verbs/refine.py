@@ -14,6 +14,7 @@ from lightning_cfg.data.pairs import Pairs
 from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.sample_sets import Samples, read_set
+from lightning_cfg.refinement.condition import ByScale, Condition, condition_of
 from lightning_cfg.refinement.solver import Solver, refined
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.inputs import Checkpoint
@@ -81,8 +82,8 @@ def refine(
         raise UserError(f"batch_size={batch_size} must be at least 1")
     check_images(images, model.shape)
 
-    pairs = None if model.pairs is None else Pairs(path=model.pairs)
-    if pairs is not None and "scales" in pairs.condition and source.scale is None:
+    condition = _condition(model)
+    if isinstance(condition, ByScale) and source.scale is None:
         raise UserError(
             f"{samples} does not say its guidance scale, on which the flow {flow} is conditioned"
         )
@@ -96,7 +97,7 @@ def refine(
             parts, spent, hidden = [], 0, not (ranks.first and sys.stderr.isatty())
             with tqdm(total=total, unit="sample", disable=hidden) as bar:
                 for x, c in own.batches(batch_size):
-                    c = c if pairs is None else pairs.conditioned(x, c, source.scale)
+                    c = c if condition is None else condition.told(x, c, source.scale)
                     moved, evaluations = refined(model, x, c, solver)
                     parts.append(moved)
                     spent += evaluations
@@ -118,3 +119,12 @@ def refine(
     run.finish(*out, **facts, weights=weights)
     run.say(f"{total} samples, {cost['evaluations']:.0f} evaluations each")
     return run.directory
+
+
+def _condition(model: Flow) -> Condition | None:
+    """What the flow is told beside the class; checkpoints of version 0.1 name its pairs instead."""
+    if model.conditioned is None:
+        return None
+    if "pairs" in model.conditioned:
+        return Pairs(path=model.conditioned["pairs"]).condition
+    return condition_of(model.conditioned)

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from lightning_cfg.config import Data, build, changed, completed
+from lightning_cfg.config import Data, changed, completed
+from lightning_cfg.data.build import build_data
 from lightning_cfg.errors import UserError
 from lightning_cfg.reports.study import (
     Case,
@@ -120,7 +121,7 @@ def study(
     root = Path(run_dir)
     stages = Stages(root, VERBS, only="" if plan else stage, force=force)
     stages.claim({**asked, "methods": written})
-    data_sets = {name: build("lightning_cfg.data", part) for name, part in _cases(asked).items()}
+    data_sets = {name: build_data(part) for name, part in _cases(asked).items()}
     checks.check_exact(list(data_sets.values()), methods, trace)
     graphs = [
         graph_of(asked, recipes, case=name, data=part, classes=data_sets[name].num_classes)

@@ -142,7 +142,7 @@ def _number(value: Tensor) -> float | None:
 
 def _reader(role: str, path: str, data: dict | None, weights: str | int) -> torch.nn.Module:
     reader = network(role, path, data, weights, classifies=True)
-    if path != "exact" and getattr(reader, "sigma_max", None) == 0:
+    if reader.clean:
         raise UserError(f"{role}: {path} reads finished samples only (model.clean), not noisy ones")
     return reader
 
