@@ -4,13 +4,13 @@ import importlib
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
+import yaml
+from helpers import ROOT
 
 import lightning_cfg
 
-ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -28,3 +28,18 @@ def test_the_command_exists():
     for target in PROJECT["scripts"].values():
         module, name = target.split(":")
         assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_what_is_to_be_cited():
+    """The keys that the citation format 1.2 requires, and the version that there is."""
+    told = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert told["cff-version"] == "1.2.0"
+    assert told["version"] == lightning_cfg.__version__
+    assert all(told[key] for key in ("message", "title", "authors"))
+    assert all(paper[key] for paper in told["references"] for key in ("type", "title", "authors"))
+    addresses = {paper["url"] for paper in told["references"]}
+    assert addresses == set(PROJECT["urls"].values())
+
+
+def test_the_changelog_has_this_version():
+    assert f"\n## [{lightning_cfg.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
