@@ -144,7 +144,7 @@ def test_samples_of_two_nodes_are_those_of_one_process(cluster, training, tmp_pa
     }  # fmt: skip
     generate(**asked, run_dir=str(tmp_path / "one"))
     (tmp_path / "generate.yaml").write_text(yaml.safe_dump(asked))
-    script = ROOT / "launch/slurm_generate.sbatch"
+    script = ROOT / "launch/slurm_verb.sbatch"
     words = ("generate", "--config", "generate.yaml", "run_dir=two")
     number = cluster.submit(tmp_path, *ONE_EACH, script, *words)
     job = cluster.ended(number)
