@@ -32,11 +32,14 @@ from lightning_cfg.config import build, load
 from lightning_cfg.data.images import Images
 from lightning_cfg.diffusion.draws import Draws, key
 from lightning_cfg.runs.checkpoints import build_model
+from lightning_cfg.runs.precision import matmul
 from lightning_cfg.runs.run import Run
 from lightning_cfg.training.batches import KeyedBatches
-from lightning_cfg.training.callbacks import Progress, SaveLast
+from lightning_cfg.training.checkpointing import SaveLast
 from lightning_cfg.training.ema import EMA
-from lightning_cfg.verbs.fit import _logger, matmul, prepare, speed_of, trainer_for
+from lightning_cfg.training.progress import Progress
+from lightning_cfg.training.speed import prepare, speed_of
+from lightning_cfg.training.trainer import logger_of, trainer_for
 from lightning_cfg.verbs.study import study
 
 TARGETS = {"mlp": 1.15, "unshuffle": 1.03, "song": 1.03}
@@ -186,7 +189,7 @@ def ratio(asked: argparse.Namespace, batch_size: int, device: torch.device) -> f
         engine = trainer_for(
             {**trainer, "precision": speed["precision"]},
             run.directory,
-            logger=_logger("csv", run),
+            logger=logger_of("csv", run),
             log_every=50,
             callbacks=[Progress(), SaveLast(run.directory, every=1000), blocks],
         )

@@ -1,5 +1,8 @@
 """What a user is told in one line instead of a traceback."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UserError(Exception):
     """A mistake of the user's: one line that names the thing and what would be right (exit 2)."""
@@ -15,3 +18,18 @@ class Preempted(Exception):
 
 class RankLost(Exception):
     """Another process of the run has ended or cannot be reached (exit 1)."""
+
+
+def one_line(error: BaseException | str) -> str:
+    """What an error says, in one line; its type's name where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def did_you_mean(name: str, names: Iterable[str], otherwise: str = "") -> str:
+    """The hint that follows an unknown name: the nearest known one; if none is near, `otherwise`.
+
+    otherwise  left out, it lists all of them
+    """
+    names = list(names)
+    near = get_close_matches(name, names, 1)
+    return f"did you mean '{near[0]}'?" if near else otherwise or f"it has {', '.join(names)}"

@@ -24,9 +24,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from lightning_cfg.cli import run_own
 from lightning_cfg.errors import UserError
-from lightning_cfg.verbs import assets
-from lightning_cfg.verbs.assets import Asset
+from lightning_cfg.weights import download, store
+from lightning_cfg.weights.catalogue import ASSETS, Asset
+from lightning_cfg.weights.store import find, folder
 
 BODY = bytes(range(256)) * 4000
 HALF = len(BODY) // 2
@@ -116,7 +118,10 @@ def site(monkeypatch, tmp_path) -> Iterator[Site]:
         Asset("archive", "a.npz", f"{url}/a", None, None, "KID", "CC0"),
         Asset("code", "code-1.zip", f"{url}/c", None, None, "DINO", "Apache"),
     ]
-    monkeypatch.setattr(assets, "ASSETS", {asset.name: asset for asset in known})
+    for name in list(ASSETS):
+        monkeypatch.delitem(ASSETS, name)
+    for asset in known:
+        monkeypatch.setitem(ASSETS, asset.name, asset)
     yield made
     made.closing.set()
     server.shutdown()
@@ -131,8 +136,7 @@ def cli(monkeypatch, capsys) -> Callable[..., SimpleNamespace]:
         monkeypatch.setattr(sys, "argv", ["assets", *words])
         capsys.readouterr()
         try:
-            assets.main(sys.argv[1:])
-            status = 0
+            run_own("assets")
         except SystemExit as stop:
             status = stop.code or 0
         out, err = capsys.readouterr()
@@ -143,15 +147,15 @@ def cli(monkeypatch, capsys) -> Callable[..., SimpleNamespace]:
 
 
 def fetch(name: str = "file", **settings) -> Path:
-    return assets.fetch(name, **{"timeout": 0.3, "pause": 0.0, **settings})
+    return download.fetch(name, **{"timeout": 0.3, "pause": 0.0, **settings})
 
 
 def change(name: str, **fields) -> None:
-    assets.ASSETS[name] = dataclasses.replace(assets.ASSETS[name], **fields)
+    ASSETS[name] = dataclasses.replace(ASSETS[name], **fields)
 
 
 def here() -> list[str]:
-    return sorted(path.name for path in assets.folder().iterdir())
+    return sorted(path.name for path in folder().iterdir())
 
 
 def leave_half(site: Site) -> None:
@@ -160,7 +164,7 @@ def leave_half(site: Site) -> None:
     with pytest.raises(UserError, match="404"):
         fetch()
     assert here() == ["w.pth.part", "w.pth.part.json"]
-    assert (assets.folder() / "w.pth.part").read_bytes() == BODY[:HALF]
+    assert (folder() / "w.pth.part").read_bytes() == BODY[:HALF]
     site.log.clear()
 
 
@@ -180,7 +184,7 @@ CODE = archive(**{"code-1/": "", "code-1/hubconf.py": "a = 1\n", "code-1/net/vit
 
 def test_a_download_is_whole_and_is_not_done_twice(site, capsys):
     path = fetch()
-    assert path == assets.folder() / "w.pth" == assets.find("file")
+    assert path == folder() / "w.pth" == find("file")
     assert path.read_bytes() == BODY
     assert here() == ["w.pth"]
     assert site.log == [(None, len(BODY))]
@@ -215,9 +219,9 @@ def test_a_part_of_another_version_is_not_gone_on_with(site, mark):
     if mark in ("etag", "modified"):
         setattr(site, mark, "of now")
     if mark == "url":
-        change("file", url=f"{assets.ASSETS['file'].url}/of/now")
+        change("file", url=f"{ASSETS['file'].url}/of/now")
     if mark == "note":
-        (assets.folder() / "w.pth.part.json").write_text("{")
+        (folder() / "w.pth.part.json").write_text("{")
     change("file", sha256=sha256(site.body))
     assert fetch().read_bytes() == site.body
     assert site.log[-1] == (None, len(site.body))
@@ -238,7 +242,7 @@ def test_a_part_that_is_complete_needs_no_byte_more(site, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(assets, "_sha256", killed)
+        patch.setattr(store, "sha256", killed)
         with pytest.raises(KeyboardInterrupt):
             fetch()
     assert here() == ["w.pth.part", "w.pth.part.json"]
@@ -278,7 +282,7 @@ def test_an_answer_that_tells_no_length(site):
     site.chunked, site.faults = True, ["cut"]
     assert fetch().read_bytes() == BODY
     assert site.log == [(None, HALF), (f"bytes={HALF}-", len(BODY) - HALF)]
-    (assets.folder() / "w.pth").unlink()
+    (folder() / "w.pth").unlink()
     change("file", size=None, sha256=None)
     site.ranges, site.faults = False, ["stall", "cut"]
     assert fetch().read_bytes() == BODY
@@ -306,13 +310,14 @@ def test_a_killed_download_is_gone_on_with(site, number, status):
     site.faults = ["stall"]
     code = f"""
 import signal, sys
-from lightning_cfg.verbs import assets
+from lightning_cfg.cli import run_own
+from lightning_cfg.weights.catalogue import ASSETS, Asset
 signal.signal(signal.SIGINT, signal.default_int_handler)  # even if the tests run in a background
-assets.ASSETS = {{"file": assets.Asset(**{dataclasses.asdict(assets.ASSETS["file"])})}}
-assets.main(sys.argv[1:])
+ASSETS["file"] = Asset(**{dataclasses.asdict(ASSETS["file"])})
+run_own("assets")
 """
     command = [sys.executable, "-c", code, "fetch", "file"]
-    part = assets.folder() / "w.pth.part"
+    part = folder() / "w.pth.part"
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + 20
         while not (part.is_file() and part.stat().st_size == HALF):
@@ -327,9 +332,9 @@ assets.main(sys.argv[1:])
 
 
 def test_two_processes_do_not_fill_one_file(site):
-    assets.folder().mkdir(parents=True)
-    part = assets.folder() / "w.pth.part"
-    with assets._held(assets.ASSETS["file"], part):
+    folder().mkdir(parents=True)
+    part = folder() / "w.pth.part"
+    with download._held(ASSETS["file"], part):
         with pytest.raises(UserError, match=r"another process \(.*w.pth.part is held\)"):
             fetch()
     assert site.log == []
@@ -338,10 +343,10 @@ def test_two_processes_do_not_fill_one_file(site):
 
 def test_a_part_that_another_process_has_just_finished_is_left_alone(site, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
-    whole = assets.folder() / "w.pth"
+    whole = folder() / "w.pth"
 
     def finished(file, _) -> None:
-        (assets.folder() / "w.pth.part").rename(whole)
+        (folder() / "w.pth.part").rename(whole)
         whole.write_bytes(BODY)
 
     monkeypatch.setattr(fcntl, "flock", finished)
@@ -354,7 +359,7 @@ def test_a_part_that_another_process_has_just_finished_is_left_alone(site, monke
 def test_progress_is_shown_on_a_terminal_only(site, monkeypatch, capsys):
     fetch()
     assert capsys.readouterr().err == ""
-    (assets.folder() / "w.pth").unlink()
+    (folder() / "w.pth").unlink()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     fetch()
     assert "file: 100%" in capsys.readouterr().err
@@ -400,9 +405,9 @@ def test_an_http_error_names_the_address_and_the_place(site):
     site.faults = [404]
     with pytest.raises(UserError) as error:
         fetch()
-    asset, message = assets.ASSETS["file"], str(error.value)
+    asset, message = ASSETS["file"], str(error.value)
     assert f"{asset.url} could not be fetched: HTTP 404 Not Found;" in message
-    assert f"or put the file at {assets.folder() / 'w.pth'}" in message
+    assert f"or put the file at {folder() / 'w.pth'}" in message
     assert "\n" not in message
     assert len(site.log) == 1
     assert here() == []
@@ -420,8 +425,8 @@ def test_no_network_is_told_at_once(site, monkeypatch):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_told(site):
-    assets.folder().mkdir(parents=True)
-    (assets.folder() / "w.pth.part").symlink_to("/dev/full")
+    folder().mkdir(parents=True)
+    (folder() / "w.pth.part").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"/w could not be fetched: .*No space left.*; .*put the"):
         fetch()
     assert len(site.log) == 1
@@ -444,13 +449,13 @@ def test_a_damaged_file_is_replaced(site, capsys):
     fetch().write_bytes(BODY[:-1] + b"!")
     fetch()
     assert sha256(BODY[:-1] + b"!") in capsys.readouterr().out
-    assert assets.find("file").read_bytes() == BODY
+    assert find("file").read_bytes() == BODY
     assert len(site.log) == 2
 
 
 def test_where_no_hash_is_published_the_first_one_counts(site, cli):
     site.body = archive(mu="1")
-    path, record = fetch("archive"), assets.folder() / "a.npz.sha256"
+    path, record = fetch("archive"), folder() / "a.npz.sha256"
     assert record.read_text() == f"{sha256(site.body)}  a.npz\n"
     assert cli("check").status == 0
     path.write_bytes(archive(mu="2"))
@@ -466,8 +471,8 @@ def test_where_no_hash_is_published_the_first_one_counts(site, cli):
 
 
 def test_a_file_put_there_by_hand_gets_its_hash_recorded_when_fetched(site, cli, capsys):
-    assets.folder().mkdir(parents=True)
-    (assets.folder() / "a.npz").write_bytes(archive(mu="1"))
+    folder().mkdir(parents=True)
+    (folder() / "a.npz").write_bytes(archive(mu="1"))
     checked = cli("check")
     assert "archive: here, with no hash to compare with" in checked.out
     assert checked.status == 0
@@ -492,7 +497,7 @@ def test_a_login_page_is_no_archive(site):
 def test_code_is_unpacked(site):
     site.body = CODE
     unpacked = fetch("code")
-    assert unpacked == assets.folder() / "code-1" == assets.find("code")
+    assert unpacked == folder() / "code-1" == find("code")
     assert (unpacked / "net" / "vit.py").read_text() == "b = 2\n"
     assert here() == ["code-1", "code-1.zip", "code-1.zip.sha256"]
 
@@ -521,24 +526,24 @@ def test_an_archive_that_reaches_outside_is_not_unpacked(site, tmp_path, name, l
     with pytest.raises(UserError, match=f"{re.escape(repr(name))}.*{reason}"):
         fetch("code")
     assert here() == ["code-1.zip", "code-1.zip.sha256"]
-    assert list(tmp_path.iterdir()) == [assets.folder()]
+    assert list(tmp_path.iterdir()) == [folder()]
     site.body = evil("code-1/inside.py")  # the same but for its place is fine
-    (assets.folder() / "code-1.zip").unlink()
-    (assets.folder() / "code-1.zip.sha256").unlink()
+    (folder() / "code-1.zip").unlink()
+    (folder() / "code-1.zip.sha256").unlink()
     assert (fetch("code") / "inside.py").read_text() == "/etc"
 
 
 def test_code_put_there_by_hand_is_unpacked_if_it_is_the_right_one(site, cli):
     change("code", sha256=sha256(CODE))
-    assets.folder().mkdir(parents=True)
-    (assets.folder() / "code-1.zip").write_bytes(evil("code-1/more.py"))
+    folder().mkdir(parents=True)
+    (folder() / "code-1.zip").write_bytes(evil("code-1/more.py"))
     with pytest.raises(UserError, match=f"not {sha256(CODE)}"):
-        assets.find("code")
+        find("code")
     assert here() == ["code-1.zip"]
-    (assets.folder() / "code-1.zip").write_bytes(CODE)
+    (folder() / "code-1.zip").write_bytes(CODE)
     assert "code: right" in cli("check").out
     assert here() == ["code-1.zip"]
-    assert (assets.find("code") / "hubconf.py").read_text() == "a = 1\n"
+    assert (find("code") / "hubconf.py").read_text() == "a = 1\n"
     assert site.log == []
 
 
@@ -557,7 +562,7 @@ def test_changed_code_is_found_and_unpacked_again(site, cli):
     changed.unlink()
     assert cli("check").status == 1
     for name in ("code-1.zip", "code-1.zip.sha256"):
-        (assets.folder() / name).unlink()
+        (folder() / name).unlink()
     site.body = archive(**{"code-1/hubconf.py": "a = 4\n"})
     assert [path.name for path in fetch("code").iterdir()] == ["hubconf.py"]
     assert cli("check").status == 0
@@ -568,41 +573,41 @@ def test_changed_code_is_found_and_unpacked_again(site, cli):
 
 def test_an_absent_file_is_told_with_what_to_do(site, tmp_path):
     with pytest.raises(UserError) as error:
-        assets.find("file")
+        find("file")
     message = str(error.value)
     for part in ("w.pth", str(tmp_path / "assets"), "`python -m lightning_cfg.assets fetch file`"):
         assert part in message
     assert "\n" not in message
     with pytest.raises(UserError, match=r"`python -m lightning_cfg.assets fetch code`"):
-        assets.find("code")
+        find("code")
 
 
 def test_a_path_goes_before_the_folder(site, tmp_path):
     own = tmp_path / "own.pth"
     with pytest.raises(UserError, match=r"file: .*own.pth: no such file"):
-        assets.find("file", str(own))
+        find("file", str(own))
     own.write_bytes(b"mine")
-    assert assets.find("file", str(own)) == own
+    assert find("file", str(own)) == own
     with pytest.raises(UserError, match=r"code: .*own.pth: no such folder"):
-        assets.find("code", str(own))
-    assert assets.find("code", str(tmp_path)) == tmp_path
+        find("code", str(own))
+    assert find("code", str(tmp_path)) == tmp_path
 
 
 def test_a_truncated_file_is_not_found(site):
     fetch().write_bytes(BODY[:-1])
     with pytest.raises(UserError, match=r"has 1,023,999 bytes, not 1,024,000: .*fetch file"):
-        assets.find("file")
+        find("file")
 
 
 def test_the_folder_is_that_of_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("LIGHTNING_CFG_ASSETS", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert assets.folder() == tmp_path / ".cache" / "lightning_cfg" / "assets"
+    assert folder() == tmp_path / ".cache" / "lightning_cfg" / "assets"
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert assets.folder() == Path("/cache/lightning_cfg/assets")
+    assert folder() == Path("/cache/lightning_cfg/assets")
     monkeypatch.setenv("LIGHTNING_CFG_ASSETS", "~/weights")
-    assert assets.folder() == tmp_path / "weights"
+    assert folder() == tmp_path / "weights"
 
 
 # The command line and the published assets
@@ -627,7 +632,7 @@ def test_the_table_says_what_is_here(site, cli):
     assert f"sha256   not published; recorded {sha256(site.body)}" in cli().out
     site.body = CODE
     fetch("code")
-    (assets.folder() / "code-1.zip").unlink()
+    (folder() / "code-1.zip").unlink()
     assert "unpacked, zip gone" in state("code")
     assert cli("check").status == 0
 
@@ -653,7 +658,7 @@ def test_fetch_all_goes_on_after_one_that_fails(site, cli):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (("fetch", "file", "fiel"), "no asset is named 'fiel'; did you mean file?"),
+        (("fetch", "file", "fiel"), "no asset is named 'fiel'; did you mean 'file'?"),
         (("fetch", "xyz"), "no asset is named 'xyz'; there are file, archive, code"),
         (("fetch",), "required: NAME"),
         (("ftech", "file"), "invalid choice: 'ftech'"),
@@ -678,7 +683,7 @@ def test_check_names_what_is_wrong(site, cli):
     assert cli("check").status == 0
     fetch()
     assert cli("check").out.startswith("file: right: ")
-    (assets.folder() / "w.pth").write_bytes(BODY[1:] + b"!")
+    (folder() / "w.pth").write_bytes(BODY[1:] + b"!")
     done = cli("check")
     assert done.status == 1
     assert done.err.startswith("lightning_cfg: 1 wrong: file; ")
@@ -694,19 +699,19 @@ print([module for module in ("torch", "numpy", "tqdm") if module in sys.modules]
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    for asset in assets.ASSETS.values():
+    for asset in ASSETS.values():
         assert re.search(rf"^{asset.name} +[\d,?]+  ", done.stdout, re.MULTILINE)
         for fact in (asset.url, asset.file, asset.licence, asset.needed_by, asset.sha256 or ""):
             assert fact in done.stdout
 
 
 def test_the_published_assets_are_named_consistently():
-    for name, asset in assets.ASSETS.items():
+    for name, asset in ASSETS.items():
         assert asset.name == name
         assert asset.url.startswith("https://")
         assert asset.sha256 is None or re.fullmatch("[0-9a-f]{64}", asset.sha256)
         assert asset.url.endswith(asset.file.removeprefix("dinov2-"))
-    inception = assets.ASSETS["inception"]
+    inception = ASSETS["inception"]
     assert inception.file.endswith(f"-{inception.sha256[:8]}.pth")
     published = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     assert inception.url == published.URL_INCEPTION_V3
@@ -715,9 +720,9 @@ def test_the_published_assets_are_named_consistently():
 def test_a_note_holds_what_the_first_answer_said(site):
     site.modified = "Fri, 27 Oct 2023 10:37:32 GMT"
     leave_half(site)
-    note = json.loads((assets.folder() / "w.pth.part.json").read_text())
+    note = json.loads((folder() / "w.pth.part.json").read_text())
     assert note == {
-        "url": assets.ASSETS["file"].url,
+        "url": ASSETS["file"].url,
         "etag": '"1"',
         "modified": site.modified,
         "total": len(BODY),

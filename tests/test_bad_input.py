@@ -14,12 +14,12 @@ import yaml
 
 from lightning_cfg.config import load
 from lightning_cfg.runs.checkpoints import LAST
-from lightning_cfg.runs.files import save_tensors
-from lightning_cfg.runs.names import SAMPLES, TRAJECTORIES
+from lightning_cfg.runs.names import PAIRS, SAMPLES, TRAJECTORIES
+from lightning_cfg.runs.tensors import save_tensors
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
-from lightning_cfg.verbs.pair import PAIRS, pair
+from lightning_cfg.verbs.pair import pair
 from lightning_cfg.verbs.refine import refine
 from lightning_cfg.verbs.trace import trace
 

@@ -13,7 +13,7 @@ from PIL import Image
 from lightning_cfg.config import load, resolve
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.checkpoints import load as load_checkpoint
-from lightning_cfg.runs.files import save_tensors
+from lightning_cfg.runs.tensors import save_tensors
 from lightning_cfg.verbs.fit import fit
 
 CONF = Path(__file__).parent.parent / "conf"

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from lightning_cfg.data.images import quantised, signed
 from lightning_cfg.evaluation import reference
+from lightning_cfg.evaluation.build import real_side
 from lightning_cfg.evaluation.features import Space
 from lightning_cfg.evaluation.scorer import column_of
 from lightning_cfg.metrics.moments import Moments, frechet_distance, load_statistics
-from lightning_cfg.runs.files import load_tensors, save_tensors
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import IMAGES, save_images
-from lightning_cfg.verbs.evaluate import _real, evaluate
+from lightning_cfg.runs.tensors import load_tensors, save_tensors
+from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
 
@@ -279,20 +280,20 @@ def test_features_are_computed_once_for_each_set(made, scored, monkeypatch, tmp_
     files = sorted((tmp_path / "cache").iterdir())
     assert [file.suffix for file in files].count(".npz") == 1
     assert [file.suffix for file in files].count(".npy") == 2
-    _real.cache_clear()  # as another process would
+    real_side.cache_clear()  # as another process would
     seen.clear()
     again = scored({"a": made.foreign}, data=other)
     assert sum(seen) == 60
     files[0].write_bytes(files[0].read_bytes()[:-20])  # damaged: computed again
-    _real.cache_clear()
+    real_side.cache_clear()
     seen.clear()
     assert numbers(scored({"a": made.foreign}, data=other)["a",]) == numbers(again["a",])
     assert sum(seen) > 60
-    _real.cache_clear()
+    real_side.cache_clear()
     seen.clear()
     scored({"a": made.foreign}, data=other, cache=False)
     assert sum(seen) == 60 + 80 + 120
-    _real.cache_clear()
+    real_side.cache_clear()
     fresh = stored(tmp_path / "fresh.zip", 80, first=6)  # other images in the same place
     changed = scored({"a": made.foreign}, data={**other, "held_out": fresh})
     assert changed["a",]["fd_blocks"] != again["a",]["fd_blocks"]
@@ -303,7 +304,7 @@ def test_features_are_computed_once_for_each_set(made, scored, monkeypatch, tmp_
 
 def test_statistics_that_evaluate_keeps_can_be_named(made, scored, monkeypatch, tmp_path):
     monkeypatch.setenv("LIGHTNING_CFG_CACHE", str(tmp_path / "cache"))
-    _real.cache_clear()
+    real_side.cache_clear()
     usual = scored({"a": made.foreign}, metrics=["frechet_features"], reference="bank")
     (kept,) = (tmp_path / "cache").glob("*.npz")
     moments, about = load_statistics(kept)

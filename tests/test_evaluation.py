@@ -27,12 +27,12 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.metrics.moments import Moments
 from lightning_cfg.reports import figures
 from lightning_cfg.runs.checkpoints import load
-from lightning_cfg.runs.files import load_tensors, save_tensors
 from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.sampling.seeds import seeded
 from lightning_cfg.training import evaluate_samples as evaluation
 from lightning_cfg.training import learners
-from lightning_cfg.training.callbacks import SaveLast
+from lightning_cfg.training.checkpointing import SaveLast
 from lightning_cfg.training.evaluate_samples import TABLE, EvaluateSamples
 from lightning_cfg.training.learners import Diffusion
 from lightning_cfg.verbs.evaluate import evaluate

@@ -26,8 +26,9 @@ from lightning_cfg.evaluation.features import Space
 from lightning_cfg.metrics.moments import Moments, frechet_distance
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.pngs import save_images
-from lightning_cfg.verbs import assets
 from lightning_cfg.verbs.fit import fit
+from lightning_cfg.weights.catalogue import ASSETS
+from lightning_cfg.weights.store import find
 
 
 def photographs(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tensor:
@@ -407,7 +408,7 @@ def test_an_absent_file_is_named_with_how_to_get_it(name, tmp_path, monkeypatch,
         "dinov2_code": lambda **given: features.dinov2(weights=weights, **given),
     }[name]
     message = refusal(make)
-    asset = assets.ASSETS[name]
+    asset = ASSETS[name]
     for part in (name, asset.file, str(tmp_path / "assets")):
         assert part in message
     assert f"`python -m lightning_cfg.assets fetch {name}`" in message
@@ -527,7 +528,7 @@ def needed(*names: str) -> None:
     """Skip where these weight files are not here."""
     for name in names:
         try:
-            assets.find(name)
+            find(name)
         except UserError as error:
             pytest.skip(str(error))
 

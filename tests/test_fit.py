@@ -23,7 +23,7 @@ import lightning_cfg
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.checkpoints import LAST, load, restore
 from lightning_cfg.runs.files import sha256
-from lightning_cfg.training.callbacks import AtomicCheckpointIO, SaveLast
+from lightning_cfg.training.checkpointing import AtomicCheckpointIO, SaveLast
 from lightning_cfg.verbs.fit import fit
 
 
@@ -189,7 +189,7 @@ def test_resume_from_a_path(call, training, path):
 
 
 def test_moved_pairs_do_not_stop_a_run_from_resuming(call, training, tmp_path):
-    from lightning_cfg.runs.files import save_tensors
+    from lightning_cfg.runs.tensors import save_tensors
 
     tensors = {
         "x": torch.randn(40, 2),

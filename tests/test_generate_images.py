@@ -19,15 +19,16 @@ from lightning_cfg.data.image_files import ImageFolder, ImageZip
 from lightning_cfg.errors import UserError
 from lightning_cfg.reports import figures
 from lightning_cfg.runs import checkpoints
-from lightning_cfg.runs.files import load_samples, load_tensors, save_tensors, sha256
-from lightning_cfg.runs.names import SAMPLES, SHEET, TRAJECTORIES
+from lightning_cfg.runs.files import sha256
+from lightning_cfg.runs.names import PAIRS, SAMPLES, SHEET, TRAJECTORIES
 from lightning_cfg.runs.pngs import IMAGES, save_images
 from lightning_cfg.runs.run import content_of
+from lightning_cfg.runs.tensors import load_samples, load_tensors, save_tensors
 from lightning_cfg.training.learners import Classification
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
-from lightning_cfg.verbs.pair import PAIRS, pair
+from lightning_cfg.verbs.pair import pair
 from lightning_cfg.verbs.refine import refine
 
 HEUN = {"name": "heun", "steps": 4}

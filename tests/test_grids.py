@@ -10,9 +10,9 @@ from PIL import Image
 
 from lightning_cfg.reports import figures
 from lightning_cfg.runs.checkpoints import load
-from lightning_cfg.runs.files import load_tensors
 from lightning_cfg.runs.names import SAMPLES
-from lightning_cfg.training.callbacks import Grids
+from lightning_cfg.runs.tensors import load_tensors
+from lightning_cfg.training.grids import Grids
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
 

@@ -20,8 +20,8 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.sample_sets import read_set
 from lightning_cfg.guidance import autoguidance
 from lightning_cfg.runs import checkpoints
-from lightning_cfg.runs.files import load_tensors, save_tensors
 from lightning_cfg.runs.names import SAMPLES, TRAJECTORIES
+from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.sampling.sample import sample
 from lightning_cfg.sampling.seeds import seeded
 from lightning_cfg.verbs.evaluate import evaluate

@@ -24,7 +24,7 @@ from lightning_cfg.diffusion.trajectories import boundary
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.nets import MLP, Linear
-from lightning_cfg.runs.files import save_tensors
+from lightning_cfg.runs.tensors import save_tensors
 
 F64 = torch.float64
 SD = 0.5  # EDM's sigma_data

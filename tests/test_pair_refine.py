@@ -16,11 +16,11 @@ from lightning_cfg.diffusion.samplers import integrate_in_steps
 from lightning_cfg.errors import UserError
 from lightning_cfg.refinement.neighbours import nearest, nearest_in_class, nearest_in_shards
 from lightning_cfg.refinement.targets import effective, used_once
-from lightning_cfg.runs.files import load_tensors, save_tensors
-from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.runs.names import PAIRS, SAMPLES
 from lightning_cfg.runs.pngs import save_images
+from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.verbs.fit import fit
-from lightning_cfg.verbs.pair import PAIRS, Size, pair
+from lightning_cfg.verbs.pair import Size, pair
 from lightning_cfg.verbs.refine import Solver, refine, refined
 
 

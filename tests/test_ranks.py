@@ -15,14 +15,14 @@ from torch import Tensor
 
 from lightning_cfg.config import load
 from lightning_cfg.errors import UserError
-from lightning_cfg.runs.files import load_tensors, save_tensors
-from lightning_cfg.runs.names import SAMPLES, TRAJECTORIES
+from lightning_cfg.runs.names import PAIRS, SAMPLES, TRAJECTORIES
 from lightning_cfg.runs.ranks import Launch, Ranks, _meeting
+from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.sampling.seeds import seeded
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
-from lightning_cfg.verbs.pair import PAIRS, pair
+from lightning_cfg.verbs.pair import pair
 from lightning_cfg.verbs.refine import refine
 from lightning_cfg.verbs.study import study
 from lightning_cfg.verbs.trace import trace

@@ -13,7 +13,7 @@ import torch
 from lightning_cfg.data.mixture import Mixture
 from lightning_cfg.reports import figures
 from lightning_cfg.reports.study import Case, as_html, check_claims, summary, write_report
-from lightning_cfg.runs.files import save_tensors
+from lightning_cfg.runs.tensors import save_tensors
 
 N = 1000
 REAL = {"outliers": 0.001, "nll_mean": -1.0, "nearest_real": 0.002, "wrong_class": 0.1}

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lightning_cfg.config import load
-from lightning_cfg.runs.files import load_tensors
 from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.runs.tensors import load_tensors
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
 from lightning_cfg.verbs.study import study

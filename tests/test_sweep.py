@@ -123,7 +123,7 @@ def test_one_table_and_one_plot(here, within, capsys):
 def test_what_has_finished_is_not_done_again(here, within, monkeypatch, capsys):
     """Of the real side every run but the first asks the cache: no network sees it again."""
     from lightning_cfg.evaluation import reference
-    from lightning_cfg.verbs.evaluate import _real
+    from lightning_cfg.evaluation.build import real_side
 
     seen, gather = [], reference.gather
     monkeypatch.setattr(reference, "gather", lambda *a, **k: seen.append(a) or gather(*a, **k))
@@ -131,7 +131,7 @@ def test_what_has_finished_is_not_done_again(here, within, monkeypatch, capsys):
     run = sweep.run
 
     def in_a_new_process(row: sweep.Row) -> None:
-        _real.cache_clear()  # what a process remembers of the one before it
+        real_side.cache_clear()  # what a process remembers of the one before it
         run(row)
 
     monkeypatch.setattr(sweep, "run", in_a_new_process)

@@ -17,8 +17,9 @@ from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.diffusion.trajectories import along, closest, over_time, straightness, time_of
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.checkpoints import LAST, restore
-from lightning_cfg.runs.files import load_tensors, save_tensors, sha256
+from lightning_cfg.runs.files import sha256
 from lightning_cfg.runs.names import SAMPLES, TRAJECTORIES
+from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
 from lightning_cfg.verbs.trace import BOUNDARIES, CURVES, SUMMARY, trace

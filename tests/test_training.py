@@ -20,12 +20,14 @@ from tqdm import tqdm
 import lightning_cfg
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.runs.checkpoints import load, restore
+from lightning_cfg.runs.precision import matmul
 from lightning_cfg.training import learners
-from lightning_cfg.training.callbacks import SaveLast
+from lightning_cfg.training.checkpointing import SaveLast
 from lightning_cfg.training.ema import EMA
 from lightning_cfg.training.learners import NOISE_LEVELS, Diffusion, edges
+from lightning_cfg.training.speed import speed_of
 from lightning_cfg.verbs import fit as fit_module
-from lightning_cfg.verbs.fit import fit, matmul, speed_of
+from lightning_cfg.verbs.fit import fit
 
 
 class Poisoned(Diffusion):
@@ -294,7 +296,7 @@ def test_images_per_second(call, training):
 def test_progress_shows_images_and_loss(call, training, monkeypatch):
     monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: True, raising=False)
     monkeypatch.setattr(
-        "lightning_cfg.training.callbacks.tqdm", functools.partial(tqdm, mininterval=0)
+        "lightning_cfg.training.progress.tqdm", functools.partial(tqdm, mininterval=0)
     )
     shown = call(fit, training(), "run_dir=run").err
     assert "640/640" in shown  # 20 steps of 32

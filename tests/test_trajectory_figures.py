@@ -12,7 +12,7 @@ from lightning_cfg.data.mixture import Mixture
 from lightning_cfg.diffusion.trajectories import time_of
 from lightning_cfg.reports import trajectory_figures as figures
 from lightning_cfg.reports.study import Traced
-from lightning_cfg.runs.files import save_tensors
+from lightning_cfg.runs.tensors import save_tensors
 
 SIGMA = torch.tensor([100.0, 10.0, 1.0, 0.1, 0.0], dtype=torch.float64)
 T = time_of(SIGMA).tolist()

@@ -15,11 +15,11 @@ from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
 from lightning_cfg.refinement.targets import balanced
 from lightning_cfg.runs.checkpoints import restore
-from lightning_cfg.runs.files import load_tensors, save_tensors
-from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.runs.names import PAIRS, SAMPLES
 from lightning_cfg.runs.pngs import save_images
+from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.verbs.fit import fit
-from lightning_cfg.verbs.pair import PAIRS, pair
+from lightning_cfg.verbs.pair import pair
 from lightning_cfg.verbs.refine import refine
 from lightning_cfg.verbs.study import study
 

@@ -9,7 +9,9 @@ from torch import Tensor
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
 from lightning_cfg.refinement.neighbours import nearest_in_class
-from lightning_cfg.runs.files import load_tensors, output_of
+from lightning_cfg.runs.files import output_of
+from lightning_cfg.runs.names import PAIRS
+from lightning_cfg.runs.tensors import load_tensors
 
 DIRECTION = "generated to real"  # in which a refinement goes (Zhao & Schwing 2025, eq. 12)
 QUARTERS = (0.25, 0.5, 0.75)  # of the sources, by their distance to the data
@@ -30,7 +32,7 @@ class Pairs:
     has_sources = True  # its batches have x0
 
     def __init__(self, *, path: str):
-        self.path = output_of(path, "pairs/pairs.safetensors")
+        self.path = output_of(path, PAIRS)
         manifest = self.path.parent.parent / "manifest.json"
         told = json.loads(manifest.read_text()) if manifest.is_file() else {}
         direction = told.get("direction", DIRECTION)

@@ -9,7 +9,9 @@ from lightning_cfg.config import Data, build
 from lightning_cfg.data.images import quantised, signed
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
-from lightning_cfg.runs.files import load_tensors, output_of
+from lightning_cfg.runs.files import output_of
+from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.runs.tensors import load_tensors
 
 
 class RealOrGenerated:
@@ -30,7 +32,7 @@ class RealOrGenerated:
         self.points = build("lightning_cfg.data", real)
         if getattr(self.points, "augment_dim", 0):
             raise UserError("data.real.augment: only real images would be augmented; leave it out")
-        self.path = output_of(path, "samples/samples.safetensors")
+        self.path = output_of(path, SAMPLES)
         self.shape = tuple(self.points.shape)
 
     @cached_property

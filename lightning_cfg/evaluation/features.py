@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from lightning_cfg.data.image_files import THREADS
 from lightning_cfg.data.images import quantised
-from lightning_cfg.errors import UserError
+from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.interfaces import Features
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import output_of, sha256
 from lightning_cfg.runs.precision import matmul
-from lightning_cfg.verbs import assets
+from lightning_cfg.weights.store import find
 
 __all__ = ["classifier", "dinov2", "inception", "pixels"]  # what a config can name
 
@@ -117,7 +117,7 @@ def inception(*, weights: str | None = None) -> Features:
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    file = assets.find("inception", weights)
+    file = find("inception", weights)
     _state(file)  # it is tensors alone: torch-fidelity would run any code in it
     try:
         net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(file))
@@ -164,7 +164,7 @@ def dinov2(
     name, asset = ("dinov2_vitl14", "dinov2")
     if registers:
         name, asset = "dinov2_vitl14_reg", "dinov2_registers"
-    file, folder = assets.find(asset, weights), assets.find("dinov2_code", code)
+    file, folder = find(asset, weights), find("dinov2_code", code)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*xFormers.*")
         try:
@@ -234,6 +234,6 @@ def _state(file: Path) -> dict[str, Tensor]:
 
 
 def _first(error: Exception) -> str:
-    """The first lines of an error, cut to what one line can hold."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """The beginning of an error, what one line can hold."""
+    text = one_line(error)
     return text if len(text) <= 200 else text[:197] + "..."

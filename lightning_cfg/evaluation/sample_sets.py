@@ -13,10 +13,11 @@ from lightning_cfg.data.image_files import Files, Folder, Zip
 from lightning_cfg.data.images import quantised, signed
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
-from lightning_cfg.runs.files import load_samples, load_tensors, output_of
+from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import drawable
 from lightning_cfg.runs.ranks import Ranks
+from lightning_cfg.runs.tensors import load_samples, load_tensors
 from lightning_cfg.sampling.guided import scale_of
 from lightning_cfg.sampling.network import own_weights
 from lightning_cfg.sampling.prepared import Prepared, prepare

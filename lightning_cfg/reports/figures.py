@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_cfg.runs.files import load_tensors, write
+from lightning_cfg.runs.files import write
+from lightning_cfg.runs.tensors import load_tensors
 
 STAGES = {  # (stage, flow): the name of a sample set, in the order of the papers' figures
     ("before", ""): "before",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.reports.claims import averaged, show
-from lightning_cfg.runs.files import load_tensors
+from lightning_cfg.runs.tensors import load_tensors
 
 LEARNED, EXACT = "learned", "exact"
 SCORES = ("wasserstein", "energy_distance", "frechet", "fd_classifier")  # the first that is there

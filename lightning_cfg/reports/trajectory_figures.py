@@ -12,7 +12,7 @@ import torch
 
 from lightning_cfg.diffusion.trajectories import scaled, time_of
 from lightning_cfg.reports.figures import COLOURS, STYLE, few, save
-from lightning_cfg.runs.files import load_tensors
+from lightning_cfg.runs.tensors import load_tensors
 
 GUIDANCE = {  # in words
     "classifier_free": "classifier-free guidance",

@@ -1,9 +1,7 @@
 """Where in a run directory its outputs lie."""
 
 SAMPLES = "samples/samples.safetensors"
-
-
 TRAJECTORIES = "samples/trajectories.safetensors"
-
-
 SHEET = ("figures/samples.png", "figures/samples.pdf")
+PAIRS = "pairs/pairs.safetensors"
+METRICS = "metrics/metrics.json"

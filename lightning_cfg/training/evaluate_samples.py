@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_cfg.config import Choice, Data, Features, Metric, Sampler, build
 from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.errors import UserError
+from lightning_cfg.evaluation.build import scorer_of
 from lightning_cfg.evaluation.gather import ALL, Gathered
 from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import held, real_set
@@ -19,15 +20,15 @@ from lightning_cfg.evaluation.tables import as_csv
 from lightning_cfg.guidance import classifier_free
 from lightning_cfg.reports import figures
 from lightning_cfg.runs import checkpoints
-from lightning_cfg.runs.files import load_samples, output_of, sha256, write_text
+from lightning_cfg.runs.files import output_of, sha256, write_text
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import drawable
 from lightning_cfg.runs.run import content_of
+from lightning_cfg.runs.tensors import load_samples
 from lightning_cfg.sampling.prepared import Prepared, within_limits
 from lightning_cfg.sampling.sample import check_finite
-from lightning_cfg.training.callbacks import check_generation, show
+from lightning_cfg.training.grids import check_generation, show
 from lightning_cfg.training.learners import Classification, Refinement
-from lightning_cfg.verbs.evaluate import scorer_of
 from lightning_cfg.verbs.refine import Solver, refined
 
 TABLE = "metrics/evaluations.csv"

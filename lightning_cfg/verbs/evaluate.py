@@ -2,43 +2,42 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import torch
 from tqdm import tqdm
 
 from lightning_cfg.config import Data, Features, Metric, Verb, build
 from lightning_cfg.errors import UserError
-from lightning_cfg.evaluation.features import as_space
-from lightning_cfg.evaluation.gather import ALL, Gathered
-from lightning_cfg.evaluation.reference import Real, published
+from lightning_cfg.evaluation.build import (
+    by_label,
+    check_set,
+    fresh_points,
+    gather_sets,
+    real_side,
+    scorer_of,
+    statistics_file,
+)
 from lightning_cfg.evaluation.sample_sets import (
     Generated,
-    SampleSet,
     generated,
     input_of,
     read_set,
-    real_set,
 )
-from lightning_cfg.evaluation.scorer import Scorer
 from lightning_cfg.evaluation.tables import as_csv, as_markdown, as_text, spread
 from lightning_cfg.runs import checkpoints, wandb_run
-from lightning_cfg.runs.files import output_of, sha256, write_text
-from lightning_cfg.runs.ranks import Ranks, launched, sharing
+from lightning_cfg.runs.files import output_of, write_text
+from lightning_cfg.runs.names import METRICS
+from lightning_cfg.runs.ranks import launched, sharing
 from lightning_cfg.runs.run import Run, content_of
 from lightning_cfg.sampling.guided import check_roles
 from lightning_cfg.sampling.network import own_weights, path_and_weights
 from lightning_cfg.sampling.prepared import pick_device
-from lightning_cfg.verbs import assets
 
 Generation = Annotated[
     dict,
     Verb("lightning_cfg.verbs.generate", without=("run_dir", "trajectories", "images", "device")),
 ]
-SPLITS = ("held_out", "bank")
 
 
 def evaluate(
@@ -103,7 +102,7 @@ def evaluate(
         raise UserError("data is missing: what samples are compared with, unless by `statistics`")
     if data is None and by_class:
         raise UserError("by_class=true needs data, which say what classes there are")
-    sections = _labelled(features)
+    sections = by_label(features)
 
     inputs = {label: input_of(path) for label, path in samples.items()}
     for label, keys in generate.items():
@@ -115,7 +114,7 @@ def evaluate(
     for label, section in sections.items():
         if section.get("path") is not None:
             inputs[f"features.{label}"] = output_of(section["path"], checkpoints.LAST)
-    inputs |= {f"statistics.{name}": _statistics(path) for name, path in statistics.items()}
+    inputs |= {f"statistics.{name}": statistics_file(path) for name, path in statistics.items()}
     if classifier is not None:
         inputs["classifier"] = output_of(classifier, checkpoints.LAST)
     settings = {"metrics": metrics, "real": real, "bank": bank, "by_class": by_class}
@@ -145,7 +144,7 @@ def evaluate(
     side = None
     if data is not None:
         content = tuple(run.inputs[name] for name in read)
-        side = _real(json.dumps(data), content, real, bank, by_class)
+        side = real_side(json.dumps(data), content, real, bank, by_class)
         if not by_class and side.data.truth is not None:
             raise UserError(
                 "by_class=false is for data without a known density: it is the classes'"
@@ -166,10 +165,10 @@ def evaluate(
     for label, keys in generate.items():
         sets[label] = generated(**keys, device=device)
     for label, held in sets.items():
-        _check_set(label, held, data_set, draws, needs_classes=by_class or classifier is not None)
+        check_set(label, held, data_set, draws, needs_classes=by_class or classifier is not None)
     others = None
     if fresh is not None:
-        sets["real"], others = _fresh(side, fresh)
+        sets["real"], others = fresh_points(side, fresh)
 
     rows, numbers = [], []
     parts = {label: 1 if label == "real" else draws for label in sets}
@@ -178,7 +177,7 @@ def evaluate(
     hidden = launched().rank > 0 or not sys.stderr.isatty()
     with tqdm(total=total, unit=" samples", disable=hidden) as bar:
         with sharing() as ranks:
-            pieces = _pieces(sets, parts, scorer, ranks, bar.update)
+            pieces = gather_sets(sets, parts, scorer, ranks, bar.update)
             if ranks.size > 1:  # all are gathered, and the ranks part, before the first one scores
                 pieces = list(pieces)
         if not ranks.first:
@@ -198,7 +197,7 @@ def evaluate(
     folder = run.directory / "metrics"
     out = [
         write_text(folder / "metrics.csv", as_csv(rows)),
-        write_text(folder / "metrics.json", json.dumps(rows, indent=1)),
+        write_text(run.directory / METRICS, json.dumps(rows, indent=1)),
         write_text(folder / "numbers.csv", as_csv(numbers)),
         write_text(folder / "numbers.json", json.dumps(numbers, indent=1)),
         write_text(folder / "table.md", as_markdown(rows, numbers)),
@@ -211,149 +210,8 @@ def evaluate(
     return run.directory
 
 
-def scorer_of(
-    *,
-    metrics: list | None,
-    features: dict | None,
-    statistics: dict[str, str],
-    reference: list[str],
-    real: Real | None,
-    classifier: str | None,
-    device: torch.device | str = "cpu",
-    cache: bool = True,
-    batch_size: int = 512,
-) -> Scorer:
-    """The scorer of these sections, with its networks; UserError for what does not go together."""
-    for split in reference:
-        if split not in SPLITS:
-            raise UserError(f"reference={split} is none of the splits {', '.join(SPLITS)}")
-    sections, files = _labelled(features), {k: _statistics(path) for k, path in statistics.items()}
-    for name in statistics:
-        if name not in sections:
-            raise UserError(f"statistics.{name} is of no feature space, features has no {name}")
-    spaces = {
-        label: as_space(build("lightning_cfg.evaluation.features", section), section["name"]).to(
-            device
-        )
-        for label, section in sections.items()
-    }
-    return Scorer(
-        metrics,
-        real=real,
-        spaces=spaces,
-        statistics={
-            label: (published(file, spaces[label], label), f"{file.name} {sha256(file)[:12]}")
-            for label, file in files.items()
-        },
-        references=reference,
-        classifier=_reader(classifier, real, device),
-        classifier_hash=""
-        if classifier is None
-        else sha256(output_of(classifier, checkpoints.LAST)),
-        cache=cache,
-        device=device,
-        batch_size=batch_size,
-    )
-
-
 def _send(run: Run) -> None:
     """The scores of a finished run to where else they are wanted."""
     if run.free["logger"] == "wandb" and launched().rank == 0:
-        rows = json.loads((run.directory / "metrics/metrics.json").read_text())
+        rows = json.loads((run.directory / METRICS).read_text())
         wandb_run.log_scores(run.directory, {**run.identity["settings"], **run.free}, rows)
-
-
-def _pieces(
-    sets: dict[str, SampleSet],
-    parts: dict[str, int],
-    scorer: Scorer,
-    ranks: Ranks,
-    progress: Callable[[int], Any],
-) -> Iterator[tuple[str, dict, SampleSet, Gathered]]:
-    """Every set's every draw, gathered by all ranks: (label, {draw}, the samples, all of them)."""
-    for label, held in sets.items():
-        for draw in range(parts[label]):
-            some = held.part(draw, parts[label]) if parts[label] > 1 else held
-            ranks.check(len(some), label)
-            own = some.shared(ranks) if ranks.size > 1 else some
-            found = ranks.together(lambda own=own: scorer.gather(own, progress))
-            numbered = {"draw": draw + 1} if parts[label] > 1 else {}
-            yield label, numbered, own, found.all_gather()
-
-
-def _labelled(features: dict | None) -> dict[str, dict]:
-    """The feature spaces by label, which for a single one is its name."""
-    if features is None:
-        return {}
-    if isinstance(features.get("name"), str):
-        return {features["name"].rpartition(".")[2]: features}
-    return features
-
-
-def _statistics(path: str) -> Path:
-    """A file of reference statistics, which may be one that `lightning_cfg.assets` knows."""
-    if path in assets.ASSETS and not Path(path).exists():
-        return assets.find(path)
-    return output_of(path, "")
-
-
-def _reader(path: str | None, side: Real | None, place: torch.device | str) -> Any:
-    """The classifier of clean samples; UserError where the data are none of its."""
-    if path is None:
-        return None
-    reader = checkpoints.restore(path)
-    for what in ("shape", "num_classes"):
-        own, other = getattr(side.data, what), getattr(reader, what)
-        if own != other:
-            raise UserError(f"classifier {path} has {what} {other}, but the data have {own}")
-    if side.data.num_classes == 0:
-        raise UserError(f"classifier {path}: the data have no classes that it could confirm")
-    return reader.to(place)
-
-
-def _check_set(label: str, held: Any, data: Any, draws: int, *, needs_classes: bool) -> None:
-    if data is not None and held.shape != tuple(data.shape):
-        raise UserError(f"{label} has samples of shape {held.shape}, not {tuple(data.shape)}")
-    if needs_classes and not held.labelled:
-        raise UserError(
-            f"samples.{label}: {held.about['source']} says no classes: by_class=false, and no "
-            "classifier, score it without"
-        )
-    if not isinstance(held, Generated) and len(held) % draws:
-        raise UserError(f"samples.{label}: {len(held)} samples cannot be cut in {draws} draws")
-
-
-@lru_cache(maxsize=2)
-def _real(
-    data: str, content: tuple[str, ...], real: int | None, bank: int | None, by_class: bool
-) -> Real:
-    """The real side, kept from call to call since so much is worked out of it.
-
-    content  hashes of the data's files: with others in the same place, they are read again
-    """
-    section = json.loads(data)
-    data_set = build("lightning_cfg.data", section)
-    return Real(
-        data_set,
-        section=section,
-        content=content,
-        per_class={"held_out": real, "bank": bank},
-        groups=list(range(max(1, data_set.num_classes))) if by_class else [ALL],
-    )
-
-
-def _fresh(side: Real, per_class: int) -> tuple[SampleSet, Real | None]:
-    """Real points to score: a fresh draw, or some held-out ones with the others as reference."""
-    if side.data.truth is not None:
-        return real_set(side.data, "fresh", per_class), None
-    held_out = side.split("held_out")
-    classes = range(max(1, side.data.num_classes))
-    of_class = [(held_out.c == k).nonzero().flatten() for k in classes]
-    if min(map(len, of_class)) <= per_class:
-        raise UserError(f"fresh={per_class} leaves no held-out point of some class to compare with")
-    # evenly spaced, as files have an order: the later half of MNIST's is by other writers
-    taken = torch.zeros(len(held_out), dtype=torch.bool)
-    for own in of_class:
-        taken[own[torch.arange(per_class) * len(own) // per_class]] = True
-    chosen, others = (held_out.chosen(mask.nonzero().flatten()) for mask in (taken, ~taken))
-    return chosen, side.replaced("held_out", others)

@@ -1,15 +1,10 @@
 """`fit`: a config becomes a trained checkpoint."""
 
-import difflib
-import logging
-import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import nn
 
 from lightning_cfg.config import (
     Data,
@@ -23,7 +18,7 @@ from lightning_cfg.config import (
 )
 from lightning_cfg.data.pairs import bins
 from lightning_cfg.diffusion.draws import Draws, key
-from lightning_cfg.errors import Preempted, RankLost, UserError
+from lightning_cfg.errors import Preempted, RankLost, UserError, did_you_mean
 from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.checkpoints import LAST, build_model, load
 from lightning_cfg.runs.files import output_of
@@ -32,16 +27,15 @@ from lightning_cfg.runs.ranks import launched, lost, told_lost, with_launch
 from lightning_cfg.runs.run import Run, placeless
 from lightning_cfg.training import preemption
 from lightning_cfg.training.batches import KeyedBatches
-from lightning_cfg.training.callbacks import (
-    AtomicCheckpointIO,
-    Grids,
-    Progress,
-    SaveLast,
-    StopWhenAsked,
-)
+from lightning_cfg.training.checkpointing import SaveLast
 from lightning_cfg.training.evaluate_samples import EvaluateSamples
+from lightning_cfg.training.grids import Grids
+from lightning_cfg.training.progress import Progress
+from lightning_cfg.training.speed import device_of, prepare, speed_of
+from lightning_cfg.training.stop import StopWhenAsked
+from lightning_cfg.training.trainer import logger_of, trainer_for
 
-GridKeys = Annotated[dict, Keywords("lightning_cfg.training.callbacks.Grids")]
+GridKeys = Annotated[dict, Keywords("lightning_cfg.training.grids.Grids")]
 EvaluationKeys = Annotated[
     dict, Keywords("lightning_cfg.training.evaluate_samples.EvaluateSamples")
 ]
@@ -77,9 +71,9 @@ def fit(
     checkpoint_every  steps between checkpoints
     keep              of which so many of the best are kept beside the last one
     keep_by           loss, or a score of `evaluation` such as fid_2k/scale_1
-    grids             {every, scales, columns, sampler}: samples in figures/, see callbacks.Grids
+    grids             {every, scales, columns, sampler}: samples in figures/, see grids.Grids
     evaluation        {every, n, scales, features, metrics, ...}: scores of samples as curves, see
-                      evaluation.EvaluateSamples
+                      evaluate_samples.EvaluateSamples
     compile           the network, by torch.compile
     channels_last     memory layout of a network of images
     matmul_precision  of float32 products: highest is float32, high and medium may be TF32 or less
@@ -138,7 +132,7 @@ def fit(
     callbacks: list[L.Callback] = [Progress()]
     if evaluation is not None:
         callbacks.append(EvaluateSamples(run.directory, **evaluation))
-        callbacks[-1].check(module, data_set, data, device=_device(trainer))
+        callbacks[-1].check(module, data_set, data, device=device_of(trainer))
     _check_keep(keep, keep_by, checkpoint_every, callbacks[-1] if evaluation is not None else None)
     # after the evaluation of the same step, by which a checkpoint may be kept
     save = SaveLast(run.directory, every=checkpoint_every, keep=keep, by=keep_by)
@@ -151,7 +145,7 @@ def fit(
     engine = trainer_for(
         {**trainer, "precision": speed["precision"]},
         run.directory,
-        logger=_logger(logger, run),
+        logger=logger_of(logger, run),
         log_every=log_every,
         callbacks=callbacks,
     )
@@ -204,97 +198,6 @@ def fit(
     return run.directory
 
 
-def speed_of(
-    trainer: dict,
-    shape: tuple[int, ...],
-    *,
-    compile: bool | str = "auto",
-    channels_last: bool | str = "auto",
-    matmul_precision: str = "auto",
-) -> dict:
-    """{precision, compile, channels_last, matmul_precision}: as asked, and what auto means here."""
-    fast = (
-        _on_cuda(trainer) and len(shape) == 3
-    )  # points need all their digits, and their networks are small
-    half = fast and torch.cuda.is_bf16_supported()
-    auto = {
-        "precision": "bf16-mixed" if half else "32-true",
-        "compile": fast,
-        "channels_last": fast,
-        "matmul_precision": "high" if fast else "highest",
-    }
-    asked = {"precision": trainer.get("precision") or "auto", "compile": compile}
-    asked |= {"channels_last": channels_last, "matmul_precision": matmul_precision}
-    return {name: auto[name] if value == "auto" else value for name, value in asked.items()}
-
-
-def _on_cuda(trainer: dict) -> bool:
-    asked = trainer.get("accelerator") in (None, "auto", "gpu", "cuda")
-    return torch.cuda.is_available() and asked
-
-
-def _device(trainer: dict) -> torch.device:
-    """Where this process will train, as far as it is known before there is a Trainer."""
-    if not _on_cuda(trainer):
-        return torch.device("cpu")
-    return torch.device("cuda", launched().local_rank)
-
-
-def prepare(model: nn.Module, speed: dict) -> None:
-    """Lay out and compile a new model's network, in place: its names in a checkpoint stay."""
-    if speed["channels_last"]:
-        if all(p.ndim != 4 for p in model.parameters()):
-            raise UserError("channels_last=true needs a network of images")
-        model.to(memory_format=torch.channels_last)
-    if speed["compile"]:
-        getattr(model, "net", model).compile()
-
-
-def trainer_for(
-    trainer: dict, directory: Path, *, logger: object, log_every: int, callbacks: list[L.Callback]
-) -> L.Trainer:
-    """The Trainer of a run in `directory`, with the `trainer` section over our own defaults.
-
-    Raises UserError for what Lightning refuses, such as an accelerator that is not there.
-    """
-    quiet()
-    for name in ("callbacks", "plugins"):
-        if name in trainer:
-            raise UserError(f"trainer.{name} cannot be set: fit gives its own")
-    instead = {"gradient_clip_val": "learner.gradient_clip", "log_every_n_steps": "log_every"}
-    for name, ours in instead.items():
-        if name in trainer:
-            raise UserError(f"trainer.{name} cannot be set: here it is {ours}")
-    if str(trainer.get("precision")) in ("16", "16-mixed"):
-        raise UserError(
-            "trainer.precision=16-mixed cannot be set: its loss scaling makes gradients that are "
-            "not finite, which here count as bad; use bf16-mixed"
-        )
-    try:
-        made = L.Trainer(
-            **{
-                "inference_mode": False,  # the default breaks classifier guidance in validation
-                "max_epochs": -1,
-                "logger": logger,
-                "log_every_n_steps": log_every,
-                "enable_checkpointing": False,  # SaveLast does it
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-                "num_sanity_val_steps": 0,
-                "use_distributed_sampler": False,
-                "default_root_dir": directory,
-                **trainer,
-            },
-            plugins=[AtomicCheckpointIO()],
-            callbacks=callbacks,
-        )
-        # its handlers start collectives wherever a signal lands, and hang: see `preemption`
-        made._signal_connector.register_signal_handlers = lambda: None
-        return made
-    except (MisconfigurationException, TypeError, ValueError) as error:
-        raise UserError(f"trainer: Lightning refuses it: {error}") from error
-
-
 def _check_keep(keep: int, by: str, every: int, evaluation: EvaluateSamples | None) -> None:
     """UserError if there is no such score to keep checkpoints by, or not when they are written."""
     if by == "loss":
@@ -304,8 +207,7 @@ def _check_keep(keep: int, by: str, every: int, evaluation: EvaluateSamples | No
     if evaluation is None:
         raise UserError(f"keep_by={by} needs an evaluation, or is loss")
     if by not in evaluation.names:
-        near = difflib.get_close_matches(by, evaluation.names, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(evaluation.names)}"
+        hint = did_you_mean(by, evaluation.names)
         raise UserError(f"keep_by: the evaluation has no score '{by}'; {hint}")
     if evaluation.every % every:
         raise UserError(
@@ -341,39 +243,3 @@ def _start(resume: str, last: Path, recipe: dict, max_steps: int) -> Path | None
 def _placeless(recipe: dict) -> dict:
     """The recipe without the places of its files."""
     return {**recipe, "data": placeless(recipe["data"])}
-
-
-def _logger(name: str, run: Run) -> object:
-    if name == "wandb":
-        from lightning.pytorch.loggers import WandbLogger
-
-        folder, title = run.directory, run.directory.name
-        folder.mkdir(parents=True, exist_ok=True)
-        config = wandb_run.dotted({**run.identity["settings"], **run.free})
-        return WandbLogger(
-            save_dir=folder.absolute(),  # W&B's own process may be in another place
-            project=wandb_run.PROJECT,
-            name=title,
-            id=wandb_run.run_id(folder),  # so that a run that goes on continues its curve
-            mode=wandb_run.mode(),
-            config=config,
-        )
-    if name == "tensorboard":
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        try:
-            return TensorBoardLogger(run.directory, name="logs")
-        except ModuleNotFoundError as error:
-            raise UserError(
-                "logger=tensorboard needs its package: pip install 'lightning_cfg[tensorboard]'"
-            ) from error
-    from lightning.pytorch.loggers import CSVLogger
-
-    return CSVLogger(run.directory, name="logs")  # each resume in a folder of its own
-
-
-def quiet() -> None:
-    """Lightning's advertising and its advice for other data loaders than ours."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for advice in (".*srun.*", ".*LeafSpec.*", ".*GPU available.*"):
-        warnings.filterwarnings("ignore", advice)

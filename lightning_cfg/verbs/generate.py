@@ -14,11 +14,12 @@ from lightning_cfg.config import Data, Guidance, Sampler, build
 from lightning_cfg.errors import UserError
 from lightning_cfg.reports import figures
 from lightning_cfg.runs import checkpoints
-from lightning_cfg.runs.files import load_tensors, output_of, save_tensors
+from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.names import SAMPLES, SHEET, TRAJECTORIES
 from lightning_cfg.runs.pngs import IMAGES, check_images, drawable, save_images
 from lightning_cfg.runs.ranks import Ranks, launched, sharing
 from lightning_cfg.runs.run import Run, content_of
+from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.sampling.guided import check_roles
 from lightning_cfg.sampling.network import Networks, own_weights, path_and_weights
 from lightning_cfg.sampling.prepared import Prepared, prepare

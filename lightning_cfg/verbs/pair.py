@@ -26,13 +26,13 @@ from lightning_cfg.refinement.neighbours import AT_ONCE, nearest_in_shards
 from lightning_cfg.refinement.targets import balanced, effective, used_once, used_targets
 from lightning_cfg.reports import figures
 from lightning_cfg.runs import checkpoints
-from lightning_cfg.runs.files import save_tensors, write_text
+from lightning_cfg.runs.files import write_text
+from lightning_cfg.runs.names import PAIRS
 from lightning_cfg.runs.pngs import drawable
 from lightning_cfg.runs.ranks import sharing
 from lightning_cfg.runs.run import Run, content_of
+from lightning_cfg.runs.tensors import save_tensors
 from lightning_cfg.sampling.prepared import pick_device
-
-PAIRS = "pairs/pairs.safetensors"
 
 
 def pair(

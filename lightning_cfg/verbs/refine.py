@@ -18,11 +18,12 @@ from lightning_cfg.evaluation.sample_sets import input_of, read_set
 from lightning_cfg.guidance import require_null
 from lightning_cfg.interfaces import NULL, Velocity
 from lightning_cfg.runs import checkpoints
-from lightning_cfg.runs.files import output_of, save_tensors
+from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import IMAGES, check_images, save_images
 from lightning_cfg.runs.ranks import sharing
 from lightning_cfg.runs.run import Run
+from lightning_cfg.runs.tensors import save_tensors
 from lightning_cfg.sampling.prepared import pick_device
 
 

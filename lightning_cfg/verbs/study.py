@@ -15,7 +15,7 @@ from lightning_cfg.reports.study import (
     trends,
     write_report,
 )
-from lightning_cfg.runs.names import SAMPLES, TRAJECTORIES
+from lightning_cfg.runs.names import METRICS, SAMPLES, TRAJECTORIES
 from lightning_cfg.runs.ranks import alone
 from lightning_cfg.sampling.guided import check_roles, check_together, with_scale
 from lightning_cfg.sampling.guided import named as named_guidance
@@ -420,7 +420,7 @@ def _rows(table: Path, label: str, key: tuple, spent: dict) -> list[dict]:
     """The rows of one sample set, with the study's columns in front."""
     name, scale, stage, kind = key
     out = []
-    for row in json.loads((table / "metrics/metrics.json").read_text()):
+    for row in json.loads((table / METRICS).read_text()):
         if row["samples"] == label:
             front = {"method": name, "scale": scale, "class": row["class"], "stage": stage}
             metrics = {k: v for k, v in row.items() if k not in ("samples", "class", "n")}

@@ -28,6 +28,7 @@ import yaml
 
 from lightning_cfg.config import from_arguments, resolve
 from lightning_cfg.errors import UserError
+from lightning_cfg.runs.names import METRICS
 
 KEYS = ("program", "command", "method", "parameters", "metric", "name", "description", "project")
 KEYS += ("entity", "run_cap", "apiVersion", "kind")  # of W&B's schema; what else it has is refused
@@ -144,7 +145,7 @@ def results(directory: Path) -> list[dict]:
     manifest = directory / "manifest.json"
     if not manifest.is_file():
         return []
-    scores = directory / "metrics/metrics.json"
+    scores = directory / METRICS
     if scores.is_file():
         rows = json.loads(scores.read_text())
         last = [row for row in rows if row.get("draw", "mean") == "mean"]

@@ -1,0 +1,168 @@
+"""What `evaluate` and the evaluation of a training are made of: its scorer and its real side."""
+
+import json
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_cfg.config import build
+from lightning_cfg.errors import UserError
+from lightning_cfg.evaluation.features import as_space
+from lightning_cfg.evaluation.gather import ALL, Gathered
+from lightning_cfg.evaluation.reference import Real, published
+from lightning_cfg.evaluation.sample_sets import Generated, SampleSet, real_set
+from lightning_cfg.evaluation.scorer import Scorer
+from lightning_cfg.runs import checkpoints
+from lightning_cfg.runs.files import output_of, sha256
+from lightning_cfg.runs.ranks import Ranks
+from lightning_cfg.weights.catalogue import ASSETS
+from lightning_cfg.weights.store import find
+
+SPLITS = ("held_out", "bank")
+
+
+def scorer_of(
+    *,
+    metrics: list | None,
+    features: dict | None,
+    statistics: dict[str, str],
+    reference: list[str],
+    real: Real | None,
+    classifier: str | None,
+    device: torch.device | str = "cpu",
+    cache: bool = True,
+    batch_size: int = 512,
+) -> Scorer:
+    """The scorer of these sections, with its networks; UserError for what does not go together."""
+    for split in reference:
+        if split not in SPLITS:
+            raise UserError(f"reference={split} is none of the splits {', '.join(SPLITS)}")
+    sections, files = (
+        by_label(features),
+        {k: statistics_file(path) for k, path in statistics.items()},
+    )
+    for name in statistics:
+        if name not in sections:
+            raise UserError(f"statistics.{name} is of no feature space, features has no {name}")
+    spaces = {
+        label: as_space(build("lightning_cfg.evaluation.features", section), section["name"]).to(
+            device
+        )
+        for label, section in sections.items()
+    }
+    return Scorer(
+        metrics,
+        real=real,
+        spaces=spaces,
+        statistics={
+            label: (published(file, spaces[label], label), f"{file.name} {sha256(file)[:12]}")
+            for label, file in files.items()
+        },
+        references=reference,
+        classifier=judge(classifier, real, device),
+        classifier_hash=""
+        if classifier is None
+        else sha256(output_of(classifier, checkpoints.LAST)),
+        cache=cache,
+        device=device,
+        batch_size=batch_size,
+    )
+
+
+def by_label(features: dict | None) -> dict[str, dict]:
+    """The feature spaces by label, which for a single one is its name."""
+    if features is None:
+        return {}
+    if isinstance(features.get("name"), str):
+        return {features["name"].rpartition(".")[2]: features}
+    return features
+
+
+def statistics_file(path: str) -> Path:
+    """A file of reference statistics, which may be one that `lightning_cfg.assets` knows."""
+    if path in ASSETS and not Path(path).exists():
+        return find(path)
+    return output_of(path, "")
+
+
+def judge(path: str | None, side: Real | None, place: torch.device | str) -> Any:
+    """The classifier of clean samples; UserError where the data are none of its."""
+    if path is None:
+        return None
+    reader = checkpoints.restore(path)
+    for what in ("shape", "num_classes"):
+        own, other = getattr(side.data, what), getattr(reader, what)
+        if own != other:
+            raise UserError(f"classifier {path} has {what} {other}, but the data have {own}")
+    if side.data.num_classes == 0:
+        raise UserError(f"classifier {path}: the data have no classes that it could confirm")
+    return reader.to(place)
+
+
+@lru_cache(maxsize=2)
+def real_side(
+    data: str, content: tuple[str, ...], real: int | None, bank: int | None, by_class: bool
+) -> Real:
+    """The real side, kept from call to call since so much is worked out of it.
+
+    content  hashes of the data's files: with others in the same place, they are read again
+    """
+    section = json.loads(data)
+    data_set = build("lightning_cfg.data", section)
+    return Real(
+        data_set,
+        section=section,
+        content=content,
+        per_class={"held_out": real, "bank": bank},
+        groups=list(range(max(1, data_set.num_classes))) if by_class else [ALL],
+    )
+
+
+def fresh_points(side: Real, per_class: int) -> tuple[SampleSet, Real | None]:
+    """Real points to score: a fresh draw, or some held-out ones with the others as reference."""
+    if side.data.truth is not None:
+        return real_set(side.data, "fresh", per_class), None
+    held_out = side.split("held_out")
+    classes = range(max(1, side.data.num_classes))
+    of_class = [(held_out.c == k).nonzero().flatten() for k in classes]
+    if min(map(len, of_class)) <= per_class:
+        raise UserError(f"fresh={per_class} leaves no held-out point of some class to compare with")
+    # evenly spaced, as files have an order: the later half of MNIST's is by other writers
+    taken = torch.zeros(len(held_out), dtype=torch.bool)
+    for own in of_class:
+        taken[own[torch.arange(per_class) * len(own) // per_class]] = True
+    chosen, others = (held_out.chosen(mask.nonzero().flatten()) for mask in (taken, ~taken))
+    return chosen, side.replaced("held_out", others)
+
+
+def check_set(label: str, held: Any, data: Any, draws: int, *, needs_classes: bool) -> None:
+    if data is not None and held.shape != tuple(data.shape):
+        raise UserError(f"{label} has samples of shape {held.shape}, not {tuple(data.shape)}")
+    if needs_classes and not held.labelled:
+        raise UserError(
+            f"samples.{label}: {held.about['source']} says no classes: by_class=false, and no "
+            "classifier, score it without"
+        )
+    if not isinstance(held, Generated) and len(held) % draws:
+        raise UserError(f"samples.{label}: {len(held)} samples cannot be cut in {draws} draws")
+
+
+def gather_sets(
+    sets: dict[str, SampleSet],
+    parts: dict[str, int],
+    scorer: Scorer,
+    ranks: Ranks,
+    progress: Callable[[int], Any],
+) -> Iterator[tuple[str, dict, SampleSet, Gathered]]:
+    """Every set's every draw, gathered by all ranks: (label, {draw}, the samples, all of them)."""
+    for label, held in sets.items():
+        for draw in range(parts[label]):
+            some = held.part(draw, parts[label]) if parts[label] > 1 else held
+            ranks.check(len(some), label)
+            own = some.shared(ranks) if ranks.size > 1 else some
+            found = ranks.together(lambda own=own: scorer.gather(own, progress))
+            numbered = {"draw": draw + 1} if parts[label] > 1 else {}
+            yield label, numbered, own, found.all_gather()

@@ -1,0 +1,117 @@
+"""Pictures of samples while a training runs."""
+
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
+
+from lightning_cfg.config import Choice, Sampler
+from lightning_cfg.errors import UserError
+from lightning_cfg.guidance import classifier_free
+from lightning_cfg.reports import figures
+from lightning_cfg.runs.files import write
+from lightning_cfg.runs.pngs import drawable
+from lightning_cfg.sampling.prepared import within_limits
+from lightning_cfg.sampling.sample import sample
+from lightning_cfg.sampling.seeds import seeded
+
+
+class Grids(L.Callback):
+    """Writes samples of the averaged weights every `every` steps: figures/grid_<step>.png.
+
+    The logger gets it too where it takes images. A row per class (the first 10), and the same
+    noise, of the seeds 0, 1, ..., in every row and every grid. Training is not touched: the
+    samples are drawn from a copy of the model, without the global generators.
+
+    scales   of classifier-free guidance, side by side; 1 is unguided
+    columns  samples per class and scale
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        /,
+        *,
+        every: int = 1000,
+        scales: list[float] = (1.0, 2.0),
+        columns: int = 8,
+        sampler: Sampler = {"name": "heun", "steps": 18},  # noqa: B006
+    ):
+        if every < 1 or columns < 1 or not scales:
+            raise UserError(
+                f"grids.every={every} and grids.columns={columns} must be at least 1, "
+                "and grids.scales name one scale"
+            )
+        self.directory, self.every, self.columns = directory / "figures", every, columns
+        self.scales = list(scales)
+        # with the keys that were left out, or the limits of the model would not be put in
+        self.sampler = Choice("lightning_cfg.diffusion.samplers").check(sampler, "grids.sampler")
+        self._drawn = -1
+
+    def check(self, learner: L.LightningModule, data: Any) -> None:
+        """UserError if these samples cannot be drawn, before anything is trained."""
+        shape = tuple(data.shape)
+        if not drawable(shape):
+            raise UserError(f"grids needs grey or RGB images, (1 or 3, H, W), not {shape}")
+        check_generation("grids", learner, data, self.scales, self.sampler)
+
+    def on_train_start(self, trainer: L.Trainer, *args: object) -> None:
+        self._drawn = trainer.global_step  # before it was resumed from
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, learner: L.LightningModule, *args: object
+    ) -> None:
+        step = trainer.global_step
+        if step % self.every or step == self._drawn or not trainer.is_global_zero:
+            return
+        self._drawn = step
+        figure = self.draw(learner, trainer.datamodule.data)
+        show(figure, self.directory / f"grid_{step:06d}.png", "samples", trainer)
+
+    @torch.no_grad()
+    def draw(self, learner: L.LightningModule, data: Any) -> Any:
+        """The contact sheet, a matplotlib Figure."""
+        model, shape = learner.averaged(), tuple(data.shape)
+        classes = max(1, min(data.num_classes, 10))
+        c = torch.arange(classes).repeat_interleave(self.columns)
+        limited, groups = within_limits(self.sampler, model), {}
+        for scale in self.scales:
+            seeds = [*range(self.columns)] * classes
+            noise, _, draw = seeded(seeds, shape, classes, device=learner.device)
+            denoise = classifier_free(model, scale=scale)
+            *_, (_, x) = sample(limited, denoise, noise, c.to(learner.device), draw)
+            groups[f"scale {scale:g}"] = x.float().cpu(), c
+        return figures.contact_sheet(groups, data.num_classes, columns=self.columns)
+
+
+def check_generation(
+    who: str, learner: L.LightningModule, data: Any, scales: list[float], sampler: dict
+) -> None:
+    """UserError, in the name of a section, if the model in training cannot generate like this."""
+    model, shape = learner.model, tuple(data.shape)
+    if getattr(data, "has_sources", False) or len(signature(model.forward).parameters) < 3:
+        raise UserError(
+            f"{who} needs a model that makes images of noise, not {type(model).__name__} "
+            f"with learner {type(learner).__name__}"
+        )
+    for scale in scales:
+        classifier_free(model, scale=scale)
+    limited, noise = within_limits(sampler, model), torch.zeros(1, *shape)
+    for _ in sample(limited, lambda x, sigma, c: x, noise, torch.zeros(1), lambda: noise):
+        pass  # the sampler checks its own numbers
+
+
+def show(figure: Any, path: Path, name: str, trainer: L.Trainer) -> None:
+    """Write a figure, and hand it to the loggers that take images."""
+    write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=figures.DPI))
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [str(path)], step=trainer.global_step)
+        elif isinstance(logger, TensorBoardLogger):
+            pixels = np.asarray(Image.open(path).convert("RGB"))
+            logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
