@@ -2,8 +2,7 @@
 
 import sys
 
-from lightning_cfg import __version__
-from lightning_cfg.cli import answered, main, main_of
+from lightning_cfg import __version__, cli
 from lightning_cfg.errors import UserError, did_you_mean
 
 VERBS = {
@@ -20,7 +19,7 @@ VERBS = {
 OWN = ("sweep", "assets")  # with a command line of their own
 
 
-def run(words: list[str] | None = None) -> None:
+def main(words: list[str] | None = None) -> None:
     """List the verbs, or run one of them: `lightning_cfg VERB --config FILE [key=value ...]`."""
     words = sys.argv[1:] if words is None else words
     if not words or words[0] in ("-h", "--help"):
@@ -29,10 +28,10 @@ def run(words: list[str] | None = None) -> None:
         print(f"lightning_cfg {__version__}")
     else:
         verb, *rest = words
-        with answered():
+        with cli.answered():
             if verb not in VERBS:
                 raise UserError(f"no verb '{verb}'; {did_you_mean(verb, VERBS)}")
-        (main_of if verb in OWN else main)(verb, rest)
+        (cli.main_of if verb in OWN else cli.main)(verb, rest)
 
 
 def _listed() -> str:
@@ -51,4 +50,4 @@ def _listed() -> str:
 
 
 if __name__ == "__main__":
-    run()
+    main()

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.runs import manifest
 from PIL import Image
 from torch import Tensor
 
@@ -34,10 +35,6 @@ HEUN = {"name": "heun", "steps": 4}
 NET = {"name": "UnshuffleUNet", "channels": 8, "channel_mult": [1]}
 KINDS = pytest.mark.parametrize("kind", ["zip", "folder"])
 READERS = {"zip": ImageZip, "folder": ImageFolder}
-
-
-def manifest(run: Path) -> dict:
-    return json.loads((run / "manifest.json").read_text())
 
 
 def load_all(run: Path) -> dict[str, Tensor]:

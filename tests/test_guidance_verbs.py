@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.runs import manifest
 
 from lightning_cfg import guidance
 from lightning_cfg.config import load
@@ -40,10 +41,6 @@ FOUR = {
     "labels": [0, 1, 2, 3],
 }
 CFG = {"name": "classifier_free", "scale": 2.0}
-
-
-def manifest(run: Path) -> dict:
-    return json.loads((run / "manifest.json").read_text())
 
 
 def x_of(run: Path) -> torch.Tensor:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from helpers.runs import manifest
 from torch import Tensor
 
 from lightning_cfg.config import load
@@ -31,10 +32,6 @@ CFG = {"name": "classifier_free", "scale": 2.0}
 HEUN = {"name": "heun", "steps": 8}
 NET = {"name": "MLP", "width": 32, "blocks": 1}
 CONF = Path(__file__).parent.parent / "conf"
-
-
-def manifest(run: Path) -> dict:
-    return json.loads((run / "manifest.json").read_text())
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,9 @@ import yaml
 
 from lightning_cfg.cli import main
 
+SRUN = {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}  # fmt: skip
+
 
 def as_rank(verb: Callable, folder: str, words: list[str], environment: dict[str, str]) -> None:
     """What each process does: the verb as from the command line, with what it says in files."""
