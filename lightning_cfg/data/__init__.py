@@ -1,4 +1,4 @@
-"""Data sets: `shape`, `num_classes`, `truth`, `batch(draws)` for training, `real(split)` points."""
+"""Data sets; what each has to have, and may have, is `interfaces.DataSet`."""
 
 from lightning_cfg.data.cifar import CIFAR10
 from lightning_cfg.data.image_zip import ImageFolder, ImageZip
