@@ -16,7 +16,7 @@ a share of the method's own time; a backward pass belongs to the networks. On a 
 waited for.
 
 --together measures something else: two passes of the model, conditional and not, against one of
-the doubled batch, for each number of samples. `guidance.scales.both` decides by it.
+the doubled batch, for each number of samples. `guidance.scales.two_passes` decides by it.
 
 Measured with torch 2.14 on one CPU core that others used too, the time of one batch in that of two
 passes, medians of one run or the range of several:

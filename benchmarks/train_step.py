@@ -29,6 +29,7 @@ import lightning as L
 import torch
 
 from lightning_cfg.config import build, load
+from lightning_cfg.data.build import build_data
 from lightning_cfg.data.images import Images
 from lightning_cfg.diffusion.draws import Draws, key
 from lightning_cfg.runs.checkpoints import build_model
@@ -37,6 +38,7 @@ from lightning_cfg.runs.run import Run
 from lightning_cfg.training.batches import KeyedBatches
 from lightning_cfg.training.checkpointing import SaveLast
 from lightning_cfg.training.ema import EMA
+from lightning_cfg.training.learners import Described
 from lightning_cfg.training.progress import Progress
 from lightning_cfg.training.speed import prepare, speed_of
 from lightning_cfg.training.trainer import logger_of, trainer_for
@@ -87,7 +89,7 @@ def task(net: str, channels: int | None, batch_size: int) -> tuple[dict, object]
         config = load(study, CONFIG)
         section = config["fits"]["base"]
         recipe |= {name: section[name] for name in ("net", "model", "learner")}
-        return recipe, build("lightning_cfg.data", config["data"])
+        return recipe, build_data(config["data"])
     if net == "unshuffle":
         recipe["net"] = {"name": "UnshuffleUNet", "channels": channels or 48, "blocks": 2}
         return recipe, RandomBytes((1, 28, 28))
@@ -179,7 +181,7 @@ def ratio(asked: argparse.Namespace, batch_size: int, device: torch.device) -> f
     bare = Bare(recipe, data, speed, device)
     model = model_of(recipe, data, speed)
     module = build("lightning_cfg.training.learners", recipe["learner"], model)
-    module.described = {"config": recipe, "shape": list(data.shape), "num_classes": 10}
+    module.described = Described.of(recipe, data)
     # a block of warming up, and one step more, at whose start the last block is over
     last = (asked.pairs + 1) * asked.steps + 1
     trainer = {"max_steps": last, "accelerator": asked.accelerator, "devices": 1}

@@ -1,6 +1,6 @@
 """`python -m lightning_cfg.assets`: see `lightning_cfg.verbs.assets`."""
 
-from lightning_cfg.cli import run_own
+from lightning_cfg.cli import main_of
 
 if __name__ == "__main__":
-    run_own("assets")
+    main_of("assets")

@@ -2,29 +2,61 @@
 
 import importlib
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
-from lightning_cfg.config import _arguments, _stop, main
-from lightning_cfg.errors import UserError
+from lightning_cfg.config import dump, help_of, load, parse
+from lightning_cfg.errors import Diverged, Preempted, RankLost, UserError, one_line
+
+REQUEUE = 75  # exit status, EX_TEMPFAIL in sysexits.h: the batch scripts in launch/ know it
 
 
-def run(verb: str) -> None:
-    """`python -m lightning_cfg.VERB --config FILE ...`: status 2 at an unreadable file, at once."""
-    try:
-        _arguments(sys.argv[1:])
-    except UserError as error:
-        _stop(f"error: {error}", 2)
+def main(verb: str | Callable, words: list[str] | None = None) -> None:
+    """`python -m lightning_cfg.VERB --config FILE ...`, or these words instead of the process's.
+
+    Status 2 for a user's mistake, at an unreadable file at once; 1 for divergence or a lost rank;
+    75 for a run that was asked to end early and is to be started again.
+    """
     if verb == "fit":  # a signal during the imports, of seconds, would kill the run
         from lightning_cfg.training import preemption
 
         preemption.watch_to_the_end()
-    main(getattr(importlib.import_module(f"lightning_cfg.verbs.{verb}"), verb))
+    with answered():
+        arguments = parse(sys.argv[1:] if words is None else words)
+        if isinstance(verb, str):
+            verb = getattr(importlib.import_module(f"lightning_cfg.verbs.{verb}"), verb)
+        document = arguments.document
+        if arguments.help or document is None:
+            print(help_of(verb, document.values if document else {}))
+        elif arguments.print_config:
+            print(dump(load(verb, document)), end="")
+        else:
+            verb(**load(verb, document))
 
 
-def run_own(verb: str) -> None:
+def main_of(verb: str, words: list[str] | None = None) -> None:
     """A verb with a command line of its own: `assets` and `sweep`."""
+    with answered():
+        module = importlib.import_module(f"lightning_cfg.verbs.{verb}")
+        sys.exit(module.main(sys.argv[1:] if words is None else words))
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """What is a user's to know ends the process with one line and a status of its own."""
     try:
-        sys.exit(importlib.import_module(f"lightning_cfg.verbs.{verb}").main(sys.argv[1:]))
+        yield
     except UserError as error:
-        _stop(f"error: {error}", 2)
+        _stop(f"error: {one_line(error)}", 2)
+    except (Diverged, RankLost) as error:
+        _stop(f"error: {one_line(error)}", 1)
+    except Preempted as error:
+        _stop(one_line(error), REQUEUE)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
+
+
+def _stop(message: str, status: int) -> NoReturn:
+    print(f"lightning_cfg: {message}", file=sys.stderr)
+    sys.exit(status)

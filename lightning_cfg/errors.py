@@ -25,11 +25,15 @@ def one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of the names that may have been meant, if any is near."""
+    return next(iter(get_close_matches(name, list(names), 1)), None)
+
+
 def did_you_mean(name: str, names: Iterable[str], otherwise: str = "") -> str:
     """The hint that follows an unknown name: the nearest known one; if none is near, `otherwise`.
 
     otherwise  left out, it lists all of them
     """
-    names = list(names)
-    near = get_close_matches(name, names, 1)
-    return f"did you mean '{near[0]}'?" if near else otherwise or f"it has {', '.join(names)}"
+    near = nearest(name, names)
+    return f"did you mean '{near}'?" if near else otherwise or f"it has {', '.join(names)}"

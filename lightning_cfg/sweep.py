@@ -1,6 +1,6 @@
 """`python -m lightning_cfg.sweep`: see `lightning_cfg.verbs.sweep`."""
 
-from lightning_cfg.cli import run_own
+from lightning_cfg.cli import main_of
 
 if __name__ == "__main__":
-    run_own("sweep")
+    main_of("sweep")

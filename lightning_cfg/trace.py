@@ -1,6 +1,6 @@
 """`python -m lightning_cfg.trace`: see `lightning_cfg.verbs.trace`."""
 
-from lightning_cfg.cli import run
+from lightning_cfg.cli import main
 
 if __name__ == "__main__":
-    run("trace")
+    main("trace")

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from several_processes import Together
+from helpers.processes import Together
 
-from lightning_cfg.config import main
+from lightning_cfg.cli import main
 
+pytest.register_assert_rewrite("helpers.runs")
 torch.set_num_threads(1)  # bit for bit equality is per number of threads
 
 

@@ -3,14 +3,16 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
 
-from lightning_cfg import config
+from lightning_cfg import cli, config
 from lightning_cfg.config import Choice, Keywords, Verb, build, dump, identity_difference, load
+from lightning_cfg.config.schema import choices
 from lightning_cfg.errors import Diverged, UserError
 
 TOY = '''
@@ -113,7 +115,7 @@ def study(
     run_dir: str,
     seed: int = 0,
     guide: Guide = "unguided",
-    fits: dict[str, Annotated[dict, Verb("toy_train", without=("seed",))]],
+    fits: dict[str, Annotated[dict, Verb("toy_train.toy_train", without=("seed",))]],
     list_of: list[Guide] = (),
     other: Guide | None = None,
     trainer: Machine,
@@ -318,7 +320,7 @@ def test_a_wrong_choice(guide, message):
 
 def test_all_decides_what_can_be_chosen(here):
     (here / "toy.py").write_text(TOY.replace("LIMIT = 3", "__all__ = ['unguided', 'Path']"))
-    assert config._choices("toy") == ["unguided", "Path"]
+    assert choices("toy") == ["unguided", "Path"]
 
 
 def test_a_changed_name_refuses_the_keys_of_the_old_one():
@@ -579,7 +581,7 @@ def test_identity_difference():
 
 def run_main(monkeypatch, verb, *argv):
     monkeypatch.setattr(sys, "argv", ["verb", *argv])
-    config.main(verb)
+    cli.main(verb)
 
 
 def test_main_calls_the_verb_with_the_config(here, monkeypatch):
@@ -644,63 +646,50 @@ def test_help_lists_the_keys(here, monkeypatch, capsys):
     assert rows["other.scale"] == "float; default 1.5"
 
 
-def test_check_arguments_is_silent_in_an_import(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["pytest", "whatever"])
-    config.check_arguments("lightning_cfg.fit")
-    with pytest.raises(SystemExit):
-        config.check_arguments("__main__")
+VERBS = ("fit", "generate", "pair", "refine", "evaluate", "trace", "study")
 
 
-VERB = """
-from lightning_cfg.config import check_arguments, main
-check_arguments(__name__)
-import sys
-assert "torch" not in sys.modules, "config.py imports torch"
-print("imports torch here")
-def verb(*, run_dir: str, steps: int = 3):
-    print(run_dir, steps)
-if __name__ == "__main__":
-    main(verb)
-"""
-
-
-def test_the_command_line_answers_before_heavy_imports(here):
-    (here / "verb.py").write_text(VERB)
-    (here / "good.yaml").write_text("steps: 4")
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_file_that_cannot_be_read_is_told_before_torch_is_imported(here, verb):
     (here / "bad.yaml").write_text("steps: [4")
-
-    root = str(Path(config.__file__).parents[1])
-
-    def run(*argv):
-        command = [sys.executable, "-m", "verb", *argv]
-        done = subprocess.run(
-            command,
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env={**os.environ, "PYTHONPATH": root},
-        )
-        return done.returncode, done.stdout, done.stderr
-
-    early = [
-        (
-            ("--config", "no.yaml"),
-            "cannot read the config file 'no.yaml': No such file or directory",
-        ),
-        (("--config", "bad.yaml"), "bad.yaml, line 1: not yaml: did not find expected ',' or ']'"),
-        (
-            ("--config", "good.yaml", "steps"),
-            "command line: 'steps' is not an override; write key=value",
-        ),
-        (("--config",), "needs --config FILE"),
-        ((), "needs --config FILE"),
-    ]
-    for argv, message in early:
-        assert run(*argv) == (2, "", f"lightning_cfg: error: {message}\n")
-    late = run("--config", "good.yaml", "stepz=3")
-    assert late[0] == 2
-    assert late[2] == (
-        "lightning_cfg: error: command line: unknown key 'stepz'; did you mean 'steps'?\n"
+    (here / "good.yaml").write_text("steps: 4")
+    code = f"""
+import sys
+from lightning_cfg import cli
+for words in {EARLY!r}:
+    try:
+        cli.main({verb!r}, list(words))
+    except SystemExit as stop:
+        print(stop.code, "torch" in sys.modules, "numpy" in sys.modules)
+"""
+    root = str(Path(config.__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": root},
     )
-    assert run("--config=good.yaml") == (0, "imports torch here\nruns/good 4\n", "")
+    assert done.stdout.splitlines() == ["2 False False"] * len(EARLY)
+    assert done.stderr.splitlines() == [f"lightning_cfg: error: {text}" for text in EARLY.values()]
+
+
+EARLY = {
+    ("--config", "no.yaml"): "cannot read the config file 'no.yaml': No such file or directory",
+    ("--config", "bad.yaml"): "bad.yaml, line 1: not yaml: did not find expected ',' or ']'",
+    ("--config", "good.yaml", "steps"): "command line: 'steps' is not an override; write key=value",
+    ("--config",): "needs --config FILE",
+    (): "needs --config FILE",
+}
+
+
+def test_the_file_may_be_a_pipe(here, monkeypatch, capsys):
+    pipe = here / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("lr: 3\n",))
+    writer.start()
+    run_main(monkeypatch, numbers, "--config", str(pipe), "--print-config", "steps=7")
+    writer.join()
+    written = yaml.safe_load(capsys.readouterr().out)
+    assert (written["lr"], written["steps"]) == (3.0, 7)

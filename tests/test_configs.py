@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def verb_of(file: Path) -> str:
 def read(file: Path) -> dict:
     """The config; what a file takes from a sweep's ${...} or a run is left as it stands."""
     verb = verb_of(file)
-    return load(resolve(f"lightning_cfg.{verb}", f"lightning_cfg.{verb}.{verb}"), file)
+    return load(resolve("", f"lightning_cfg.verbs.{verb}.{verb}"), file)
 
 
 def trainings(file: Path) -> dict[str, dict]:
@@ -107,12 +108,35 @@ def test_config_loads(file):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
 def test_unknown_key_is_refused(file):
     verb = verb_of(file)
-    function = resolve(f"lightning_cfg.{verb}", f"lightning_cfg.{verb}.{verb}")
+    function = resolve("", f"lightning_cfg.verbs.{verb}.{verb}")
     with pytest.raises(UserError, match="no_such_key"):
         load(function, file, ["no_such_key=1"])
 
 
-TRAININGS = [(file, name) for file in FILES for name in trainings(file)]
+COPIES = {  # sections of studies that say of themselves which config they are: "conf/FILE.yaml"
+    (study, name): CONF / alone
+    for study in FILES
+    for name, alone in re.findall(r"^ *(\w+): +# .*\bconf/(\S+\.yaml)$", study.read_text(), re.M)
+}
+
+
+@pytest.mark.parametrize(
+    "study, name", COPIES, ids=[f"{study.stem}:{name}" for study, name in COPIES]
+)
+def test_a_section_is_that_of_the_config_that_it_names(study, name):
+    """Both are written out, so that each can be read alone; here they are held equal."""
+    section, config = trainings(study)[name], trainings(COPIES[study, name])["fit"]
+    for key in ("net", "model", "learner", "batch_size", "trainer"):
+        assert section[key] == config[key], key
+
+
+def test_the_large_studies_are_copies():
+    names = {(study.stem, name) for study, name in COPIES}
+    assert {(f"cifar_{k}", name) for k in ("edm", "flow") for name in ("base", "flow")} <= names
+
+
+# A copy is not trained again: its networks are the same, and some of them are large.
+TRAININGS = [(f, name) for f in FILES for name in trainings(f) if (f, name) not in COPIES]
 
 
 @pytest.mark.parametrize(

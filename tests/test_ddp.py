@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers import ROOT
+from helpers.processes import SRUN
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.checkpoints import load
@@ -20,7 +22,6 @@ from lightning_cfg.runs.ranks import Launch, launched, with_launch
 from lightning_cfg.training.learners import Diffusion
 from lightning_cfg.verbs.fit import fit
 
-ROOT = Path(__file__).parent.parent
 HERE = "test_ddp"
 
 
@@ -133,8 +134,6 @@ def test_a_batch_that_does_not_divide(together, training):
 
 # What the launcher says
 
-SRUN = {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2",
-        "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}  # fmt: skip
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
             "GROUP_WORLD_SIZE": "2", "WORLD_SIZE": "4"}  # fmt: skip
 

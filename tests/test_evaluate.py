@@ -13,14 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_cfg.data.images import quantised, signed
 from lightning_cfg.evaluation import reference
 from lightning_cfg.evaluation.build import real_side
 from lightning_cfg.evaluation.features import Space
 from lightning_cfg.evaluation.scorer import column_of
 from lightning_cfg.metrics.moments import Moments, frechet_distance, load_statistics
 from lightning_cfg.runs.names import SAMPLES
-from lightning_cfg.runs.pngs import IMAGES, save_images
+from lightning_cfg.runs.pngs import IMAGES, quantised, save_images, signed
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
@@ -134,7 +133,7 @@ def test_the_same_samples_score_the_same_from_memory_folder_and_zip(made, tmp_pa
     again = found["run"] / "metrics/numbers.csv"
     told = [row for row in csv.DictReader(again.open()) if row["samples"] == "run"]
     assert {row["seeds"] for row in told} == {"0 ... 39"}
-    assert {row["sampler"] for row in told} == {"heun steps=4"}
+    assert {row["sampler"] for row in told} == {"heun steps=4 rho=7.0"}
     assert {row["guidance"] for row in told} == {"unguided"}
     assert {row["model_weights"] for row in told} == {"ema"}
     assert {row["n"] for row in told} == {"40"}

@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.runs import assert_same, drawn, kept, logged
+from helpers.toys import UNET, Halves
 from PIL import Image
-from test_fit import assert_same
-from test_training import kept, logged
 from torch import Tensor, nn
 
-from lightning_cfg.config import main
-from lightning_cfg.data.images import Images
+from lightning_cfg.cli import main
 from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import UserError
 from lightning_cfg.metrics.moments import Moments
@@ -42,18 +41,6 @@ from lightning_cfg.verbs.generate import generate
 from lightning_cfg.verbs.refine import refine
 
 HERE = "test_evaluation"
-
-
-class Halves(Images):
-    """Noisy images, brighter in the left half (class 0) or in the right, 100 in either split."""
-
-    shape, num_classes = (1, 8, 8), 2
-
-    def _load(self, *, train: bool) -> tuple[Tensor, Tensor]:
-        c = torch.arange(100) % 2
-        y = torch.randint(100, (100, *self.shape), generator=keyed("halves", train))
-        bright = torch.arange(8) // 4 == c[:, None]
-        return (y + 100 * bright[:, None, None, :]).to(torch.uint8), c
 
 
 class Unlabelled(Halves):
@@ -117,7 +104,6 @@ METRICS = [
 ]
 QUARTERS = {"quarters": {"name": f"{HERE}.quarters"}}
 POINTS = {"every": 5, "n": 60, "sampler": {"steps": 3}, "real": 200, "bank": 150}
-UNET = {"name": "UnshuffleUNet", "channels": 8, "channel_mult": [1], "dropout": 0.3}
 
 
 @pytest.fixture(autouse=True)
@@ -229,10 +215,6 @@ def curves(run: str) -> dict[int, dict[str, float]]:
     return {int(row.pop("step")): row for row in rows if len(row) > 1}
 
 
-def drawn(run: str) -> list[str]:
-    return sorted(file.name for file in Path(run, "figures").iterdir())
-
-
 def table(run: str) -> list[dict[str, str]]:
     with open(Path(run, TABLE), newline="") as file:
         return list(csv.DictReader(file))
@@ -338,14 +320,6 @@ def as_called(overrides: list[str]) -> int:
     except SystemExit as stop:
         return stop.code
     return 0
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """A context whose processes are copies of one that has imported everything once."""
-    context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lightning_cfg.fit"])
-    return context
 
 
 @pytest.mark.parametrize("moment, last", [("sampled", 10), ("scored", 10), ("saved", 15)])

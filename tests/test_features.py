@@ -19,13 +19,12 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torchvision import transforms
 
 from lightning_cfg.data.cifar import CIFAR10, FOLDER
-from lightning_cfg.data.images import quantised, signed
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation import features
 from lightning_cfg.evaluation.features import Space
 from lightning_cfg.metrics.moments import Moments, frechet_distance
 from lightning_cfg.runs import checkpoints
-from lightning_cfg.runs.pngs import save_images
+from lightning_cfg.runs.pngs import quantised, save_images, signed
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.weights.catalogue import ASSETS
 from lightning_cfg.weights.store import find

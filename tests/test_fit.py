@@ -14,28 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from torch import Tensor, nn
+from helpers.killed import Killed
+from helpers.runs import assert_same, flat
+from helpers.toys import Dropping
+from torch import Tensor
 
 import lightning_cfg
-from lightning_cfg.config import main
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.checkpoints import LAST, load, restore
 from lightning_cfg.runs.files import sha256
 from lightning_cfg.training.checkpointing import AtomicCheckpointIO, SaveLast
 from lightning_cfg.verbs.fit import fit
-
-
-class Dropping(nn.Module):
-    """A net with dropout, whose noise a resumed run has to repeat too."""
-
-    def __init__(self, shape: tuple[int, ...], num_classes: int, *, dropout: float = 0.3):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Linear(shape[0] + 2, 16), nn.SiLU(), nn.Dropout(dropout), nn.Linear(16, shape[0])
-        )
-
-    def forward(self, x: Tensor, noise: Tensor, c: Tensor) -> Tensor:
-        return self.body(torch.cat([x, noise[:, None], c[:, None].to(x)], 1))
 
 
 class TurnsNaN(Dropping):
@@ -51,42 +40,7 @@ class TurnsNaN(Dropping):
         return out * float("nan") if self.calls > self.at else out
 
 
-def fit_as_called(folder: str, words: list[str]) -> None:
-    """What a process of a test does: `fit` of config.yaml as from the command line."""
-    os.chdir(folder)
-    sys.argv = ["fit", "--config", "config.yaml", *words]
-    main(fit)
-
-
-class Killed(RuntimeError):
-    """Stands for a SIGKILL within the process: nobody catches it."""
-
-
-def flat(value: object, path: str = "") -> dict[str, object]:
-    """{dotted path: leaf} of nested dicts and lists."""
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list | tuple):
-        items = enumerate(value)
-    else:
-        return {path: value}
-    return {k: v for key, item in items for k, v in flat(item, f"{path}.{key}").items()}
-
-
-def assert_same(one: Path, other: Path) -> None:
-    """Two checkpoints hold the same step, weights, averages and optimiser, bit for bit."""
-    a, b = load(one), load(other)
-    for part in ("global_step", "state_dict", "ema", "optimizer_states", "lr_schedulers"):
-        left, right = flat(a[part]), flat(b[part])
-        assert left.keys() == right.keys()
-        for key, value in left.items():
-            equal = (
-                torch.equal(value, right[key]) if torch.is_tensor(value) else value == right[key]
-            )
-            assert equal, f"{part}{key} differs"
-
-
-NETS = {"mlp": {}, "dropout": {"net": {"name": "test_fit.Dropping"}}}
+NETS = {"mlp": {}, "dropout": {"net": {"name": "helpers.toys.Dropping"}}}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -132,7 +86,7 @@ def test_killed_within_an_accumulated_step_right_after_resuming(call, training, 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_sigkill_at_a_random_moment(call, training, accumulate):
     config = training(
-        net={"name": "test_fit.Dropping"},
+        net={"name": "helpers.toys.Dropping"},
         checkpoint_every=50,
         trainer={"max_steps": 800, "accumulate_grad_batches": accumulate},
     )

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.runs import manifest
 from PIL import Image
 from torch import Tensor
 
 from lightning_cfg.config import load
-from lightning_cfg.data.image_files import ImageFolder, ImageZip
+from lightning_cfg.data import ImageFolder, ImageZip
 from lightning_cfg.errors import UserError
 from lightning_cfg.reports import figures
 from lightning_cfg.runs import checkpoints
@@ -34,10 +35,6 @@ HEUN = {"name": "heun", "steps": 4}
 NET = {"name": "UnshuffleUNet", "channels": 8, "channel_mult": [1]}
 KINDS = pytest.mark.parametrize("kind", ["zip", "folder"])
 READERS = {"zip": ImageZip, "folder": ImageFolder}
-
-
-def manifest(run: Path) -> dict:
-    return json.loads((run / "manifest.json").read_text())
 
 
 def load_all(run: Path) -> dict[str, Tensor]:
@@ -632,7 +629,9 @@ def test_data_in_another_place_are_the_same(made, samples, tmp_path, verb, capsy
     expected = {"data": sha256(made.data["path"]), "held_out": sha256(made.data["held_out"])}
     if verb is paired:
         expected.pop("held_out")  # it reads the bank only
-    assert {k: v for k, v in told["inputs"].items() if k in ("data", "held_out")} == expected
+    assert {k: v for k, v in told["inputs"].items() if k.startswith("data.")} == {
+        f"data.{'path' if k == 'data' else k}": v for k, v in expected.items()
+    }
     assert told["settings"]["data"] == {"name": "ImageZip"} | {
         k: v for k, v in told["settings"]["data"].items() if k not in ("path", "held_out", "memory")
     }
@@ -658,7 +657,7 @@ def test_other_images_in_the_same_place_are_another_run(made, samples, tmp_path,
 def test_a_folders_images_count_by_content(made, samples, tmp_path):
     data = {"name": "ImageFolder", "path": stored(tmp_path / "bank")}
     paired(samples, data, tmp_path)
-    assert manifest(tmp_path / "run")["inputs"]["data"] == sha256(tmp_path / "bank")
+    assert manifest(tmp_path / "run")["inputs"]["data.path"] == sha256(tmp_path / "bank")
     (tmp_path / "bank").rename(tmp_path / "moved")
     paired(samples, data | {"path": str(tmp_path / "moved")}, tmp_path)
     (tmp_path / "moved/000000/000003.png").write_bytes(
@@ -698,7 +697,7 @@ def test_labels_that_stand_for_inputs_are_refused(made, samples, tmp_path):
 
 def test_generate_does_not_care_where_unused_data_lie(made, tmp_path, capsys):
     drawn(made.edm, tmp_path / "run", data=made.data)
-    assert "data" not in manifest(tmp_path / "run")["inputs"]
+    assert list(manifest(tmp_path / "run")["inputs"]) == ["models.model"]
     drawn(made.edm, tmp_path / "run", data=moved(made.data, tmp_path / "elsewhere"))
     assert "finished already" in capsys.readouterr().out
 
@@ -710,9 +709,13 @@ class Own:
         self.place = path
 
 
-def test_a_path_that_is_not_known_to_be_a_file_stays_part_of_the_run():
-    section = {"name": "mine.Own", "path": "a", "root": "b"}
-    assert content_of(section, Own(path="a")) == ({"name": "mine.Own", "path": "a"}, {})
+def test_a_path_that_is_not_known_to_be_a_file_stays_part_of_the_run(tmp_path):
+    section = {"name": f"{__name__}.Own", "path": "a", "root": "b"}
+    assert content_of(section) == ({"name": f"{__name__}.Own", "path": "a"}, ())
+    there = tmp_path / "a"
+    there.write_text("a")
+    known, files = content_of({**section, "path": str(there)})
+    assert (known, files) == ({"name": f"{__name__}.Own"}, (sha256(there),))
 
 
 # A study on a zip

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.runs import assert_same, drawn
 from PIL import Image
-from test_fit import assert_same
 
 from lightning_cfg.reports import figures
 from lightning_cfg.runs.checkpoints import load
@@ -23,14 +23,10 @@ GRIDS = {"every": 5, "scales": [1, 2], "columns": 3, "sampler": {"steps": 3}}
 def images(training):
     """A training on small images, with dropout, which draws from the global generators."""
     return training(
-        data={"name": "test_training.Dots"},
+        data={"name": "helpers.toys.Dots"},
         net={"name": "UnshuffleUNet", "channels": 8, "channel_mult": [1], "dropout": 0.3},
         batch_size=8,
     )
-
-
-def drawn(run: str) -> list[str]:
-    return sorted(file.name for file in Path(run, "figures").iterdir())
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_cfg.data.mixture import fractal
+from lightning_cfg.diffusion.mixture import fractal
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance import autoguidance, classifier_free, classifier_gradient, unguided
 from lightning_cfg.interfaces import NULL

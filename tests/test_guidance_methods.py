@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from lightning_cfg.config import load
-from lightning_cfg.data.mixture import GaussianMixture, fractal
+from lightning_cfg.diffusion.mixture import GaussianMixture, fractal
 from lightning_cfg.diffusion.models import EDM, NoisyClassifier
-from lightning_cfg.diffusion.samplers import ddim, ddpm, euler, heun, karras_levels
+from lightning_cfg.diffusion.noise import karras
+from lightning_cfg.diffusion.samplers import ddim, ddpm, euler, heun
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance import (
     apg,
@@ -31,7 +32,7 @@ from lightning_cfg.guidance import (
     unguided,
 )
 from lightning_cfg.guidance.schedules import constant, cosine, exponential, linear, step
-from lightning_cfg.interfaces import NULL
+from lightning_cfg.interfaces import NULL, as_guided
 from lightning_cfg.nets import MLP, ADMUNet, Linear, SongUNet, UnshuffleUNet
 from lightning_cfg.sampling.guided import guide, with_scale
 from lightning_cfg.sampling.prepared import Counted, ExactClassifier
@@ -185,9 +186,9 @@ def test_the_samples_at_scale_1_are_the_models_own_to_the_last_bit(networks, noi
     x, sigma, c = noisy
     scales = torch.where(torch.arange(40) % 3 == 0, 1.0, 2.5).to(F64)
     guided = guide({**section, "scale": scales}, networks)
-    if hasattr(guided, "begin_step"):
+    if guided.begin_step is not None:
         guided.begin_step(5, 1.0)
-    if hasattr(guided, "keep_noise"):
+    if guided.keep_noise is not None:
         guided.keep_noise(0.3)
     ones = scales == 1
     assert torch.equal(guided(x, sigma, c)[ones], FOUR(x, sigma, c)[ones])
@@ -218,7 +219,7 @@ def test_schedules_by_hand():
 
 def test_a_schedule_skips_the_pass_where_it_is_1():
     model = Counted(FOUR)
-    levels = karras_levels(STEPS, 0.002, 10.0)
+    levels = karras(STEPS, 0.002, 10.0)
     guided = classifier_free(model, scale=step(scale=2.0, sigma_low=0.1, sigma_high=2.0))
     run(guided)
     inside = ((levels > 0.1) & (levels <= 2.0)).sum().item()
@@ -383,7 +384,8 @@ def test_gfcg_draws_no_graph(noisy):
     for guided in (gfcg(FOUR, watched, scale=2.0), gfcg_autoguidance(FOUR, WEAK, watched)):
         assert not guided(*noisy).requires_grad  # although the classifier's weights ask for it
     assert seen == [False, False]
-    assert classifier_gradient(FOUR, classifier)(*noisy) is not None  # which needs one
+    classifier_gradient(FOUR, watched)(*noisy)
+    assert seen == [False, False, True]  # which needs one
 
 
 def test_gfcg_refuses_what_does_not_go_together():
@@ -409,7 +411,7 @@ def test_a_weak_model_that_is_the_model_changes_nothing():
 
 # The limited interval
 
-LEVELS = karras_levels(STEPS, 0.002, 10.0)[:-1]
+LEVELS = karras(STEPS, 0.002, 10.0)[:-1]
 
 
 @pytest.mark.parametrize("name", ["euler", "heun"])
@@ -528,7 +530,7 @@ def test_apgs_momentum_by_hand():
         assert moving(*at[k]).tolist() == [[expected, expected]]
     with pytest.raises(UserError, match="apg must know the sampler's steps"):
         run(apg(FOUR, scale=2.0, momentum=-0.5), "dopri5")
-    assert not hasattr(apg(FOUR, scale=2.0), "begin_step")  # without it any sampler will do
+    assert as_guided(apg(FOUR, scale=2.0)).begin_step is None  # without it any sampler will do
 
 
 # CFG++
@@ -939,8 +941,8 @@ def test_few_samples_have_both_passes_in_one_batch(learned, noisy, monkeypatch, 
     for most in (scales.TOGETHER, 0):
         monkeypatch.setattr(scales, "TOGETHER", most)
         nets.append(Calls(FOUR if exact else learned))
-        guided = method(nets[-1])
-        if hasattr(guided, "keep_noise"):
+        guided = as_guided(method(nets[-1]))
+        if guided.keep_noise is not None:
             guided.keep_noise(0.3)
         found.append(guided(x, sigma, c))
     assert [net.calls for net in nets] == [1, 2]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.runs import manifest
 
 from lightning_cfg import guidance
 from lightning_cfg.config import load
@@ -42,10 +43,6 @@ FOUR = {
 CFG = {"name": "classifier_free", "scale": 2.0}
 
 
-def manifest(run: Path) -> dict:
-    return json.loads((run / "manifest.json").read_text())
-
-
 def x_of(run: Path) -> torch.Tensor:
     return load_tensors(run / SAMPLES, "x", "c", "seed")["x"]
 
@@ -67,7 +64,7 @@ def test_an_average_of_the_same_run_is_the_weak_model(base, tmp_path):
     run = generate(run_dir=str(tmp_path / "a"), models={"model": base, "weak": weak}, **made)
     told = manifest(run)
     assert told["evaluations"] == {"model": STEPS, "weak": STEPS}
-    assert told["settings"]["own_weights"] == {"weak": 1000}
+    assert told["settings"]["models"] == {"weak": {"weights": 1000}}
 
     main, other = (checkpoints.restore(base, weights=w) for w in ("ema", 1000))
     noise, c, draw = seeded(list(range(8)), (2,), 4)
@@ -77,7 +74,7 @@ def test_an_average_of_the_same_run_is_the_weak_model(base, tmp_path):
     plain = generate(run_dir=str(tmp_path / "b"), models=same, **made)
     assert (x_of(plain) - x_of(run)).abs().max() > 1e-3
     other = {"model": base, "weak": {"path": base, "weights": 100}}
-    with pytest.raises(UserError, match=r"own_weights\.weak: 1000 there, 100 here"):
+    with pytest.raises(UserError, match=r"models\.weak\.weights: 1000 there, 100 here"):
         generate(run_dir=str(run), models=other, **made)
     assert read_set(run).about["model_weights"] == "ema, weak 1000"
 

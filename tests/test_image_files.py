@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_cfg.data.image_files import ImageFolder, ImageZip
+from lightning_cfg.data import ImageFolder, ImageZip
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation import features

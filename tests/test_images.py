@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_cfg.data.images import FILES, MNIST
+from lightning_cfg.data.mnist import FILES, MNIST
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
 from lightning_cfg.nets.convnet import ConvNet

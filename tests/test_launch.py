@@ -111,7 +111,7 @@ def test_runs_of_an_agent_go_by_srun(commands, tmp_path):
     put(commands, "srun", 'printf "srun|%s\\n" "$2" >>log; shift; exec "$@"')
     put(commands, "python", 'printf "python|%s|" "$@" >>log; echo >>log; '
                             '[[ $2 != wandb ]] || /usr/bin/env python train.py seed=1')  # fmt: skip
-    done = called("sweep.sh", "me/it/abc", cwd=tmp_path)
+    done = called("slurm_sweep.sbatch", "me/it/abc", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "log").read_text().splitlines() == [
         "python|-m|python|wandb|python|agent|python|me/it/abc|",
@@ -122,8 +122,8 @@ def test_runs_of_an_agent_go_by_srun(commands, tmp_path):
 
 def test_an_array_runs_a_sweep_without_an_agent(commands, tmp_path, monkeypatch):
     put(commands, "srun", 'printf "%s|" "$@" >log')
-    assert called("sweep.sh", "sweep.yaml", cwd=tmp_path).returncode != 0
+    assert called("slurm_sweep.sbatch", "sweep.yaml", cwd=tmp_path).returncode != 0
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    assert called("sweep.sh", "sweep.yaml", "device=cpu", cwd=tmp_path).returncode == 0
+    assert called("slurm_sweep.sbatch", "sweep.yaml", "device=cpu", cwd=tmp_path).returncode == 0
     words = (tmp_path / "log").read_text()
     assert words == "python|-m|lightning_cfg.sweep|sweep.yaml|--index|3|device=cpu|"

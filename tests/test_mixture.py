@@ -7,9 +7,10 @@ import scipy.stats
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from lightning_cfg.data import Fractal, Mixture, mixture
-from lightning_cfg.data.mixture import GaussianMixture, fractal
+from lightning_cfg.data import Fractal, Mixture
+from lightning_cfg.diffusion import mixture
 from lightning_cfg.diffusion.draws import Draws, keyed
+from lightning_cfg.diffusion.mixture import GaussianMixture, fractal
 from lightning_cfg.interfaces import NULL
 
 F64 = torch.float64

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from lightning_cfg.data import Mixture, Pairs
-from lightning_cfg.data.mixture import GaussianMixture, fractal
 from lightning_cfg.diffusion.draws import Draws
+from lightning_cfg.diffusion.mixture import GaussianMixture, fractal
 from lightning_cfg.diffusion.models import (
     DDPM,
     EDM,
@@ -19,7 +19,7 @@ from lightning_cfg.diffusion.models import (
     linear_beta_sigmas,
     velocity_of,
 )
-from lightning_cfg.diffusion.samplers import integrate
+from lightning_cfg.diffusion.ode import integrate
 from lightning_cfg.diffusion.trajectories import boundary
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
@@ -400,7 +400,8 @@ def test_a_refinement_towards_a_constant_shift_reaches_it(pairs):
     x = torch.rand(50, 2, generator=torch.Generator().manual_seed(9)) - 0.5
     c = torch.arange(50) % 2
     with torch.no_grad():
-        refined = integrate(flow.velocity, x, c, 0.0, 1.0, 1e-5, 1e-5, 1000)
+        limits = {"rtol": 1e-5, "atol": 1e-5, "max_evaluations": 1000}
+        refined = integrate(flow.velocity, x, c, (0.0, 1.0), **limits)[-1]
     torch.testing.assert_close(refined, x + SHIFT, rtol=0, atol=0.03)
 
 
@@ -426,7 +427,8 @@ def test_the_flow_from_noise_to_one_gaussian_is_its_exact_transport():
     )
     flow, x0 = Flow(Exact(gauss, "v")), torch.linspace(-2, 2, 9, dtype=F64)[:, None]
     c = torch.zeros(9, dtype=torch.long)
-    x1 = integrate(flow.velocity, x0, c, 1e-6, 1 - 1e-6, 1e-9, 1e-9, 2000)
+    limits = {"rtol": 1e-9, "atol": 1e-9, "max_evaluations": 2000}
+    x1 = integrate(flow.velocity, x0, c, (1e-6, 1 - 1e-6), **limits)[-1]
     torch.testing.assert_close(x1, 0.3 + 0.4 * x0, rtol=0, atol=1e-5)
 
 

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.config import load
-from lightning_cfg.data.images import quantised, signed
 from lightning_cfg.data.pairs import Pairs
-from lightning_cfg.diffusion.samplers import integrate_in_steps
+from lightning_cfg.diffusion.ode import integrate_in_steps
 from lightning_cfg.errors import UserError
 from lightning_cfg.refinement.neighbours import nearest, nearest_in_class, nearest_in_shards
+from lightning_cfg.refinement.solver import Solver, refined
 from lightning_cfg.refinement.targets import effective, used_once
 from lightning_cfg.runs.names import PAIRS, SAMPLES
-from lightning_cfg.runs.pngs import save_images
+from lightning_cfg.runs.pngs import quantised, save_images, signed
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.pair import Size, pair
-from lightning_cfg.verbs.refine import Solver, refine, refined
+from lightning_cfg.verbs.refine import refine
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -258,12 +258,15 @@ def test_fixed_steps_converge_at_their_order():
     """dx/dt = t x from 1: x(1) = e^(1/2)."""
     x, c = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1).long()
     exact = math.exp(0.5)
+
+    def field(x, t, c):
+        return t[:, None] * x
+
     for order in (1, 2):
         error = [
-            abs(integrate_in_steps(lambda x, t, c: t[:, None] * x, x, c, 0, 1, n, order).item()
-                - exact)
+            abs(integrate_in_steps(field, x, c, 0, 1, steps=n, order=order).item() - exact)
             for n in (20, 40)
-        ]  # fmt: skip
+        ]
         assert math.log2(error[0] / error[1]) == pytest.approx(order, abs=0.15)
 
 

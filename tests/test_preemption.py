@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_ddp import ROOT
-from test_fit import assert_same, fit_as_called
+from helpers import ROOT
+from helpers.killed import fit_as_called
+from helpers.runs import assert_same
 
-from lightning_cfg.config import REQUEUE
+from lightning_cfg.cli import REQUEUE
 from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.checkpoints import LAST, load
 from lightning_cfg.training import preemption
@@ -37,7 +38,7 @@ class Signalled(Diffusion):
 @pytest.fixture
 def config(training) -> dict:
     """A run of 20 steps with dropout, whose checkpoints are far apart."""
-    asked = training(net={"name": "test_fit.Dropping"}, checkpoint_every=50)
+    asked = training(net={"name": "helpers.toys.Dropping"}, checkpoint_every=50)
     asked["learner"]["name"] = f"{HERE}.Signalled"
     return asked
 
@@ -166,7 +167,7 @@ def test_a_run_that_goes_on_keeps_its_wandb_id(call, training, monkeypatch):
 def test_twenty_kills(call, processes, training, tmp_path):
     """At random moments, while checkpoints are written too, which is most of the time here."""
     config = training(
-        net={"name": "test_fit.Dropping"}, checkpoint_every=1, trainer={"max_steps": 4000}
+        net={"name": "helpers.toys.Dropping"}, checkpoint_every=1, trainer={"max_steps": 4000}
     )
     Path("config.yaml").write_text(yaml.safe_dump(config))
     kills, step = 0, 0

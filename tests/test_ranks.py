@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from test_ddp import ROOT, SRUN
-from test_evaluation import HERE as IMAGES
+from helpers import ROOT
+from helpers.processes import SRUN
 from torch import Tensor
 
 from lightning_cfg.config import load
@@ -197,7 +197,7 @@ def test_fewer_samples_than_ranks(together, config):
 
 def test_real_images_are_gone_over_by_the_first_rank_alone(together, training, tmp_path):
     """In a feature space with statistics that are kept: the scores are those of one process."""
-    data = {"name": f"{IMAGES}.Halves"}
+    data = {"name": "helpers.toys.Halves"}
     net = {"name": "ConvNet", "channels": 4}
     learner = {"name": "Classification", "ema_half_life": [50]}
     judge = fit(**training(data=data, net=net, model={"name": "NoisyClassifier"}, learner=learner),

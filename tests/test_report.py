@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_cfg.data.mixture import Mixture
+from lightning_cfg.data import Mixture
 from lightning_cfg.reports import figures
 from lightning_cfg.reports.study import Case, as_html, check_claims, summary, write_report
 from lightning_cfg.runs.tensors import save_tensors

@@ -7,17 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_cfg.data.mixture import GaussianMixture, fractal
+from lightning_cfg.diffusion.mixture import GaussianMixture, fractal
 from lightning_cfg.diffusion.models import EDM, linear_beta_sigmas
+from lightning_cfg.diffusion.noise import karras, linear_betas, noise_levels
+from lightning_cfg.diffusion.ode import integrate
 from lightning_cfg.diffusion.samplers import (
     ddim,
     ddpm,
     dopri5,
     euler,
     heun,
-    integrate,
-    karras_levels,
-    linear_beta_levels,
 )
 from lightning_cfg.errors import UserError
 from lightning_cfg.nets import MLP
@@ -65,7 +64,7 @@ def last(path):
 
 
 def test_the_18_levels_are_edms():
-    levels = karras_levels(18, 0.002, 80)
+    levels = karras(18, 0.002, 80)
     np.testing.assert_allclose(levels[:-1], EDMS["sigmas_18"], rtol=1e-12)
     assert levels[-1] == 0
 
@@ -87,34 +86,32 @@ def test_heun_is_edms():
 
 
 def test_the_limits_and_rho_of_the_levels():
-    levels = karras_levels(5, 0.1, 10, rho=1)
+    levels = karras(5, 0.1, 10, rho=1)
     torch.testing.assert_close(levels, torch.tensor([10, 7.525, 5.05, 2.575, 0.1, 0], dtype=F64))
-    assert karras_levels(5, None, None)[[0, -2]].tolist() == pytest.approx([80, 0.002])
+    assert noise_levels(karras, steps=5)[:-1][::4] == pytest.approx([80, 0.002])
 
 
 def test_1000_levels_with_linear_betas_are_the_ddpms_own():
     sigmas = linear_beta_sigmas()
-    levels = linear_beta_levels(1000, sigmas[0].item(), sigmas[-1].item())
+    levels = linear_betas(1000, sigmas[0].item(), sigmas[-1].item())
     torch.testing.assert_close(levels[:-1], sigmas.flip(0), rtol=1e-12, atol=0)
     assert levels[-1] == 0
 
 
 def test_fewer_levels_with_linear_betas_keep_the_limits_and_step_evenly_in_t():
     sigmas = linear_beta_sigmas()
-    levels = linear_beta_levels(4, sigmas[0].item(), sigmas[-1].item())
+    levels = linear_betas(4, sigmas[0].item(), sigmas[-1].item())
     torch.testing.assert_close(levels[:-1], sigmas[[999, 666, 333, 0]])
-    wide = linear_beta_levels(4, 0.0, math.inf)
+    wide = linear_betas(4, 0.0, math.inf)
     torch.testing.assert_close(wide, levels)
-    narrow = linear_beta_levels(7, 0.02, 80)
+    narrow = linear_betas(7, 0.02, 80)
     torch.testing.assert_close(narrow[[0, -2]], torch.tensor([80, 0.02], dtype=F64))
 
 
-@pytest.mark.parametrize(
-    "levels, steps", [(karras_levels, 1), (karras_levels, 0), (karras_levels, -3)]
-)
+@pytest.mark.parametrize("levels, steps", [(karras, 1), (karras, 0), (karras, -3)])
 def test_too_few_karras_levels_are_refused(levels, steps):
     with pytest.raises(UserError, match=rf"steps must be at least 2, not {steps}"):
-        levels(steps, None, None)
+        levels(steps, 0.002, 80.0)
 
 
 @pytest.mark.parametrize("steps", [-1, 0, 1, 1001])
@@ -133,9 +130,9 @@ def test_a_sampler_yields_the_start_and_every_step(gauss, sampler, evaluations):
     noise, c, draw = seeded(range(3), (1,), 1)
     denoise = Counted(gauss)
     path = list(sampler(denoise, noise, c, *[draw] * (sampler is ddpm), steps=12))
-    levels = karras_levels if sampler in (euler, heun) else linear_beta_levels
+    levels = karras if sampler in (euler, heun) else linear_betas
     sigmas, path = zip(*path, strict=True)
-    assert list(sigmas) == levels(12, None, None).tolist()
+    assert list(sigmas) == noise_levels(levels, steps=12)
     torch.testing.assert_close(path[0], noise * sigmas[0], rtol=0, atol=0)
     assert denoise.evaluations == 3 * evaluations
     assert all(x.shape == noise.shape and x.dtype == F64 for x in path)
@@ -233,7 +230,7 @@ def test_dopri5_is_a_fine_heun(tiny):
 
 def test_ddim_is_euler_along_the_same_levels(tiny):
     noise, c, _ = seeded(range(6), (2,), 2)
-    levels = linear_beta_levels(30, 0.02, 80).tolist()
+    levels = linear_betas(30, 0.02, 80).tolist()
     path = [x := noise * levels[0]]
     for s, t in pairwise(levels):
         D = tiny(x, torch.full((6,), s, dtype=F64), c)
@@ -411,7 +408,8 @@ def test_same_seeds_give_the_same_ancestral_samples_in_any_batch(tiny):
 def test_a_constant_field_shifts_by_itself():
     shift, x = torch.tensor([0.25, -3.0], dtype=F64), torch.randn(5, 2, dtype=F64)
     c = torch.arange(5)
-    end = integrate(lambda x, t, c: shift.expand_as(x), x, c, 0.0, 1.0, 1e-5, 1e-5, 100)
+    limits = {"rtol": 1e-5, "atol": 1e-5, "max_evaluations": 100}
+    end = integrate(lambda x, t, c: shift.expand_as(x), x, c, (0.0, 1.0), **limits)[-1]
     torch.testing.assert_close(end, x + shift, rtol=0, atol=1e-12)
 
 
@@ -420,6 +418,7 @@ def test_a_linear_field_is_integrated_to_its_solution(dtype, tolerance):
     """dx/dt = c J x turns x by the angle c t, and dx/dt = 2 t shifts it by t^2."""
     x = torch.tensor([[1.0, 0.0], [0.5, -2.0], [0.0, 1.0]], dtype=dtype)
     c = torch.tensor([1, 2, 3])
+    limits = {"rtol": tolerance, "atol": tolerance, "max_evaluations": 2000}
     turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=dtype)
 
     def turning(x, t, c):
@@ -429,7 +428,7 @@ def test_a_linear_field_is_integrated_to_its_solution(dtype, tolerance):
         assert (t.shape, t.dtype) == ((3,), dtype)
         return 2 * t[:, None].expand_as(x)
 
-    end = integrate(turning, x, c, 0.0, 1.5, tolerance, tolerance, 2000)
+    end = integrate(turning, x, c, (0.0, 1.5), **limits)[-1]
     angle = 1.5 * c.to(dtype)
     rotation = torch.stack(
         [torch.stack([angle.cos(), -angle.sin()], -1), torch.stack([angle.sin(), angle.cos()], -1)],
@@ -437,7 +436,7 @@ def test_a_linear_field_is_integrated_to_its_solution(dtype, tolerance):
     )
     expected = (rotation @ x[..., None])[..., 0]
     torch.testing.assert_close(end, expected, rtol=0, atol=100 * tolerance)
-    end = integrate(shifting, x, c, 0.0, 1.5, tolerance, tolerance, 2000)
+    end = integrate(shifting, x, c, (0.0, 1.5), **limits)[-1]
     torch.testing.assert_close(end, x + 1.5**2, rtol=0, atol=100 * tolerance)
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_evaluation import HERE, UNET
+from helpers import ROOT
+from helpers.toys import UNET
 
-from lightning_cfg.config import load, main, resolve
+from lightning_cfg.cli import main
+from lightning_cfg.config import load, resolve
 from lightning_cfg.errors import UserError
 from lightning_cfg.reports.sweep import against, axis, shortened
 from lightning_cfg.runs import wandb_run
@@ -22,7 +24,6 @@ from lightning_cfg.verbs import sweep
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
 
-ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "launch").glob("sweep_*.yaml"))
 
 
@@ -30,7 +31,11 @@ FILES = sorted((ROOT / "launch").glob("sweep_*.yaml"))
 def trained(tmp_path_factory, training) -> dict[str, str]:
     """A base model of small images and a judge of them."""
     root = tmp_path_factory.mktemp("trained")
-    small = {"data": {"name": f"{HERE}.Halves"}, "batch_size": 16, "trainer": {"max_steps": 20}}
+    small = {
+        "data": {"name": "helpers.toys.Halves"},
+        "batch_size": 16,
+        "trainer": {"max_steps": 20},
+    }
     base = training(**small, net=UNET)
     judge = training(
         **small, net={"name": "ConvNet", "channels": 4}, model={"name": "NoisyClassifier"},
@@ -52,7 +57,7 @@ def here(tmp_path, monkeypatch, trained) -> Path:
             "guidance": {"name": "classifier_free", "scale": 1.0},
             "sampler": {"name": "heun", "steps": 2},
         }},
-        "data": {"name": f"{HERE}.Halves"},
+        "data": {"name": "helpers.toys.Halves"},
         "features": {"judge": {"name": "classifier", "path": trained["judge"]}},
         "metrics": [{"name": "frechet_features", "allow_few": True}],
         "by_class": False, "device": "cpu",

@@ -244,7 +244,7 @@ def test_manifest_and_config_of_the_run(chain, tmp_path):
     names += [name.replace(".json", ".csv") for name in names]
     assert told["outputs"] == {name: sha256(chain.run / name) for name in names}
     assert told["inputs"] == {
-        **{label: sha256(run / TRAJECTORIES) for label, run in chain.sets.items()},
+        **{f"samples.{label}": sha256(run / TRAJECTORIES) for label, run in chain.sets.items()},
         "classifiers.linear": sha256(chain.linear / LAST),
     }
     again = load(trace, chain.run / "config.yaml", [f"run_dir={tmp_path / 'again'}"])

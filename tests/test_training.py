@@ -1,6 +1,5 @@
 """What a training logs, skips, keeps and how it is made fast."""
 
-import csv
 import functools
 import json
 import math
@@ -12,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_fit import Killed, assert_same, flat
+from helpers.killed import Killed
+from helpers.runs import assert_same, flat, kept, logged
+from helpers.toys import Dots
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -72,24 +73,6 @@ class Known(nn.Module):
         return (level if self.level == "t" else level.log()) + 0 * self.net(y, t, c).sum(1)
 
 
-class Dots:
-    """Images of one bright pixel, its row the class; with `augment_dim` labels on request."""
-
-    shape, num_classes, truth = (1, 8, 8), 2, None
-
-    def __init__(self, *, augment_dim: int = 0, memory: bool = True, held_out: str | None = None):
-        self.augment_dim = augment_dim
-
-    def batch(self, draws: Draws) -> dict[str, Tensor]:
-        i = draws.permuted(16)
-        y = -torch.ones(len(i), *self.shape)
-        y[torch.arange(len(i)), 0, i % 2, i // 2] = 1.0
-        batch = {"y": y, "c": i % 2}
-        if self.augment_dim:
-            batch["augment"] = draws.normal(self.augment_dim)
-        return batch
-
-
 class Conv(nn.Module):
     """One convolution; where it takes augmentation labels, they are its answer."""
 
@@ -103,16 +86,7 @@ class Conv(nn.Module):
         return h if augment is None else h + augment.sum(1)[:, None, None, None]
 
 
-IMAGES = {"data": {"name": "test_training.Dots"}, "net": {"name": "test_training.Conv"}}
-
-
-def logged(run: str) -> list[dict[str, float]]:
-    """The rows of a run's log, without empty cells, of all the calls that it took."""
-    rows = []
-    for file in sorted(Path(run, "logs").glob("version_*/metrics.csv")):
-        with open(file) as opened:
-            rows += [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(opened)]
-    return rows
+IMAGES = {"data": {"name": "helpers.toys.Dots"}, "net": {"name": "test_training.Conv"}}
 
 
 # Steps whose gradient is not finite
@@ -330,10 +304,6 @@ def test_progress_shows_images_and_loss(call, training, monkeypatch):
 
 
 # Checkpoints that are kept
-
-
-def kept(run: str) -> list[int]:
-    return sorted(int(file.stem[5:]) for file in Path(run, "checkpoints").glob("best_*.ckpt"))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_cfg.data.mixture import GaussianMixture
+from lightning_cfg.diffusion.mixture import GaussianMixture
 from lightning_cfg.diffusion.models import NoisyClassifier, linear_beta_sigmas
 from lightning_cfg.diffusion.samplers import heun
 from lightning_cfg.diffusion.trajectories import (

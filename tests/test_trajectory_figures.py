@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from lightning_cfg.data.mixture import Mixture
+from lightning_cfg.data import Mixture
 from lightning_cfg.diffusion.trajectories import time_of
 from lightning_cfg.reports import trajectory_figures as figures
 from lightning_cfg.reports.study import Traced

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from lightning_cfg.config import load
 from lightning_cfg.data import Fractal, ImageZip, Mixture, Pairs
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
+from lightning_cfg.refinement.condition import ByDistance, condition_of
 from lightning_cfg.refinement.targets import balanced
-from lightning_cfg.runs.checkpoints import restore
+from lightning_cfg.runs.checkpoints import LAST, restore
 from lightning_cfg.runs.names import PAIRS, SAMPLES
 from lightning_cfg.runs.pngs import save_images
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
@@ -147,7 +149,7 @@ def test_a_flow_that_knows_the_scale(tmp_path, training, monkeypatch):
     tensors = {**held, "neighbours": torch.arange(400)[:, None], "targets": targets, **rest}
     save_tensors(run / PAIRS, **tensors)
     pairs = Pairs(path=str(run))
-    assert pairs.condition == {"scales": [1.0, 3.0]}
+    assert pairs.condition.scales == [1.0, 3.0]
     assert pairs.num_classes == 2
     batch = pairs.batch(Draws(seed=0, step=0, batch_size=256))
     assert torch.equal(batch["c"], (batch["y"][:, 0] > 0).long())
@@ -182,14 +184,55 @@ def test_a_flow_that_knows_the_distance(samples, mixture, tmp_path, training, ca
     assert (held["bin"][order].diff() >= 0).all()  # quarters by distance
     assert pairs.num_classes == 8
     # fresh samples are put where training put them
-    given = pairs.conditioned(held["x"], held["c"], None)
+    given = pairs.condition.told(held["x"], held["c"], None)
     assert torch.equal(given, held["c"] + 2 * held["bin"])
     flow = flow_on(str(run), tmp_path, training)
     out = refine(flow=flow, samples=samples, run_dir=str(tmp_path / "refined"))
     assert torch.equal(load_tensors(out / SAMPLES, "c")["c"], held["c"])
-    (run / PAIRS).unlink()
+    before = (out / SAMPLES).read_bytes()
+
+    # a checkpoint of before said where its pairs lie
+    old = torch.load(Path(flow, LAST), weights_only=True)
+    old["conditioned"] = {"pairs": str(run / PAIRS), "values": 4}
+    torch.save(old, tmp_path / "old.ckpt")
+    refined = {"flow": str(tmp_path / "old.ckpt"), "samples": samples}
+    out = refine(**refined, run_dir=str(tmp_path / "by_old"))
+    assert (out / SAMPLES).read_bytes() == before
+
+    shutil.rmtree(run)
+    out = refine(flow=flow, samples=samples, run_dir=str(tmp_path / "without"))
+    assert (out / SAMPLES).read_bytes() == before
     with pytest.raises(UserError, match=r"pairs.safetensors"):
-        refine(flow=flow, samples=samples, run_dir=str(tmp_path / "again"))
+        refine(**refined, run_dir=str(tmp_path / "again"))
+
+
+def test_a_flow_that_knows_the_scale_needs_no_pairs(tmp_path, training):
+    sources = [generated(tmp_path / f"s{w}", normal(40, 1) * w, w) for w in (1.0, 3.0)]
+    run = pair(
+        sources=sources, data=LINE, bank=50, k=2, condition="scale", run_dir=str(tmp_path / "pairs")
+    )
+    flow = flow_on(str(run), tmp_path, training)
+    ends = []
+    for name in ("with", "without"):
+        out = refine(flow=flow, samples=sources[1], run_dir=str(tmp_path / name))
+        ends.append((out / SAMPLES).read_bytes())
+        shutil.rmtree(run, ignore_errors=True)
+    assert ends[0] == ends[1]
+
+
+def test_a_condition_keeps_images_as_bytes():
+    """A quarter of the size, and the same distances; points keep all their digits."""
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
+    c = torch.tensor([0, 0, 1, 1])
+    for targets, size in ((pixels.float() / 127.5 - 1, 1), (normal(4, 1, 8, 8), 4)):
+        condition = ByDistance(2, torch.tensor([5.0]), targets, c)
+        state = condition.state()
+        assert state["targets"].element_size() == size
+        again = condition_of(state)
+        assert (again.classes, again.values) == (2, 2)
+        assert torch.equal(again.targets, targets)
+        x = torch.cat([targets[:1], targets[1:2] + 1])  # at distance 0 and 8 of class 0
+        assert again.told(x, torch.tensor([0, 0]), None).tolist() == [0, 2]
 
 
 def test_evaluation_within_fit_is_refused_for_conditions(samples, mixture, tmp_path, training):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from helpers.runs import manifest
 from torch import Tensor
 
 from lightning_cfg.config import load
@@ -31,10 +32,6 @@ CFG = {"name": "classifier_free", "scale": 2.0}
 HEUN = {"name": "heun", "steps": 8}
 NET = {"name": "MLP", "width": 32, "blocks": 1}
 CONF = Path(__file__).parent.parent / "conf"
-
-
-def manifest(run: Path) -> dict:
-    return json.loads((run / "manifest.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +83,12 @@ def test_manifests(chain):
         "sources": {"models.model": chain.base / LAST},
         "fresh": {"models.model": chain.base / LAST},
         "pairs": {"sources.0": chain.sources / SAMPLES},
-        "flow": {"data": chain.pairs / PAIRS},
+        "flow": {"data.path": chain.pairs / PAIRS},
         "refined": {"flow": chain.flow / LAST, "samples": chain.fresh / SAMPLES},
-        "table": {"before": chain.fresh / SAMPLES, "after": chain.refined / SAMPLES},
+        "table": {
+            "samples.before": chain.fresh / SAMPLES,
+            "samples.after": chain.refined / SAMPLES,
+        },
     }
     for name, files in read.items():
         told = manifest(chain.root / name)
@@ -412,7 +412,9 @@ def test_trajectories_are_an_output_of_the_run(chain, tmp_path, capsys):
 
 # The study
 
-study = pytest.importorskip("lightning_cfg.study", reason="the study cannot be imported").study
+study = pytest.importorskip(
+    "lightning_cfg.verbs.study", reason="the study cannot be imported"
+).study
 SMALL = [
     "fits.base.trainer.max_steps=60",
     "fits.classifier.trainer.max_steps=30",

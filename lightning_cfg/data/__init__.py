@@ -1,9 +1,9 @@
-"""Data sets: `shape`, `num_classes`, `truth`, `batch(draws)` for training, `real(split)` points."""
+"""Data sets; what each has to have, and may have, is `interfaces.DataSet`."""
 
 from lightning_cfg.data.cifar import CIFAR10
-from lightning_cfg.data.image_files import ImageFolder, ImageZip
-from lightning_cfg.data.images import MNIST
-from lightning_cfg.data.mixture import Fractal, Mixture
+from lightning_cfg.data.image_zip import ImageFolder, ImageZip
+from lightning_cfg.data.mixtures import Fractal, Mixture
+from lightning_cfg.data.mnist import MNIST
 from lightning_cfg.data.pairs import Pairs
 from lightning_cfg.data.real_or_generated import RealOrGenerated
 

@@ -1,14 +1,13 @@
 """CIFAR-10 as published, read from where torchvision puts it."""
 
-import contextlib
-import io
-import tempfile
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from lightning_cfg.data.images import Images
+from lightning_cfg.config import Place
+from lightning_cfg.data.images import Images, download
 from lightning_cfg.errors import UserError
 
 
@@ -31,7 +30,7 @@ class CIFAR10(Images):
     def __init__(
         self,
         *,
-        root: str = "data",
+        root: Annotated[str, Place] = "data",
         flip: bool = False,
         augment: float = 0.0,
         limit: int | None = None,
@@ -46,7 +45,7 @@ class CIFAR10(Images):
 
         folder, md5 = Path(self.root, FOLDER), _md5()
         if any(not (folder / name).is_file() for name in md5):
-            self._download(folder)
+            download("CIFAR10", folder, md5, FOLDER, lambda to: datasets.CIFAR10(to, download=True))
         for name, published in md5.items():  # the files are pickles: only the published ones
             if not check_integrity(folder / name, published):
                 raise UserError(
@@ -56,24 +55,6 @@ class CIFAR10(Images):
         split = datasets.CIFAR10(self.root, train=train)
         y = torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous()
         return y, torch.tensor(split.targets)
-
-    def _download(self, folder: Path) -> None:
-        """Download beside `folder`'s files and move in whole ones: a kill leaves no half."""
-        from torchvision import datasets
-
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as fresh:
-                with contextlib.redirect_stdout(io.StringIO()):
-                    datasets.CIFAR10(fresh, download=True)
-                for name in _md5():
-                    Path(fresh, FOLDER, name).replace(folder / name)
-        except (OSError, RuntimeError) as error:  # no network, no space, no permission
-            cause = " ".join(str(error).split())
-            raise UserError(
-                f"CIFAR10: {folder} lacks some of {', '.join(_md5())}, "
-                f"and downloading failed: {cause}"
-            ) from error
 
 
 FOLDER = "cifar-10-batches-py"

@@ -7,8 +7,6 @@ images outside any folder have none.
 """
 
 import io
-import json
-import math
 import os
 import struct
 import zipfile
@@ -23,7 +21,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from lightning_cfg.data.images import Images
+from lightning_cfg.data.dataset_json import by_dataset_json, by_folder
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import listing
 
@@ -153,10 +151,14 @@ class Files(ABC):
         """
         json_names = [n for n in self.listing() if PurePosixPath(n).name == "dataset.json"]
         if "dataset.json" in json_names:
-            return self._of_dataset_json(), None
+            try:
+                content = self.read("dataset.json")
+            except UNREADABLE as error:
+                raise self._unreadable("dataset.json", error) from error
+            return by_dataset_json(self.path, self.names, content), None
         if json_names:
             raise UserError(f"{self.path}: {json_names[0]} must lie at the top to be read")
-        return self._of_folders()
+        return by_folder(self.path, self.names)
 
     @cached_property
     def _classes(self) -> tuple[Tensor, int, list[str] | None]:
@@ -171,48 +173,6 @@ class Files(ABC):
                 f"{self.path}: class {absent} of the classes 0 ... {present[-1]} has no image"
             )
         return torch.tensor(classes), len(present), class_names
-
-    def _of_folders(self) -> tuple[list[int] | None, list[str] | None]:
-        tops = [name.split("/")[0] if "/" in name else None for name in self.names]
-        if set(tops) == {None}:
-            return None, None
-        if None in tops:
-            raise UserError(
-                f"{self.path}: {self.names[tops.index(None)]} has no class: there is no "
-                "dataset.json, and it lies in none of the folders"
-            )
-        number = {folder: k for k, folder in enumerate(sorted(set(tops)))}
-        return [number[top] for top in tops], list(number)
-
-    def _of_dataset_json(self) -> list[int] | None:
-        where = f"{self.path}: dataset.json"
-        try:
-            entries = json.loads(self.read("dataset.json"))["labels"]
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f'{where} is not {{"labels": [[file, class], ...]}} or {{"labels": null}}'
-            ) from error
-        except UNREADABLE as error:  # ValueError: not json
-            raise UserError(f"{where} is damaged or not json: {error}") from error
-        if entries is None:
-            return None
-        classes: dict[str, int] = {}
-        try:
-            for name, k in entries:
-                if type(k) is not int or k < 0:
-                    raise UserError(f"{where}: {name} has class {k!r}, not an integer of 0 or more")
-                if classes.setdefault(name, k) != k:
-                    raise UserError(f"{where}: {name} has the classes {classes[name]} and {k}")
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{where}: labels is not a list of [file, class]") from error
-        known = set(self.names)
-        gone = next((name for name in classes if name not in known), None)
-        if gone is not None:
-            raise UserError(f"{where} has a class for {gone}, which is not among the images")
-        bare = next((name for name in self.names if name not in classes), None)
-        if bare is not None:
-            raise UserError(f"{where} has no class for {bare}")
-        return [classes[name] for name in self.names]
 
 
 ENDINGS = (".png", ".jpg", ".jpeg")
@@ -266,77 +226,3 @@ class Folder(Files):
 
     def read(self, name: str) -> bytes:
         return Path(self.path, name).read_bytes()
-
-
-class ImageZip(Images):
-    """Images and their classes in a zip, in the layout described at the top of this file.
-
-    path      the zip with the images to train on, the "bank"
-    held_out  a zip with images that are never trained on, of the same shape and classes
-    flip      mirror each training image with probability 1/2
-    augment   probability of EDM's non-leaking augmentation, 0.12 as they have it; 0: none
-    memory    GiB that a split may take as bytes to be decoded once and kept in each process;
-              a larger one is decoded batch by batch, in threads and without reading ahead
-    limit     only the first so many images of each class are there to train on
-    UserError where a file is absent, damaged, not as described, or unlike the others.
-    """
-
-    _files = Zip
-
-    def __init__(
-        self,
-        *,
-        path: str,
-        held_out: str | None = None,
-        flip: bool = False,
-        augment: float = 0.0,
-        memory: float = 2.0,
-        limit: int | None = None,
-    ):
-        if not memory >= 0:
-            raise UserError(f"data.memory={memory} must be 0 GiB or more")
-        self._training = self._files(path)
-        self._other = None if held_out is None else self._files(held_out)
-        self.path, self.flip, self.memory = self._training.path, flip, memory
-        self.limit = limit
-        self.augmented(augment)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self._training.shape
-
-    @property
-    def num_classes(self) -> int:
-        return self._training.num_classes
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """The folders that are the classes, None where numbers are."""
-        return self._training.class_names
-
-    @cached_property
-    def _bank(self) -> tuple[Tensor | Files, Tensor]:
-        return self._load(self._training)
-
-    @cached_property
-    def _held_out(self) -> tuple[Tensor | Files, Tensor]:
-        ours, other = self._training, self._other
-        if other is None:
-            raise UserError(f"{type(self).__name__}: data.held_out is needed for held-out images")
-        for what in ("shape", "num_classes", "class_names"):
-            if getattr(other, what) != getattr(ours, what):
-                raise UserError(
-                    f"{other.path} has {what.replace('_', ' ')} {getattr(other, what)}, "
-                    f"{ours.path} has {getattr(ours, what)}"
-                )
-        return self._load(other)
-
-    def _load(self, files: Files) -> tuple[Tensor | Files, Tensor]:
-        fits = len(files) * math.prod(files.shape) <= self.memory * 2**30
-        return (files[torch.arange(len(files))] if fits else files), files.c
-
-
-class ImageFolder(ImageZip):
-    """`ImageZip` for a folder: path and held_out are folders."""
-
-    _files = Folder

@@ -1,8 +1,9 @@
-"""What image data sets share, bytes that are turned into [-1, 1] where they are used; MNIST."""
+"""What image data sets share: bytes that are turned into [-1, 1] where they are used."""
 
 import contextlib
 import io
 import tempfile
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from torch import Tensor
 from lightning_cfg.data.augment import AugmentPipe
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
+from lightning_cfg.interfaces import DataSet
+from lightning_cfg.runs.pngs import signed
 
 
-class Images:
+class Images(DataSet):
     """What image data sets share: x = y / 127.5 - 1 in [-1, 1] for bytes y, and two splits.
 
     A subclass has shape (C, H, W), num_classes, and `_load(train=)` or `_bank` and `_held_out`:
@@ -23,27 +26,25 @@ class Images:
     num_classes is 0 and every c is 0.
     """
 
-    truth = None
     flip = False
     pipe: AugmentPipe | None = None
     limit: int | None = None  # images per class that there are to train on; None: all
 
     @cached_property
-    def _bank(self) -> tuple[Tensor, Tensor]:
+    def _bank(self) -> tuple[Any, Tensor]:
         return self._load(train=True)
 
     @cached_property
-    def _held_out(self) -> tuple[Tensor, Tensor]:
+    def _held_out(self) -> tuple[Any, Tensor]:
         return self._load(train=False)
 
-    @property
-    def augment_dim(self) -> int:
-        """How many numbers say how a training image was augmented; 0 where none is."""
-        return 0 if self.pipe is None else self.pipe.labels
+    def _load(self, *, train: bool) -> tuple[Any, Tensor]:
+        raise NotImplementedError
 
     def augmented(self, p: float) -> None:
         """Augment training images with probability p a kind from now on (EDM's is 0.12)."""
         self.pipe = AugmentPipe(p=p) if p else None
+        self.augment_dim = AugmentPipe.labels if p else 0
 
     def to(self, device: torch.device | str) -> None:
         """Keep the training bytes on this device, if they are all in memory."""
@@ -84,10 +85,9 @@ class Images:
         more images than there are.
         """
         name = type(self).__name__
-        splits = {"bank": "_bank", "held_out": "_held_out"}
-        if split not in splits:
+        if split not in ("bank", "held_out"):
             raise UserError(f"{name} has the splits bank and held_out, got {split!r}")
-        y, c = getattr(self, splits[split])
+        y, c = self._bank if split == "bank" else self._held_out
         rows = [(c == k).nonzero()[:, 0] for k in range(max(1, self.num_classes))]
         if split == "bank" and self.limit is not None:
             _at_least(self.limit, rows, f"{name}: data.limit", split)
@@ -114,74 +114,22 @@ def _at_least(asked: int, rows: list[Tensor], what: str, split: str) -> None:
         )
 
 
-class MNIST(Images):
-    """Handwritten digits (LeCun et al. 1998).
+def download(
+    who: str, folder: Path, names: Collection[str], inside: str, fetch: Callable[[str], object]
+) -> None:
+    """Download beside `folder`'s files and move in whole ones: a run that is killed leaves no half.
 
-    60,000 images to train on, the "bank", and 10,000 that are never trained on, "held_out";
-    shape (1, 28, 28), classes 0 ... 9. `limit` leaves only the first so many of each class in the
-    bank. Nothing is read, or downloaded to `root` where it is
-    absent, before the first batch is asked for. UserError where the files are absent and cannot
-    be had, or are damaged.
+    fetch(fresh) puts the files of these names into fresh/inside. UserError where it cannot.
     """
-
-    shape = (1, 28, 28)
-    num_classes = 10
-
-    def __init__(self, *, root: str = "data", limit: int | None = None):
-        self.root, self.limit = root, limit
-
-    def _load(self, *, train: bool) -> tuple[Tensor, Tensor]:
-        """Bytes (N, 1, 28, 28) uint8 and labels (N,) long of one split."""
-        from torchvision import datasets
-
-        raw = Path(self.root, "MNIST", "raw")
-        if any(not (raw / name).is_file() for name in FILES):
-            self._download(raw)
-        try:
-            split = datasets.MNIST(self.root, train=train)
-            y, c = split.data, split.targets
-            whole = y.shape[1:] == self.shape[1:] and len(y) == len(c) > 0
-            whole = whole and bool((torch.bincount(c, minlength=10) > 0).all()) and c.max() < 10
-        except (AssertionError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError):
-            whole = False  # torchvision's answers to a file that is cut off or is something else
-        if not whole:
-            files = " or ".join(
-                str(raw / name) for name in FILES if name.startswith("t10k") != train
-            )
-            raise UserError(f"MNIST: {files} is damaged; delete it to download it again")
-        return y[:, None].contiguous(), c
-
-    def _download(self, raw: Path) -> None:
-        """Download beside `raw` and move in whole files: a run that is killed leaves no half."""
-        from torchvision import datasets
-
-        try:
-            raw.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=raw) as fresh:
-                with contextlib.redirect_stdout(io.StringIO()):  # torchvision prints each mirror
-                    datasets.MNIST(fresh, download=True)
-                for name in FILES:
-                    Path(fresh, "MNIST", "raw", name).replace(raw / name)
-        except (OSError, RuntimeError) as error:  # no network, no space, no permission
-            cause = " ".join(str(error).split())
-            raise UserError(
-                f"MNIST: {raw} lacks some of {', '.join(FILES)}, and downloading failed: {cause}"
-            ) from error
-
-
-FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-
-
-def signed(y: Tensor) -> Tensor:
-    """Bytes 0 ... 255 as float32 in [-1, 1]."""
-    return y.float() / 127.5 - 1
-
-
-def quantised(x: Tensor) -> Tensor:
-    """Images in [-1, 1] as bytes: x * 127.5 + 128, clipped to 0 ... 255 and cut (as EDM's are)."""
-    return (x * 127.5 + 128).clip(0, 255).to(torch.uint8)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as fresh:
+            with contextlib.redirect_stdout(io.StringIO()):  # torchvision prints each mirror
+                fetch(fresh)
+            for name in names:
+                Path(fresh, inside, name).replace(folder / name)
+    except (OSError, RuntimeError) as error:  # no network, no space, no permission
+        cause = " ".join(str(error).split())
+        raise UserError(
+            f"{who}: {folder} lacks some of {', '.join(names)}, and downloading failed: {cause}"
+        ) from error

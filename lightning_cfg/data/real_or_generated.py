@@ -5,16 +5,19 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import Data, build
-from lightning_cfg.data.images import quantised, signed
+from lightning_cfg.config import Data
+from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
+from lightning_cfg.interfaces import DataSet
 from lightning_cfg.runs.files import output_of
+from lightning_cfg.runs.inputs import SampleFile
 from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.runs.pngs import quantised, signed
 from lightning_cfg.runs.tensors import load_tensors
 
 
-class RealOrGenerated:
+class RealOrGenerated(DataSet):
     """Class 1, real points as they are trained on; class 0, generated samples; half of each.
 
     With learner Classification and model NoisyClassifier that is the discriminator of Kim et al.
@@ -25,12 +28,11 @@ class RealOrGenerated:
     UserError where the samples have another shape than the points.
     """
 
-    truth = None
     num_classes = 2
 
-    def __init__(self, *, real: Data, path: str):
-        self.points = build("lightning_cfg.data", real)
-        if getattr(self.points, "augment_dim", 0):
+    def __init__(self, *, real: Data, path: SampleFile):
+        self.points = build_data(real)
+        if self.points.augment_dim:
             raise UserError("data.real.augment: only real images would be augmented; leave it out")
         self.path = output_of(path, SAMPLES)
         self.shape = tuple(self.points.shape)

@@ -9,13 +9,50 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cfg.diffusion.draws import Draws
+from lightning_cfg.diffusion.noise import ddpm_time, linear_beta_sigmas
 from lightning_cfg.errors import UserError
-from lightning_cfg.interfaces import NULL, Denoiser, Velocity, over
+from lightning_cfg.interfaces import NULL, Denoiser, Model, Net, Velocity, complete, over
 
 __all__ = ["DDPM", "EDM", "Flow", "MisledClassifier", "NoisyClassifier"]  # what a config can name
 
 
-class EDM(nn.Module):
+class OfNet(Model):
+    """A model that is a network and a parametrisation, with label dropout for CFG."""
+
+    def __init__(self, net: nn.Module, label_dropout: float = 0.0):
+        super().__init__()
+        self.net = net = complete(net, Net, f"net {type(net).__name__}")
+        self.label_dropout = label_dropout
+        if label_dropout > 0 and not net.null_class:
+            raise UserError(
+                f"model.label_dropout={label_dropout} needs a network with a null class: "
+                "net.null_class=true, or model.label_dropout=0"
+            )
+
+    @property
+    def class_vectors(self) -> Callable[[Tensor], Tensor] | None:
+        """The network's embedding of classes, (B,) -> (B, d), which it also takes as c."""
+        return self.net.class_vectors
+
+    def run(self, x: Tensor, noise: Tensor, c: Tensor | None, *augment: Tensor) -> Tensor:
+        """The network in its own dtype, its answer in x's: (B, *shape), or (B, classes).
+
+        UserError for another shape, which would be broadcast and trained on without a word.
+        """
+        dtype = next(self.net.parameters()).dtype
+        answer = self.net(x.to(dtype), noise.to(dtype), c, *(a.to(dtype) for a in augment))
+        shape = x.shape
+        if self.classifies:
+            shape = len(x), *((self.num_classes,) if self.num_classes else answer.shape[-1:])
+        if answer.shape != shape:
+            raise UserError(
+                f"net {type(self.net).__name__} answers x of shape {tuple(x.shape)} with shape "
+                f"{tuple(answer.shape)}, and not {tuple(shape)}"
+            )
+        return answer.to(x.dtype)
+
+
+class EDM(OfNet):
     """The preconditioned denoiser of Karras et al. (2022, sec. 5), with label dropout for CFG.
 
     D(x; sigma, c) = c_skip x + c_out F(c_in x; c_noise, c); loss = lambda(sigma) |D - y|^2 with
@@ -33,9 +70,8 @@ class EDM(nn.Module):
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
     ):
-        super().__init__()
-        check_null(net, label_dropout)
-        self.net, self.label_dropout, self.sigma_data = net, label_dropout, sigma_data
+        super().__init__(net, label_dropout)
+        self.augment_dim, self.sigma_data = self.net.augment_dim, sigma_data
         self.P_mean, self.P_std = P_mean, P_std
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
@@ -49,12 +85,8 @@ class EDM(nn.Module):
         c_out = s * sd / (s**2 + sd**2).sqrt()
         c_in = 1 / (s**2 + sd**2).sqrt()
         c_noise = sigma.log() / 4
-        return c_skip * x + c_out * _run(self.net, c_in * x, c_noise, c, augment)
-
-    @property
-    def class_vectors(self) -> Callable[[Tensor], Tensor] | None:
-        """The network's embedding of classes, (B,) -> (B, d), which it also takes as c."""
-        return getattr(self.net, "class_vectors", None)
+        labels = () if augment is None else (augment,)
+        return c_skip * x + c_out * self.run(c_in * x, c_noise, c, *labels)
 
     def loss(self, y: Tensor, c: Tensor, draws: Draws, augment: Tensor | None = None) -> Tensor:
         """Weighted squared error per sample, summed over dimensions, (B,)."""
@@ -66,7 +98,7 @@ class EDM(nn.Module):
         return weight * (D - y).square().flatten(1).sum(1)
 
 
-class DDPM(nn.Module):
+class DDPM(OfNet):
     """Noise prediction over T = 1000 levels with linear betas (Ho et al. 2020), as a denoiser.
 
     D(x; sigma, c) = x - sigma eps(x / sqrt(1 + sigma^2), t(sigma), c), where sigma_t^2 =
@@ -74,11 +106,10 @@ class DDPM(nn.Module):
     """
 
     T = 1000
+    sigmas: Tensor
 
     def __init__(self, net: nn.Module, *, label_dropout: float = 0.1):
-        super().__init__()
-        check_null(net, label_dropout)
-        self.net, self.label_dropout = net, label_dropout
+        super().__init__(net, label_dropout)
         self.register_buffer("sigmas", linear_beta_sigmas(self.T), persistent=False)
         self.sigma_min, self.sigma_max = self.sigmas[0].item(), self.sigmas[-1].item()
 
@@ -86,12 +117,7 @@ class DDPM(nn.Module):
         """D(x, sigma, c): x (B, *shape), sigma (B,), c (B,) -> (B, *shape)."""
         s = over(sigma, x)
         noise = ddpm_time(sigma, self.sigmas) / self.T
-        return x - s * _run(self.net, x / (1 + s**2).sqrt(), noise, c)
-
-    @property
-    def class_vectors(self) -> Callable[[Tensor], Tensor] | None:
-        """The network's embedding of classes, (B,) -> (B, d), which it also takes as c."""
-        return getattr(self.net, "class_vectors", None)
+        return x - s * self.run(x / (1 + s**2).sqrt(), noise, c)
 
     def loss(self, y: Tensor, c: Tensor, draws: Draws) -> Tensor:
         """|eps - n|^2 per sample, summed over dimensions, (B,)."""
@@ -100,25 +126,11 @@ class DDPM(nn.Module):
         s = over(self.sigmas[t], y)
         n = draws.normal(*y.shape[1:]).to(y)
         c = drop_labels(c, self.label_dropout, draws)
-        eps = _run(self.net, (y + s * n) / (1 + s**2).sqrt(), t / self.T, c)
+        eps = self.run((y + s * n) / (1 + s**2).sqrt(), t / self.T, c)
         return (eps - n).square().flatten(1).sum(1)
 
 
-def linear_beta_sigmas(T: int = 1000) -> Tensor:
-    """sigma_t = sqrt((1 - abar_t) / abar_t) for betas from 1e-4 to 0.02, (T,) float64, rising."""
-    abar = (1 - torch.linspace(1e-4, 0.02, T, dtype=torch.float64)).cumprod(0)
-    return ((1 - abar) / abar).sqrt()
-
-
-def ddpm_time(sigma: Tensor, sigmas: Tensor) -> Tensor:
-    """t in [0, T - 1] with sigma_t = sigma, (B,), by interpolation in log sigma."""
-    log, logs = sigma.double().log(), sigmas.log()
-    above = torch.searchsorted(logs, log.contiguous()).clamp(1, len(logs) - 1)
-    low, high = logs[above - 1], logs[above]
-    return (above - 1 + ((log - low) / (high - low)).clamp(0, 1)).to(sigma.dtype)
-
-
-class Flow(nn.Module):
+class Flow(OfNet):
     """Rectified flow from sources x0 to data x1 (Liu et al. 2023): dx/dt = v(x_t, t, c).
 
     x_t = (1 - t) x0 + t x1, regressed on x1 - x0. With noise as x0 it is a base model, with
@@ -127,24 +139,18 @@ class Flow(nn.Module):
     """
 
     sigma_min, sigma_max = 0.002, 500.0  # as a denoiser: t = 1 / (1 + sigma)
+    takes_x0 = True
 
     def __init__(self, net: nn.Module, *, label_dropout: float = 0.0):
-        super().__init__()
-        check_null(net, label_dropout)
-        self.net, self.label_dropout = net, label_dropout
+        super().__init__(net, label_dropout)
 
     def velocity(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """v(x, t, c): x (B, *shape), t (B,), c (B,) -> (B, *shape)."""
-        return _run(self.net, x, t, c)
+        return self.run(x, t, c)
 
     def forward(self, x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
         """The denoiser D(x, sigma, c) of the flow from Gaussian noise."""
         return denoiser_of(self.velocity)(x, sigma, c)
-
-    @property
-    def class_vectors(self) -> Callable[[Tensor], Tensor] | None:
-        """The network's embedding of classes, (B,) -> (B, d), which it also takes as c."""
-        return getattr(self.net, "class_vectors", None)
 
     def loss(self, y: Tensor, c: Tensor, draws: Draws, x0: Tensor | None = None) -> Tensor:
         """|v(x_t, t, c) - (y - x0)|^2 per sample, (B,), t uniform; x0 None: Gaussian noise."""
@@ -156,16 +162,20 @@ class Flow(nn.Module):
         return (v - (y - x0)).square().flatten(1).sum(1)
 
 
-class NoisyClassifier(nn.Module):
+class NoisyClassifier(OfNet):
     """p(c | x; sigma) of the noisy x: logits = net(x / sqrt(1 + sigma^2), t(sigma) / T).
 
     Trained by cross-entropy at the levels of the DDPM, t uniform (Dhariwal & Nichol 2021, sec. 4).
     clean  True trains and reads it at sigma = 0 only: a classifier of finished samples
     """
 
+    classifies = True
+    num_classes = 0  # not known, until it is built for data
+    sigmas: Tensor
+
     def __init__(self, net: nn.Module, *, clean: bool = False):
-        super().__init__()
-        self.net, self.clean = net, clean
+        super().__init__(net)
+        self.clean = clean
         self.register_buffer("sigmas", linear_beta_sigmas(), persistent=False)
         self.sigma_min = 0.0 if clean else self.sigmas[0].item()
         self.sigma_max = 0.0 if clean else self.sigmas[-1].item()
@@ -174,7 +184,7 @@ class NoisyClassifier(nn.Module):
         """Logits: x (B, *shape), sigma (B,) -> (B, classes)."""
         s = over(sigma, x)
         noise = ddpm_time(sigma, self.sigmas) / len(self.sigmas)
-        return _run(self.net, x / (1 + s**2).sqrt(), noise, None)
+        return self.run(x / (1 + s**2).sqrt(), noise, None)
 
     def features(self, x: Tensor) -> Tensor:
         """The network's penultimate layer on clean x, (B, d)."""
@@ -245,24 +255,6 @@ def velocity_of(denoise: Denoiser) -> Velocity:
     return velocity
 
 
-def check_null(net: nn.Module, label_dropout: float) -> None:
-    """UserError if labels are to be dropped for a network that says it has no class "no class"."""
-    if label_dropout > 0 and not getattr(net, "null_class", True):
-        raise UserError(
-            f"model.label_dropout={label_dropout} needs a network with a null class: "
-            "net.null_class=true, or model.label_dropout=0"
-        )
-
-
 def drop_labels(c: Tensor, rate: float, draws: Draws) -> Tensor:
     """Each sample's class becomes NULL with probability `rate` (Ho & Salimans 2021)."""
     return c if rate == 0 else torch.where(draws.uniform().to(c.device) < rate, NULL, c)
-
-
-def _run(
-    net: nn.Module, x: Tensor, noise: Tensor, c: Tensor | None, augment: Tensor | None = None
-) -> Tensor:
-    """The network in its own dtype, its answer in x's."""
-    dtype = next(net.parameters()).dtype
-    extra = () if augment is None else (augment.to(dtype),)
-    return net(x.to(dtype), noise.to(dtype), c, *extra).to(x.dtype)

@@ -4,17 +4,19 @@ import json
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
-from lightning_cfg.config import build
+from lightning_cfg.config import Input, build
+from lightning_cfg.data.build import build_data
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.features import as_space
 from lightning_cfg.evaluation.gather import ALL, Gathered
 from lightning_cfg.evaluation.reference import Real, published
 from lightning_cfg.evaluation.sample_sets import Generated, SampleSet, real_set
 from lightning_cfg.evaluation.scorer import Scorer
+from lightning_cfg.interfaces import check_same
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import output_of, sha256
 from lightning_cfg.runs.ranks import Ranks
@@ -22,6 +24,7 @@ from lightning_cfg.weights.catalogue import ASSETS
 from lightning_cfg.weights.store import find
 
 SPLITS = ("held_out", "bank")
+Piece = tuple[str, dict, SampleSet, Gathered]  # of a set: its label, {draw}, itself, what is kept
 
 
 def scorer_of(
@@ -88,15 +91,15 @@ def statistics_file(path: str) -> Path:
     return output_of(path, "")
 
 
+Statistics = Annotated[str, Input(statistics_file)]  # which counts by its content
+
+
 def judge(path: str | None, side: Real | None, place: torch.device | str) -> Any:
     """The classifier of clean samples; UserError where the data are none of its."""
     if path is None:
         return None
     reader = checkpoints.restore(path)
-    for what in ("shape", "num_classes"):
-        own, other = getattr(side.data, what), getattr(reader, what)
-        if own != other:
-            raise UserError(f"classifier {path} has {what} {other}, but the data have {own}")
+    check_same(f"classifier {path}", reader, "the data have", side.data)
     if side.data.num_classes == 0:
         raise UserError(f"classifier {path}: the data have no classes that it could confirm")
     return reader.to(place)
@@ -111,7 +114,7 @@ def real_side(
     content  hashes of the data's files: with others in the same place, they are read again
     """
     section = json.loads(data)
-    data_set = build("lightning_cfg.data", section)
+    data_set = build_data(section)
     return Real(
         data_set,
         section=section,
@@ -156,7 +159,7 @@ def gather_sets(
     scorer: Scorer,
     ranks: Ranks,
     progress: Callable[[int], Any],
-) -> Iterator[tuple[str, dict, SampleSet, Gathered]]:
+) -> Iterator[Piece]:
     """Every set's every draw, gathered by all ranks: (label, {draw}, the samples, all of them)."""
     for label, held in sets.items():
         for draw in range(parts[label]):

@@ -7,20 +7,23 @@ import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from lightning_cfg.config import Input
 from lightning_cfg.data.image_files import THREADS
-from lightning_cfg.data.images import quantised
 from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.interfaces import Features
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import output_of, sha256
+from lightning_cfg.runs.inputs import Checkpoint
+from lightning_cfg.runs.pngs import quantised
 from lightning_cfg.runs.precision import matmul
 from lightning_cfg.weights.store import find
 
@@ -84,14 +87,15 @@ def pixels() -> Features:
     return Space(lambda x: x.flatten(1), {"extractor": "pixels"}, at_once=whole)
 
 
-def classifier(*, path: str) -> Features:
+def classifier(*, path: Checkpoint) -> Features:
     """The penultimate layer of a trained classifier of clean samples.
 
     path  its run directory or checkpoint
     Raises UserError if its network has no such layer (`features`), or for x of another shape.
     """
     model = checkpoints.restore(path)
-    if not hasattr(getattr(model, "net", None), "features"):
+    net = dict(model.named_children()).get("net")
+    if net is None or net.features is None:
         raise UserError(f"{path}: its network has no `features`, as net ConvNet has")
 
     def extract(x: Tensor) -> Tensor:
@@ -100,14 +104,16 @@ def classifier(*, path: str) -> Features:
         return model.features(x)
 
     about = {
-        "extractor": type(model.net).__name__,
+        "extractor": type(net).__name__,
         "layer": "penultimate",
         "weights": sha256(output_of(path, checkpoints.LAST)),
     }
-    return Space(extract, about, net=model, head=getattr(model.net, "head", None))
+    return Space(extract, about, net=model, head=net.head)
 
 
-def inception(*, weights: str | None = None) -> Features:
+def inception(
+    *, weights: Annotated[str | None, Input(partial(find, "inception"))] = None
+) -> Features:
     """Inception-v3's 2048 pooled features, in which FID is taken (Heusel et al. 2017).
 
     torch-fidelity's port of the network and weights of 2015, and of TensorFlow 1's bilinear resize
@@ -147,8 +153,8 @@ def dinov2(
     registers: bool = False,
     tokens: Literal["cls", "patch_mean"] = "cls",
     resize: Literal["torch", "pil"] = "torch",
-    weights: str | None = None,
-    code: str | None = None,
+    weights: Annotated[str | None, Input()] = None,
+    code: Annotated[str | None, Input()] = None,
 ) -> Features:
     """DINOv2's ViT-L/14 (Oquab et al. 2024) on images of 8 bits at 224 x 224, (B, 1024).
 

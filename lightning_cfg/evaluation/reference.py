@@ -118,7 +118,7 @@ class Real:
             whole = {"split": split, "per_class": self.per_class.get(split)}
             if self._content:
                 whole["files"] = self._content
-            elif hasattr(self.data, "rows"):
+            elif self.data.rows is not None:
                 y, rows, c = self.data.rows(split, self.per_class.get(split))
                 whole["images"] = fingerprint({"y": y, "rows": rows, "c": c})
             else:
@@ -129,7 +129,7 @@ class Real:
     @property
     def _identified(self) -> bool:
         """Whether `digest` is the content's, for all together: class by class is not kept."""
-        own = self._content or hasattr(self.data, "rows") or self.data.truth is not None
+        own = self._content or self.data.rows or self.data.truth
         return bool(own) and self.groups == [ALL]
 
     def place(self, split: str, what: str, space: Space) -> Path:

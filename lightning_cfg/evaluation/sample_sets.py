@@ -4,18 +4,18 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from lightning_cfg.config import Input
 from lightning_cfg.data.image_files import Files, Folder, Zip
-from lightning_cfg.data.images import quantised, signed
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.names import SAMPLES
-from lightning_cfg.runs.pngs import drawable
+from lightning_cfg.runs.pngs import drawable, quantised, signed
 from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.tensors import load_samples, load_tensors
 from lightning_cfg.sampling.guided import scale_of
@@ -135,7 +135,7 @@ def generated(*, n: int, seed: int, batch_size: int, **keys: Any) -> Generated:
     """Samples by the keys of the verb `generate`; UserError as it raises them."""
     if n < 1 or batch_size < 1:
         raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
-    about = told({**keys, "own_weights": own_weights(keys["models"])})
+    about = told(keys)
     return Generated(prepare(**keys), torch.arange(seed, seed + n), batch_size, about)
 
 
@@ -163,6 +163,9 @@ def input_of(path: str | Path, inside: str = SAMPLES) -> Path:
     return output_of(path, inside)
 
 
+Samples = Annotated[str, Input(input_of)]  # any of these, which counts by its content
+
+
 def read_set(path: str | Path, data: Any = None, *, as_bytes: bool = True) -> SampleSet:
     """The samples of a run of ours, a sample file, or anyone's folder or zip of PNG or JPEG images.
 
@@ -182,11 +185,8 @@ def read_set(path: str | Path, data: Any = None, *, as_bytes: bool = True) -> Sa
             raise UserError(f"{file} holds no sample")
     else:
         tensors = load_samples(file, data.shape, data.num_classes)
-    x, seeds, told_of = (
-        tensors["x"],
-        tensors["seed"],
-        _of_run(path if path.is_dir() else file.parents[1]),
-    )
+    run = path if path.is_dir() else file.absolute().parents[1]
+    x, seeds, told_of = tensors["x"], tensors["seed"], _of_run(run)
     seeds = f"{int(seeds.min())} ... {int(seeds.max())}"
     about = {"source": str(path), **told_of, "seeds": seeds}
     if drawable(tuple(x.shape[1:])):
@@ -198,14 +198,14 @@ def read_set(path: str | Path, data: Any = None, *, as_bytes: bool = True) -> Sa
                 f"to {x.max():.4g}"
             )
     samples = held(x, tensors["c"], about, seeds=tensors["seed"], as_bytes=as_bytes)
-    samples.scale = _scale_of(path if path.is_dir() else file.parents[1])
+    samples.scale = _scale_of(run)
     return samples
 
 
 def real_set(data: Any, split: str, per_class: int | None) -> SampleSet:
     """Real points of a split of a data set, class after class; UserError as its `real` raises."""
     about = {"source": f"{type(data).__name__}, {split}"}
-    if hasattr(data, "rows"):  # images, which may be too many to be decoded at once
+    if data.rows is not None:  # images, which may be too many to be decoded at once
         y, chosen, c = data.rows(split, per_class)
         return SampleSet(data.shape, c.cpu(), lambda rows: signed(y[chosen[rows]]).cpu(), about)
     y, c = data.real(split, per_class)
@@ -223,7 +223,9 @@ def as_8_bit(x: Tensor) -> Tensor:
 
 def told(settings: dict) -> dict[str, str]:
     """The settings of a generation in the words of a result."""
-    own = (f"{role} {weights}" for role, weights in settings.get("own_weights", {}).items())
+    # older runs say it by itself
+    named = settings.get("own_weights") or own_weights(settings.get("models", {}))
+    own = (f"{role} {weights}" for role, weights in named.items())
     return {
         "sampler": _section(settings["sampler"]),
         "guidance": _section(settings["guidance"]),
@@ -241,10 +243,13 @@ def cost(evaluations: dict[str, float], seconds: float) -> dict[str, str]:
 
 def _section(section: dict) -> str:
     """{name: heun, steps: 18} as "heun steps=18"; what is inside, in parentheses."""
+    unsaid = {"name"}
+    if isinstance(section.get("levels"), list):  # beside which the others stand at their defaults
+        unsaid |= {"steps", "points", "rho"}
     numbers = (
         f"{k}=({_section(v)})" if isinstance(v, dict) else f"{k}={v}"
         for k, v in section.items()
-        if k != "name" and v is not None
+        if k not in unsaid and v is not None
     )
     return " ".join([section["name"], *numbers])
 
@@ -264,10 +269,10 @@ def _of_run(run: Path) -> dict[str, str]:
         return {}
     source = _of_run(Path(manifest["free"]["samples"]))
     step = f"refined by dopri5 rtol={settings['rtol']:g} atol={settings['atol']:g}"
-    if "method" in settings:
+    if settings.get("method", "dopri5") != "dopri5":
         step = f"refined by {settings['method']} steps={settings['steps']}"
     for key in ("strength", "scale"):
-        step += f" {key}={settings[key]:g}" if key in settings else ""
+        step += f" {key}={settings[key]:g}" if settings.get(key, 1) != 1 else ""
     sampler = ", ".join(filter(None, [source.get("sampler"), step]))
     about = {**source, "sampler": sampler, "model_weights": str(settings["weights"])}
     if seconds is None or "evaluations" not in source:
@@ -307,9 +312,7 @@ def _classes(files: Files, data: Any) -> Tensor:
     if labels is None:
         return unknown if data is None or data.num_classes else torch.zeros_like(unknown)
     if folders is not None:
-        names = getattr(data, "class_names", None)
-        if names is None:
-            names = [] if data is None else list(map(str, range(data.num_classes)))
+        names = [] if data is None else data.class_names or list(map(str, range(data.num_classes)))
         if not set(folders) <= set(names):
             return unknown
         labels = [names.index(folders[k]) for k in labels]

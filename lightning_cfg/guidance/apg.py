@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from lightning_cfg.guidance.needs import require_null
-from lightning_cfg.guidance.scales import Scale, both, scale_at
-from lightning_cfg.interfaces import Denoiser, over
+from lightning_cfg.guidance.scales import Scale, scale_at, two_passes
+from lightning_cfg.interfaces import Denoiser, Guided, expand_like
 
 
 def apg(
@@ -39,7 +39,7 @@ def apg(
     def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
         nonlocal latest
         w = scale_at(scale, sigma)
-        D_c, D_u = both(model, x, sigma, c, True, w != 1)
+        D_c, D_u = two_passes(model, x, sigma, c, True, w != 1)
         if not isinstance(w, Tensor) and w == 1:
             return D_c
         d = D_c - D_u
@@ -48,11 +48,9 @@ def apg(
         latest = d if latest is None else latest
         if norm is not None:
             length = d.flatten(1).norm(dim=1)
-            d = d * over((norm / length).clamp(max=1), d)
+            d = d * expand_like((norm / length).clamp(max=1), d)
         along = (d * D_c).flatten(1).sum(1) / D_c.square().flatten(1).sum(1)
-        parallel = over(along, D_c) * D_c
-        return D_c + over(w - 1, x) * (d - parallel + eta * parallel)
+        parallel = expand_like(along, D_c) * D_c
+        return D_c + expand_like(w - 1, x) * (d - parallel + eta * parallel)
 
-    if momentum != 0:
-        guided.begin_step = begin_step
-    return guided
+    return guided if momentum == 0 else Guided(guided, begin_step=begin_step)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from lightning_cfg.guidance.scales import Scale, between, pass_where, scale_at
+from lightning_cfg.guidance.scales import Scale, between, evaluate_where, scale_at
 from lightning_cfg.interfaces import Denoiser
 
 
@@ -16,8 +16,8 @@ def autoguidance(model: Denoiser, weak: Denoiser, *, scale: Scale = 2.0) -> Deno
 
     def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
         w = scale_at(scale, sigma)
-        D = pass_where(w != 0, model, x, sigma, c)
-        D_weak = pass_where(w != 1, weak, x, sigma, c)
+        D = evaluate_where(w != 0, model, x, sigma, c)
+        D_weak = evaluate_where(w != 1, weak, x, sigma, c)
         return between(D_weak, D, w)
 
     return guided

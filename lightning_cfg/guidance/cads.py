@@ -1,15 +1,16 @@
 """Condition-annealed diffusion sampling (CADS)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lightning_cfg.diffusion.trajectories import time_of
 from lightning_cfg.errors import UserError
-from lightning_cfg.guidance.composed import Changed, Of, pass_on, tell
+from lightning_cfg.guidance.composed import Changed, Of
 from lightning_cfg.guidance.unguided import unguided
-from lightning_cfg.interfaces import NULL, Denoiser
+from lightning_cfg.interfaces import NULL, Denoiser, Draw, Known, as_guided
 
 
 def cads(
@@ -44,47 +45,66 @@ def cads(
         )
     if noise == 0:
         return of(model)
-    if getattr(model, "class_vectors", None) is None:
+    embed = Known(model).class_vectors
+    if embed is None:
         raise UserError(
             "cads needs a network that embeds classes, whose vectors it makes noisy; models.model "
             "has none"
         )
-    draw: Callable[[], Tensor] | None = None
-    g, n = 1.0, None
-
-    def draw_from(own: "Callable[[], Tensor]") -> None:
-        nonlocal draw, n
-        vector = model.class_vectors(torch.zeros(1, dtype=torch.long, device=own.device))
-        draw, n = own.other("cads", vector.shape[1:]), None
-        tell(within, "draw_from", own)
-
-    def begin_step(i: int, sigma: float) -> None:
-        nonlocal g, n
-        if draw is None:
-            raise UserError("cads draws noise: give it the samples' own by draw_from(Draw)")
-        t = time_of(torch.tensor([sigma])).item()
-        g, n = min(1.0, max(0.0, (tau_2 - t) / (tau_2 - tau_1))), draw()
-        tell(within, "begin_step", i, sigma)
+    condition = _Annealed(embed, noise, tau_1, tau_2, psi)
 
     def annealed(x: Tensor, sigma: Tensor, c: Tensor, rows: Tensor | None = None) -> Tensor:
-        if n is None:
+        return model(x, sigma, condition(c, rows))
+
+    within = as_guided(of(Changed(model, annealed, takes_rows=True)))
+
+    def draw_from(draw: Draw) -> None:
+        condition.draw_from(draw)
+        if within.draw_from is not None:
+            within.draw_from(draw)
+
+    def begin_step(i: int, sigma: float) -> None:
+        condition.begin_step(sigma)
+        if within.begin_step is not None:
+            within.begin_step(i, sigma)
+
+    return replace(within, draw_from=draw_from, begin_step=begin_step)
+
+
+@dataclass
+class _Annealed:
+    """The condition y' of a step, for classes (B,): vectors (B, d), or where g = 1 the classes."""
+
+    embed: Callable[[Tensor], Tensor]
+    noise: float
+    tau_1: float
+    tau_2: float
+    psi: float
+    draw: Draw | None = None
+    g: float = 1.0
+    n: Tensor | None = None
+
+    def draw_from(self, draw: Draw) -> None:
+        vector = self.embed(torch.zeros(1, dtype=torch.long, device=draw.device))
+        self.draw, self.n = draw.other("cads", vector.shape[1:]), None
+
+    def begin_step(self, sigma: float) -> None:
+        if self.draw is None:
+            raise UserError("cads draws noise: give it the samples' own by draw_from(Draw)")
+        t = time_of(torch.tensor([sigma])).item()
+        self.g = min(1.0, max(0.0, (self.tau_2 - t) / (self.tau_2 - self.tau_1)))
+        self.n = self.draw()
+
+    def __call__(self, c: Tensor, rows: Tensor | None) -> Tensor:
+        """y' of those samples of the batch that `rows`, (B,) bool, says c is of; None for all."""
+        if self.n is None:
             raise UserError("cads draws its noise at every step of a sampler, which has none")
-        if g == 1:
-            return model(x, sigma, c)
-        y = model.class_vectors(c)  # (B, d)
-        own = (n if rows is None else n[rows]).to(y)
-        z = g**0.5 * y + noise * (1 - g) ** 0.5 * own
+        if self.g == 1:
+            return c
+        y = self.embed(c)
+        own = (self.n if rows is None else self.n[rows]).to(y)
+        z = self.g**0.5 * y + self.noise * (1 - self.g) ** 0.5 * own
         mean, std = y.mean(1, keepdim=True), y.std(1, keepdim=True)
         rescaled = (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True) * std + mean
-        noisy = psi * rescaled + (1 - psi) * z
-        return model(x, sigma, torch.where(c[:, None] == NULL, y, noisy))
-
-    changed = Changed(model, annealed)
-    changed.takes_rows = True
-    within = of(changed)
-
-    def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
-        return within(x, sigma, c)
-
-    guided.begin_step, guided.draw_from = begin_step, draw_from
-    return pass_on(guided, within)
+        noisy = self.psi * rescaled + (1 - self.psi) * z
+        return torch.where(c[:, None] == NULL, y, noisy)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.needs import require_null
-from lightning_cfg.guidance.scales import Scale, between, both, scale_at
-from lightning_cfg.interfaces import Denoiser
+from lightning_cfg.guidance.scales import Scale, between, scale_at, two_passes
+from lightning_cfg.interfaces import Denoiser, Guided
 
 
 def cfg_plus_plus(
@@ -40,8 +40,7 @@ def cfg_plus_plus(
             raise UserError("cfg_plus_plus is for the steps of a sampler, which has not begun one")
         w, unguided = scale_at(scale, sigma), float(base == "conditional")
         w = unguided + (w - unguided) / (1 - kept)
-        D_c, D_u = both(model, x, sigma, c, w != 0, w != 1)
+        D_c, D_u = two_passes(model, x, sigma, c, w != 0, w != 1)
         return between(D_u, D_c, w)
 
-    guided.keep_noise = keep_noise
-    return guided
+    return Guided(guided, keep_noise=keep_noise)

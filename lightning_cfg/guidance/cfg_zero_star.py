@@ -5,8 +5,8 @@ from torch import Tensor
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.needs import require_null
-from lightning_cfg.guidance.scales import Scale, between, both, pass_where, scale_at
-from lightning_cfg.interfaces import Denoiser, over
+from lightning_cfg.guidance.scales import Scale, between, evaluate_where, scale_at, two_passes
+from lightning_cfg.interfaces import Denoiser, Guided, expand_like
 
 
 def cfg_zero_star(model: Denoiser, *, scale: Scale = 2.0, zero_steps: int = 1) -> Denoiser:
@@ -34,14 +34,12 @@ def cfg_zero_star(model: Denoiser, *, scale: Scale = 2.0, zero_steps: int = 1) -
         if zero is None:
             raise UserError("cfg_zero_star with zero_steps is for a sampler with steps")
         w = scale_at(scale, sigma)
-        x_t = over(1 / (1 + sigma), x) * x
+        x_t = expand_like(1 / (1 + sigma), x) * x
         if zero:
-            return between(x_t, pass_where(w == 1, model, x, sigma, c), 1.0 * (w == 1))
-        D_c, D_u = both(model, x, sigma, c, True, w != 1)
+            return between(x_t, evaluate_where(w == 1, model, x, sigma, c), 1.0 * (w == 1))
+        D_c, D_u = two_passes(model, x, sigma, c, True, w != 1)
         v_c, v_u = (D_c - x_t).flatten(1), (D_u - x_t).flatten(1)  # times 1 - t, which cancels
         s = (v_c * v_u).sum(1) / v_u.square().sum(1).clamp(min=torch.finfo(v_u.dtype).tiny)
-        return between(x_t + over(s, x) * (D_u - x_t), D_c, w)
+        return between(x_t + expand_like(s, x) * (D_u - x_t), D_c, w)
 
-    if zero_steps:
-        guided.begin_step = begin_step
-    return guided
+    return Guided(guided, begin_step=begin_step) if zero_steps else guided

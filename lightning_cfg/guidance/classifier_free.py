@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lightning_cfg.guidance.needs import require_null
-from lightning_cfg.guidance.scales import Scale, between, both, scale_at
+from lightning_cfg.guidance.scales import Scale, between, scale_at, two_passes
 from lightning_cfg.interfaces import Denoiser
 
 
@@ -18,7 +18,7 @@ def classifier_free(model: Denoiser, *, scale: Scale = 1.0) -> Denoiser:
 
     def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
         w = scale_at(scale, sigma)
-        D_c, D_u = both(model, x, sigma, c, w != 0, w != 1)
+        D_c, D_u = two_passes(model, x, sigma, c, w != 0, w != 1)
         return between(D_u, D_c, w)
 
     return guided

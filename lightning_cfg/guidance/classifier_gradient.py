@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.guidance.needs import require_classes, require_null
-from lightning_cfg.guidance.scales import Scale, pass_where, scale_at
-from lightning_cfg.interfaces import NULL, Classifier, Denoiser, over
+from lightning_cfg.guidance.scales import Scale, evaluate_where, scale_at
+from lightning_cfg.interfaces import NULL, Classifier, Denoiser, expand_like
 
 
 def classifier_gradient(
@@ -40,7 +40,7 @@ def classifier_gradient(
         D = model(x, sigma, torch.full_like(c, NULL) if base == "unconditional" else c)
         if not isinstance(w, Tensor) and w == 0:
             return D
-        weight = over(w * sigma**2, x)
-        return D + weight * pass_where(w != 0, gradient, x, sigma, c)
+        weight = expand_like(w * sigma**2, x)
+        return D + weight * evaluate_where(w != 0, gradient, x, sigma, c)
 
     return guided

@@ -6,44 +6,40 @@ section inside the section: {name: interval, of: {name: classifier_free, scale: 
 """
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Annotated
 
 from torch import Tensor
 
 from lightning_cfg.config import Choice
-from lightning_cfg.interfaces import HOOKS, Denoiser
+from lightning_cfg.interfaces import Denoiser, Guided, Known, as_guided
 
 Of = Annotated[Callable[[Denoiser], Denoiser], Choice("lightning_cfg.guidance")]
 
 
-def pass_on(outer: Denoiser, inner: Denoiser) -> Denoiser:
-    """The outer denoiser, which asks of a sampler also what the inner one does; see `HOOKS`.
+class Changed(Known):
+    """A model with another answer, of which is known what is known of the model.
 
-    A hook that both have is the outer's business: it calls the inner's by `tell`.
-    """
-    for hook in HOOKS:
-        if hasattr(inner, hook) and not hasattr(outer, hook):
-            setattr(outer, hook, getattr(inner, hook))
-    return outer
-
-
-def tell(denoise: Denoiser, hook: str, *what: object) -> None:
-    """Call a hook of a denoiser that has it."""
-    if hasattr(denoise, hook):
-        getattr(denoise, hook)(*what)
-
-
-class Changed:
-    """A model with another answer; everything else is the model's own.
-
-    It answers one pass at a time, since `scales.both` makes no single batch of two for it.
+    It answers one pass at a time, since `scales.two_passes` makes no single batch of two for it.
+    takes_rows  it keeps something of every sample, and is told which ones it gets by `rows` (B,),
+                as is all that is made of it
     """
 
-    def __init__(self, model: Denoiser, answer: Denoiser):
-        self._model, self._answer = model, answer
+    def __init__(self, model: Denoiser, answer: Callable[..., Tensor], *, takes_rows: bool = False):
+        super().__init__(model)
+        self._answer = answer
+        self.takes_rows = takes_rows or (isinstance(model, Changed) and model.takes_rows)
 
     def __call__(self, x: Tensor, sigma: Tensor, c: Tensor, **rows: Tensor) -> Tensor:
         return self._answer(x, sigma, c, **rows)
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._model, name)
+
+def pass_on(outer: Denoiser, inner: Denoiser) -> Guided:
+    """The outer denoiser, which asks of a sampler what the inner one does where it asks nothing.
+
+    As `dataclasses.replace(as_guided(inner), denoise=outer)`, for functions that ask by attributes.
+    """
+    own = as_guided(outer)
+    asked = {f.name: getattr(own, f.name) for f in fields(Guided) if f.name != "denoise"}
+    asked = {name: what for name, what in asked.items() if what != getattr(Guided, name)}
+    return replace(as_guided(inner), denoise=own.denoise, **asked)

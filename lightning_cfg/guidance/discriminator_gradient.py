@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.guidance.composed import Changed, Of
-from lightning_cfg.guidance.scales import Scale, pass_where, scale_at
+from lightning_cfg.guidance.scales import Scale, evaluate_where, scale_at
 from lightning_cfg.guidance.unguided import unguided
-from lightning_cfg.interfaces import Classifier, Denoiser, over
+from lightning_cfg.interfaces import Classifier, Denoiser, expand_like
 
 
 def discriminator_gradient(
@@ -34,6 +34,7 @@ def discriminator_gradient(
         D = model(x, sigma, c, **rows)
         if not isinstance(w, Tensor) and w == 1:
             return D
-        return D + over((w - 1) * sigma**2, x) * pass_where(w != 1, gradient, x, sigma, c)
+        weight = expand_like((w - 1) * sigma**2, x)
+        return D + weight * evaluate_where(w != 1, gradient, x, sigma, c)
 
     return of(Changed(model, corrected))

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.needs import require_classes, require_null
-from lightning_cfg.guidance.scales import Scale, between, both, pass_where, scale_at
-from lightning_cfg.interfaces import NULL, Classifier, Denoiser, over
+from lightning_cfg.guidance.scales import Scale, between, evaluate_where, scale_at, two_passes
+from lightning_cfg.interfaces import NULL, Classifier, Denoiser, Known, expand_like
 
 Reference = Literal["most_confused", "unconditional"]
 Confidence = Literal["pairwise", "complement"]
@@ -55,7 +55,7 @@ def gfcg(
     def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
         w_max = scale_at(scale, sigma)
         w_cfg = 1.0 if combine is None else w_max if cfg_scale is None else cfg_scale
-        D, D_null = both(model, x, sigma, c, True, combine == "additive" and w_cfg != 1)
+        D, D_null = two_passes(model, x, sigma, c, True, combine == "additive" and w_cfg != 1)
         D_w = D
         if not (is_one(w_max) and (combine != "mixed" or is_one(w_cfg))):
             r, u = confusion(classifier, classifier_input, x, sigma, c, D, confidence)
@@ -63,9 +63,9 @@ def gfcg(
             confused, w = u > tau, 1 + (w_max - 1) * u
             w = torch.where(confused, w, w_cfg if combine == "mixed" else 1.0)
             r = torch.where(confused, r, NULL)
-            D_w = between(pass_where(w != 1, model, x, sigma, r), D, w)
+            D_w = between(evaluate_where(w != 1, model, x, sigma, r), D, w)
         if combine == "additive":
-            D_w = D_w if is_one(w_cfg) else D_w + over(w_cfg - 1, x) * (D - D_null)
+            D_w = D_w if is_one(w_cfg) else D_w + expand_like(w_cfg - 1, x) * (D - D_null)
         return D_w
 
     return guided
@@ -95,7 +95,7 @@ def confusion(
 
 def check_input(classifier: Classifier, given: Input, method: str) -> None:
     """UserError if the classifier was trained on clean samples only and is to read noisy ones."""
-    if given == "noisy" and getattr(classifier, "clean", False):
+    if given == "noisy" and Known(classifier).clean:
         raise UserError(
             f"{method} with classifier_input=noisy needs a noisy classifier; this one was trained "
             "with model.clean: true, on samples without noise"

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lightning_cfg.guidance.gfcg import Confidence, Input, Reference, check_input, confusion, is_one
 from lightning_cfg.guidance.needs import require_classes, require_null
-from lightning_cfg.guidance.scales import Scale, between, pass_where, scale_at
+from lightning_cfg.guidance.scales import Scale, between, evaluate_where, scale_at
 from lightning_cfg.interfaces import NULL, Classifier, Denoiser
 
 
@@ -47,6 +47,6 @@ def gfcg_autoguidance(
         r = torch.full_like(c, NULL) if reference == "unconditional" else r
         w = torch.where(u > tau, 1 + (w_max - 1) * u, w_atg)
         r = torch.where(u > tau, r, c)
-        return between(pass_where(w != 1, weak, x, sigma, r), D, w)
+        return between(evaluate_where(w != 1, weak, x, sigma, r), D, w)
 
     return guided

@@ -1,10 +1,12 @@
 """Guidance in a limited interval of noise levels."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.guidance.composed import Of, pass_on, tell
-from lightning_cfg.interfaces import Denoiser
+from lightning_cfg.guidance.composed import Of
+from lightning_cfg.interfaces import Denoiser, as_guided
 
 
 def interval(model: Denoiser, *, of: Of, sigma_low: float, sigma_high: float) -> Denoiser:
@@ -18,17 +20,17 @@ def interval(model: Denoiser, *, of: Of, sigma_low: float, sigma_high: float) ->
         raise UserError(
             f"guidance.sigma_low={sigma_low:g} must be from 0 to below sigma_high={sigma_high:g}"
         )
-    within, inside = of(model), None
+    within, inside = as_guided(of(model)), None
 
     def begin_step(i: int, sigma: float) -> None:
         nonlocal inside
         inside = sigma_low < sigma <= sigma_high
-        tell(within, "begin_step", i, sigma)
+        if within.begin_step is not None:
+            within.begin_step(i, sigma)
 
     def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
         if inside is None:
             raise UserError("interval is switched by a sampler with steps, which has not begun one")
         return within(x, sigma, c) if inside else model(x, sigma, c)
 
-    guided.begin_step = begin_step
-    return pass_on(guided, within)
+    return replace(within, denoise=guided, begin_step=begin_step)

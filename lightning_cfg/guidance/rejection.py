@@ -1,12 +1,14 @@
 """Rejection sampling by a classifier."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.guidance.composed import Of, pass_on
+from lightning_cfg.guidance.composed import Of
 from lightning_cfg.guidance.unguided import unguided
-from lightning_cfg.interfaces import Classifier, Denoiser
+from lightning_cfg.interfaces import Classifier, Denoiser, as_guided
 
 
 def rejection(
@@ -24,8 +26,8 @@ def rejection(
     """
     if candidates < 1:
         raise UserError(f"guidance.candidates={candidates} must be at least 1")
-    within = of(model)
-    if hasattr(within, "candidates"):
+    within = as_guided(of(model))
+    if within.candidates > 1:
         raise UserError("rejection within rejection: name all candidates once, in the outer one")
     if candidates == 1:
         return within
@@ -34,8 +36,4 @@ def rejection(
         logits = classifier(x, torch.zeros(len(x), dtype=x.dtype, device=x.device))
         return logits.log_softmax(1).gather(1, c[:, None])[:, 0]
 
-    def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
-        return within(x, sigma, c)
-
-    guided.candidates, guided.log_p = candidates, log_p
-    return pass_on(guided, within)
+    return replace(within, candidates=candidates, log_p=log_p)

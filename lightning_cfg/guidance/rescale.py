@@ -1,11 +1,13 @@
 """Guidance rescale."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.guidance.composed import Changed, Of, pass_on
-from lightning_cfg.interfaces import Denoiser, over
+from lightning_cfg.guidance.composed import Changed, Of
+from lightning_cfg.interfaces import Denoiser, as_guided, expand_like
 
 
 def rescale(model: Denoiser, *, of: Of, phi: float = 0.7) -> Denoiser:
@@ -28,8 +30,8 @@ def rescale(model: Denoiser, *, of: Of, phi: float = 0.7) -> Denoiser:
         D_c = D if c is labels else D_c
         return D
 
-    within = of(Changed(model, remembered))
-    if hasattr(within, "keep_noise"):
+    within = as_guided(of(Changed(model, remembered)))
+    if within.keep_noise is not None:
         raise UserError(
             "rescale cannot take cfg_plus_plus as `of`: what that returns stands for a whole step "
             "and is no estimate of the clean signal, whose deviation could be compared"
@@ -44,6 +46,6 @@ def rescale(model: Denoiser, *, of: Of, phi: float = 0.7) -> Denoiser:
         D_c = model(x, sigma, c) if D_c is None else D_c
         std_c, std_w = (D.flatten(1).std(1) for D in (D_c, D_w))
         ratio = torch.where(std_w > 0, std_c / std_w, 1.0)
-        return D_w * over(1 + phi * (ratio - 1), x)
+        return D_w * expand_like(1 + phi * (ratio - 1), x)
 
-    return pass_on(guided, within)
+    return replace(within, denoise=guided)

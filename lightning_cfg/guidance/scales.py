@@ -9,11 +9,11 @@ from torch import Tensor
 from lightning_cfg.config import Choice
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.composed import Changed
-from lightning_cfg.interfaces import NULL, Denoiser, over
+from lightning_cfg.interfaces import NULL, Denoiser, expand_like
 
 Schedule = Callable[[Tensor], Tensor]  # sigma (B,) -> w (B,)
 
-TOGETHER = 4  # so many samples at most have their two passes run as one batch; see `both`
+TOGETHER = 4  # so many samples at most have their two passes run as one batch; see `two_passes`
 
 # In a config a number, or a section {name: cosine, scale: 2} of lightning_cfg.guidance.schedules.
 Scale = float | Annotated[Schedule, Choice("lightning_cfg.guidance.schedules")] | Tensor
@@ -32,7 +32,7 @@ def scale_at(scale: Scale, sigma: Tensor) -> float | Tensor:
     return w
 
 
-def pass_where(
+def evaluate_where(
     asked: bool | Tensor, network: Denoiser, x: Tensor, sigma: Tensor, c: Tensor
 ) -> Tensor:
     """network(x, sigma, c) of the samples that are asked for and 0 of the others: (B, *shape).
@@ -47,12 +47,13 @@ def pass_where(
     out = torch.zeros_like(x)
     if asked.any():
         # a network that keeps something of every sample must know which these are
-        rows = {"rows": asked} if getattr(network, "takes_rows", False) else {}
+        told = isinstance(network, Changed) and network.takes_rows
+        rows = {"rows": asked} if told else {}
         out[asked] = network(x[asked], sigma[asked], c[asked], **rows)
     return out
 
 
-def both(
+def two_passes(
     model: Denoiser,
     x: Tensor,
     sigma: Tensor,
@@ -60,7 +61,7 @@ def both(
     conditional: bool | Tensor,
     unconditional: bool | Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """D_c and D_u of the samples that are asked for, as by two calls of `pass_where`.
+    """D_c and D_u of the samples that are asked for, as by two calls of `evaluate_where`.
 
     Up to TOGETHER samples that all need both are one pass of the doubled batch, the same but for
     rounding: at 1 and at 4 samples 0.5 and 0.6 times the time of two with an MLP, 0.7 and 0.9 with
@@ -74,13 +75,13 @@ def both(
     if small and torch.as_tensor(asked).all():
         D = model(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([c, null]))
         return D[: len(x)], D[len(x) :]
-    D_c = pass_where(conditional, model, x, sigma, c)
-    return D_c, pass_where(unconditional, model, x, sigma, null)
+    D_c = evaluate_where(conditional, model, x, sigma, c)
+    return D_c, evaluate_where(unconditional, model, x, sigma, null)
 
 
 def between(D_0: Tensor, D_1: Tensor, w: float | Tensor) -> Tensor:
     """D_0 + w (D_1 - D_0), and D_1 to the last bit where w = 1; w a number or (B,)."""
     if not isinstance(w, Tensor):
         return D_1 if w == 1 else D_0 + w * (D_1 - D_0)
-    w = over(w, D_1)
+    w = expand_like(w, D_1)
     return torch.where(w == 1, D_1, D_0 + w * (D_1 - D_0))

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
+from lightning_cfg.nets.embedding import ClassEmbedding, embedded
+from lightning_cfg.nets.layers import zeroed
 
 GROUPS = 32  # of every normalisation
 
@@ -111,25 +113,32 @@ class Layers(nn.Sequential):
 class DownPath(nn.Module):
     """What the UNet and the encoder share: the embedding of time, the way down, the middle.
 
-    widths  channels per level; heads  of attention per level, 0: none; the last entry: the middle's
+    The parameters are those of ADMUNet. `widths` are the channels per level, `heads` those of
+    attention per level, 0 for none; the last entry is the middle's.
     """
 
     def __init__(
         self,
-        pixels: int,
+        shape: tuple[int, ...],
+        *,
         channels: int,
-        widths: list[int],
-        heads: list[int],
         blocks: int,
+        channel_mult: tuple[int, ...],
+        attention_resolutions: tuple[int, ...],
+        num_heads: int,
+        head_channels: int | None,
         dropout: float,
     ):
         super().__init__()
+        self.check(shape, channels, blocks, channel_mult, num_heads, head_channels, dropout)
+        self.widths = widths = [channels * mult for mult in channel_mult]
+        self.heads = heads = self.heads_of(attention_resolutions, num_heads, head_channels)
         self.channels, embedding = channels, 4 * channels
         self.time_embed = nn.Sequential(
             nn.Linear(channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
         before = widths[0]
-        self.input_blocks = nn.ModuleList([Layers(nn.Conv2d(pixels, before, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([Layers(nn.Conv2d(shape[0], before, 3, padding=1))])
         self.skips = [before]  # channels of what each of them gives
         for i, width in enumerate(widths):
             if i:
@@ -145,6 +154,61 @@ class DownPath(nn.Module):
             *res_attention(before, before, embedding, heads[-1], dropout),
             ResBlock(before, before, embedding, dropout),
         )
+
+    def check(
+        self,
+        shape: tuple[int, ...],
+        channels: int,
+        blocks: int,
+        channel_mult: tuple[int, ...],
+        num_heads: int,
+        head_channels: int | None,
+        dropout: float,
+    ) -> None:
+        """UserError for numbers of which there is no such network."""
+        net, numbers = type(self).__name__, [channels, blocks, num_heads, *channel_mult]
+        numbers += [] if head_channels is None else [head_channels]
+        if not channel_mult or min(numbers) < 1 or not 0 <= dropout < 1:
+            raise UserError(
+                f"{net}: channels, blocks, channel_mult and heads must be positive and dropout in "
+                f"[0, 1), got channels {channels}, blocks {blocks}, channel_mult "
+                f"{list(channel_mult)}, num_heads {num_heads}, head_channels {head_channels}, "
+                f"dropout {dropout}"
+            )
+        if channels % GROUPS:
+            raise UserError(
+                f"{net}: channels must be divisible by {GROUPS}, the groups of its normalisation, "
+                f"got {channels}"
+            )
+        factor = 2 ** (len(channel_mult) - 1)
+        if len(shape) != 3 or shape[1] % factor or shape[2] % factor:
+            raise UserError(
+                f"{net}: {len(channel_mult)} levels (channel_mult) need images of shape (C, H, W) "
+                f"with H and W divisible by {factor}, got {tuple(shape)}"
+            )
+
+    def heads_of(
+        self, attention_resolutions: tuple[int, ...], num_heads: int, head_channels: int | None
+    ) -> list[int]:
+        """Heads of attention per level, 0: none, and of the middle, which always has some."""
+        net, factors = type(self).__name__, [2**i for i in range(len(self.widths))]
+        for factor in attention_resolutions:
+            if factor not in factors:
+                raise UserError(
+                    f"{net}: attention_resolutions are factors of downsampling, not pixels, here "
+                    f"among {', '.join(map(str, factors))}; no level has {factor}"
+                )
+        name = "num_heads" if head_channels is None else "head_channels"
+        by = num_heads if head_channels is None else head_channels
+        attends = [*(factor in attention_resolutions for factor in factors), True]
+        heads = []
+        for width, here in zip([*self.widths, self.widths[-1]], attends, strict=True):
+            if here and width % by:
+                raise UserError(
+                    f"{net}: {name} {by} does not divide {width} channels with attention"
+                )
+            heads.append(0 if not here else num_heads if head_channels is None else width // by)
+        return heads
 
     def embed(self, noise: Tensor, x: Tensor) -> Tensor:
         """noise (B,), dimensionless -> (B, 4 channels) in the dtype of x."""
@@ -199,14 +263,15 @@ class ADMUNet(DownPath):
         dropout: float = 0.1,
         null_class: bool = True,
     ):
-        widths, heads = plan(
-            "ADMUNet", shape, channels, blocks, channel_mult, attention_resolutions,
-            num_heads, head_channels, dropout,
+        super().__init__(
+            shape, channels=channels, blocks=blocks, channel_mult=channel_mult,
+            attention_resolutions=attention_resolutions, num_heads=num_heads,
+            head_channels=head_channels, dropout=dropout,
         )  # fmt: skip
-        super().__init__(shape[0], channels, widths, heads, blocks, dropout)
+        widths, heads = self.widths, self.heads
         self.null_class, embedding = null_class, 4 * channels
         classes = num_classes + null_class
-        self.label_emb = nn.Embedding(classes, embedding) if num_classes else None
+        self.label_emb = ClassEmbedding(classes, embedding) if num_classes else None
         self.output_blocks = nn.ModuleList()
         skips, before = list(self.skips), widths[-1]
         for i, width in reversed(list(enumerate(widths))):
@@ -228,8 +293,7 @@ class ADMUNet(DownPath):
         """x (B, C, H, W), noise (B,) in about [-2, 2], c (B,) long, NULL = -1 (None: all NULL)."""
         embedding = self.embed(noise, x)  # (B, 4 channels)
         if self.label_emb is not None:
-            c = torch.full_like(noise, NULL, dtype=torch.long) if c is None else c
-            embedding = embedding + (c.to(x) if c.is_floating_point() else self.class_vectors(c))
+            embedding = embedding + embedded(c, x, self.class_vectors)
         h, skips = self.descend(x, embedding)
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], 1), embedding)
@@ -242,7 +306,7 @@ class ADMUNet(DownPath):
                 "ADMUNet: null_class=false has no embedding for 'no class' (NULL), which "
                 "label_dropout and guidance without a class need; set net.null_class=true"
             )
-        return self.label_emb(c % self.label_emb.num_embeddings)
+        return self.label_emb(c)
 
 
 class ADMEncoder(DownPath):
@@ -269,17 +333,17 @@ class ADMEncoder(DownPath):
         dropout: float = 0.0,
         pool: Literal["attention", "adaptive"] = "attention",
     ):
-        widths, heads = plan(
-            "ADMEncoder", shape, channels, blocks, channel_mult, attention_resolutions,
-            num_heads, head_channels, dropout,
+        super().__init__(
+            shape, channels=channels, blocks=blocks, channel_mult=channel_mult,
+            attention_resolutions=attention_resolutions, num_heads=num_heads,
+            head_channels=head_channels, dropout=dropout,
         )  # fmt: skip
         if num_classes < 2:
             raise UserError(f"ADMEncoder: a classifier needs 2 classes or more, got {num_classes}")
-        super().__init__(shape[0], channels, widths, heads, blocks, dropout)
-        self.pool, width = pool, widths[-1]
-        positions = shape[1] * shape[2] // 4 ** (len(widths) - 1)
+        self.pool, width = pool, self.widths[-1]
+        positions = shape[1] * shape[2] // 4 ** (len(self.widths) - 1)
         if pool == "attention":
-            head = [AttentionPool(width, positions, heads[-1], num_classes)]
+            head = [AttentionPool(width, positions, self.heads[-1], num_classes)]
         else:
             logits = zeroed(nn.Conv2d(width, num_classes, 1))
             head = [nn.AdaptiveAvgPool2d(1), logits, nn.Flatten()]
@@ -303,58 +367,3 @@ def res_attention(
     """A residual block, and attention after it if there are heads for it."""
     block = ResBlock(channels_in, channels_out, embedding, dropout)
     return [block, AttentionBlock(channels_out, heads)] if heads else [block]
-
-
-def zeroed(layer: nn.Module) -> nn.Module:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
-
-
-def plan(
-    net: str,
-    shape: tuple[int, ...],
-    channels: int,
-    blocks: int,
-    channel_mult: tuple[int, ...],
-    attention_resolutions: tuple[int, ...],
-    num_heads: int,
-    head_channels: int | None,
-    dropout: float,
-) -> tuple[list[int], list[int]]:
-    """Channels per level, and heads of attention per level (0: none) and of the middle."""
-    numbers = [channels, blocks, num_heads, *channel_mult]
-    numbers += [] if head_channels is None else [head_channels]
-    if not channel_mult or min(numbers) < 1 or not 0 <= dropout < 1:
-        raise UserError(
-            f"{net}: channels, blocks, channel_mult and heads must be positive and dropout in "
-            f"[0, 1), got channels {channels}, blocks {blocks}, channel_mult {list(channel_mult)}, "
-            f"num_heads {num_heads}, head_channels {head_channels}, dropout {dropout}"
-        )
-    if channels % GROUPS:
-        raise UserError(
-            f"{net}: channels must be divisible by {GROUPS}, the groups of its normalisation, "
-            f"got {channels}"
-        )
-    factors = [2**i for i in range(len(channel_mult))]
-    if len(shape) != 3 or shape[1] % factors[-1] or shape[2] % factors[-1]:
-        raise UserError(
-            f"{net}: {len(factors)} levels (channel_mult) need images of shape (C, H, W) "
-            f"with H and W divisible by {factors[-1]}, got {tuple(shape)}"
-        )
-    for factor in attention_resolutions:
-        if factor not in factors:
-            raise UserError(
-                f"{net}: attention_resolutions are factors of downsampling, not pixels, here "
-                f"among {', '.join(map(str, factors))}; no level has {factor}"
-            )
-    widths = [channels * mult for mult in channel_mult]
-    name = "num_heads" if head_channels is None else "head_channels"
-    by = num_heads if head_channels is None else head_channels
-    attends = [*(factor in attention_resolutions for factor in factors), True]  # the middle always
-    heads = []
-    for width, here in zip([*widths, widths[-1]], attends, strict=True):
-        if here and width % by:
-            raise UserError(f"{net}: {name} {by} does not divide {width} channels with attention")
-        heads.append(0 if not here else num_heads if head_channels is None else width // by)
-    return widths, heads

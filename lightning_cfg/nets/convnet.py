@@ -1,11 +1,10 @@
 """A small classifier of clean images, and the feature space that comes with it."""
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_cfg.errors import UserError
+from lightning_cfg.nets.layers import group_norm
 
 
 class ConvNet(nn.Module):
@@ -30,11 +29,11 @@ class ConvNet(nn.Module):
         n, m = channels, 2 * channels
         self.body = nn.Sequential(
             nn.PixelUnshuffle(2),
-            nn.Conv2d(4 * shape[0], n, 3, padding=1), norm(n), nn.SiLU(),
-            nn.Conv2d(n, n, 3, padding=1), norm(n), nn.SiLU(),
-            nn.Conv2d(n, m, 3, padding=1, stride=2), norm(m), nn.SiLU(),
-            nn.Conv2d(m, m, 3, padding=1), norm(m), nn.SiLU(),
-            nn.Conv2d(m, m, 3, padding=1, stride=2), norm(m), nn.SiLU(),
+            nn.Conv2d(4 * shape[0], n, 3, padding=1), group_norm(n), nn.SiLU(),
+            nn.Conv2d(n, n, 3, padding=1), group_norm(n), nn.SiLU(),
+            nn.Conv2d(n, m, 3, padding=1, stride=2), group_norm(m), nn.SiLU(),
+            nn.Conv2d(m, m, 3, padding=1), group_norm(m), nn.SiLU(),
+            nn.Conv2d(m, m, 3, padding=1, stride=2), group_norm(m), nn.SiLU(),
         )  # fmt: skip
         self.penultimate = nn.Linear(m, 64)
         self.head = nn.Linear(64, num_classes)
@@ -46,7 +45,3 @@ class ConvNet(nn.Module):
     def forward(self, x: Tensor, noise: Tensor | None = None, c: Tensor | None = None) -> Tensor:
         """Logits of clean x (B, *shape) -> (B, num_classes); `noise` and `c` are ignored."""
         return self.head(self.features(x))
-
-
-def norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(8, channels), channels)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.interfaces import NULL
+from lightning_cfg.nets.embedding import ClassEmbedding, NoiseEmbedding, embedded
 
 
 class MLP(nn.Module):
@@ -20,6 +20,8 @@ class MLP(nn.Module):
     embed_class  False removes the class part
     outputs      numbers per sample when it is not x that is wanted, such as a classifier's logits
     """
+
+    frequencies: Tensor
 
     def __init__(
         self,
@@ -40,7 +42,7 @@ class MLP(nn.Module):
         self.register_buffer("frequencies", fourier_std * torch.randn(d, fourier))
         self.noise_embedding = NoiseEmbedding(width)
         embed_class = embed_class and num_classes > 0
-        self.class_embedding = nn.Embedding(num_classes + 1, width) if embed_class else None
+        self.class_embedding = ClassEmbedding(num_classes + 1, width) if embed_class else None
         self.enter = nn.Linear(d + 2 * fourier, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
         self.leave = nn.Linear(width, math.prod(self.output_shape))
@@ -55,8 +57,7 @@ class MLP(nn.Module):
             x = torch.cat([x, phase.cos(), phase.sin()], 1)
         embedding = self.noise_embedding(noise)
         if self.class_embedding is not None:
-            c = noise.new_full(noise.shape, NULL, dtype=torch.long) if c is None else c
-            embedding = embedding + (c.to(x) if c.is_floating_point() else self.class_vectors(c))
+            embedding = embedding + embedded(c, x, self.class_vectors)
         h = self.enter(x)
         embedding = nn.functional.silu(embedding)
         for block in self.blocks:
@@ -67,8 +68,7 @@ class MLP(nn.Module):
         """Embeddings (B, width) of classes (B,), which `forward` also takes in their place."""
         if self.class_embedding is None:
             raise UserError("MLP: net.embed_class=false, or data without classes, embed no class")
-        # NULL = -1 is the last entry
-        return self.class_embedding(c % self.class_embedding.num_embeddings)
+        return self.class_embedding(c)
 
 
 class Block(nn.Module):
@@ -82,16 +82,3 @@ class Block(nn.Module):
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         inner = self.first(nn.functional.silu(h)) + self.embed(embedding)
         return h + self.second(nn.functional.silu(inner))
-
-
-class NoiseEmbedding(nn.Module):
-    """cos and sin(pi f noise) for 16 geometric frequencies f from 0.25 to 64, and one layer."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.register_buffer("frequencies", 0.25 * 2 ** torch.linspace(0, 8, 16), persistent=False)
-        self.linear = nn.Linear(32, width)
-
-    def forward(self, noise: Tensor) -> Tensor:
-        phase = math.pi * noise[:, None] * self.frequencies
-        return self.linear(torch.cat([phase.cos(), phase.sin()], 1))

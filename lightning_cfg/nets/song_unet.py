@@ -4,6 +4,7 @@ Modules have the names of EDM's own networks, so that published weights fit: see
 """
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_cfg.errors import UserError
+from lightning_cfg.nets.embedding import embedded
 
 HALF = math.sqrt(0.5)  # the sum of two branches of equal variance times this keeps the variance
 
@@ -69,8 +71,7 @@ class SongUNet(nn.Module):
         self.map_augment = linear(augment_dim, mapped, bias=False) if augment_dim else None
         self.map_layer0, self.map_layer1 = linear(mapped, width), linear(width, width)
 
-        def block(before: int, after: int, **options: object) -> Block:
-            return Block(before, after, width, dropout, resample_filter, **options)
+        block = partial(Block, width=width, dropout=dropout, taps=resample_filter)
 
         widths = [channels * mult for mult in channel_mult]
         levels = [(f"{n}x{n}", n, after) for n, after in zip(sizes, widths, strict=True)]
@@ -88,8 +89,7 @@ class SongUNet(nn.Module):
                 self.enc[f"{name}_block{i}"] = block(skips[-1], after, attention=attention)
                 skips.append(after)
 
-        self.dec = nn.ModuleDict()
-        before = skips[-1]
+        self.dec, before = nn.ModuleDict(), skips[-1]
         for name, size, after in reversed(levels):
             if size == sizes[-1]:
                 self.dec[f"{name}_in0"] = block(before, before, attention=True)
@@ -139,9 +139,7 @@ class SongUNet(nn.Module):
     def embed(self, noise: Tensor, c: Tensor | None, augment: Tensor | None) -> Tensor:
         embedding = self.map_noise(noise)
         if self.map_label is not None:
-            c = torch.full_like(noise, -1, dtype=torch.long) if c is None else c
-            vectors = c.to(noise) if c.is_floating_point() else self.class_vectors(c)
-            embedding = embedding + vectors
+            embedding = embedding + embedded(c, noise, self.class_vectors)
         if augment is not None and augment.shape != (len(noise), self.augment_dim):
             raise UserError(
                 f"SongUNet: augmentation labels of shape {tuple(augment.shape)} for a batch of "
@@ -208,6 +206,8 @@ class Conv(nn.Conv2d):
     Weights are uniform with Glorot & Bengio's (2010) variance times gain^2, biases zero.
     """
 
+    resample_filter: Tensor
+
     def __init__(
         self,
         before: int,
@@ -223,10 +223,8 @@ class Conv(nn.Conv2d):
         nn.init.zeros_(self.bias)
         self.resample = resample
         if resample:
-            taps = torch.tensor(taps, dtype=torch.float32)
-            self.register_buffer(
-                "resample_filter", (taps.outer(taps) / taps.sum() ** 2)[None, None]
-            )
+            f = torch.tensor(taps, dtype=torch.float32)
+            self.register_buffer("resample_filter", (f.outer(f) / f.sum() ** 2)[None, None])
 
     def forward(self, x: Tensor) -> Tensor:
         if self.resample:
@@ -256,6 +254,8 @@ class ResidualDown(Conv):
 class Positional(nn.Module):
     """sin and cos of f noise, n / 2 geometric frequencies f from 1 to 1 / 10000; (B,) -> (B, n)."""
 
+    frequencies: Tensor
+
     def __init__(self, n: int):
         super().__init__()
         frequencies = 10000.0 ** -torch.linspace(0, 1, n // 2)
@@ -268,6 +268,8 @@ class Positional(nn.Module):
 
 class Fourier(nn.Module):
     """sin and cos of 2 pi f noise, n / 2 frequencies f ~ N(0, 16^2); noise (B,) -> (B, n)."""
+
+    freqs: Tensor
 
     def __init__(self, n: int):
         super().__init__()

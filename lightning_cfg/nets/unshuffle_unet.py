@@ -1,13 +1,12 @@
 """A small UNet for images on few CPU cores: it works on 2 x 2 blocks of pixels."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.nets.mlp import NoiseEmbedding
+from lightning_cfg.nets.embedding import ClassEmbedding, NoiseEmbedding, embedded
+from lightning_cfg.nets.layers import group_norm, zeroed
 
 
 class Block(nn.Module):
@@ -64,7 +63,7 @@ class UnshuffleUNet(nn.Module):
         pixels, embedding = 4 * shape[0], 2 * channels
 
         self.noise = NoiseEmbedding(embedding)
-        self.classes = nn.Embedding(num_classes + 1, embedding) if num_classes else None
+        self.classes = ClassEmbedding(num_classes + 1, embedding) if num_classes else None
         self.mix = nn.Linear(embedding, embedding)
 
         self.enter = nn.Conv2d(pixels, widths[0], 3, padding=1)
@@ -92,8 +91,7 @@ class UnshuffleUNet(nn.Module):
         """x (B, C, H, W), noise (B,) in about [-2, 2], c (B,) long, NULL = -1 (None: all NULL)."""
         embedding = self.noise(noise.to(x.dtype))  # (B, 2 channels)
         if self.classes is not None:
-            c = torch.full_like(noise, -1, dtype=torch.long) if c is None else c
-            embedding = embedding + (c.to(x) if c.is_floating_point() else self.class_vectors(c))
+            embedding = embedding + embedded(c, x, self.class_vectors)
         embedding = F.silu(self.mix(F.silu(embedding)))
 
         h = self.enter(F.pixel_unshuffle(x, 2))  # (B, channels, H/2, W/2)
@@ -112,17 +110,7 @@ class UnshuffleUNet(nn.Module):
 
     def class_vectors(self, c: Tensor) -> Tensor:
         """Embeddings (B, 2 channels) of classes (B,), which `forward` also takes in their place."""
-        return self.classes(c % (self.num_classes + 1))
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(8, channels), channels)
-
-
-def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
+        return self.classes(c)
 
 
 def check(shape: tuple[int, ...], widths: list[int], blocks: int) -> None:

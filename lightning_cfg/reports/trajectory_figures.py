@@ -42,7 +42,7 @@ def draw(
     sets     {(method, scale, "before", ""): sample file}
     """
     methods = {m: about for m, about in methods.items() if any(m == key[0] for key in traced)}
-    formula = getattr(data_set, "formula", "")
+    formula = data_set.formula
     case = (f", {name}" if name else "") + (f" ({formula})" if formula else "")
     drawn = []
 

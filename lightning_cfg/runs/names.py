@@ -1,5 +1,6 @@
 """Where in a run directory its outputs lie."""
 
+LAST = "checkpoints/last.ckpt"
 SAMPLES = "samples/samples.safetensors"
 TRAJECTORIES = "samples/trajectories.safetensors"
 SHEET = ("figures/samples.png", "figures/samples.pdf")

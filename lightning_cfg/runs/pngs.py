@@ -6,14 +6,24 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_cfg.data.images import quantised
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import write, write_folder
 
 IMAGES = {"folder": "samples/images", "zip": "samples/images.zip"}
+
+
+def signed(y: Tensor) -> Tensor:
+    """Bytes 0 ... 255 as float32 in [-1, 1]."""
+    return y.float() / 127.5 - 1
+
+
+def quantised(x: Tensor) -> Tensor:
+    """Images in [-1, 1] as bytes: x * 127.5 + 128, clipped to 0 ... 255 and cut (as EDM's are)."""
+    return (x * 127.5 + 128).clip(0, 255).to(torch.uint8)
 
 
 def drawable(shape: tuple[int, ...]) -> bool:

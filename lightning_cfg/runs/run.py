@@ -1,19 +1,53 @@
 """Run directories: one run of one verb each, with its config and, once finished, its manifest."""
 
+import functools
 import json
+import shutil
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lightning_cfg import __version__
-from lightning_cfg.config import dump, identity_difference
+from lightning_cfg.config import Data, Identity, checked, dump, identity_difference, identity_of
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import sha256, write_text
 from lightning_cfg.runs.ranks import launched
 
-PLACES = ("root", "path", "held_out", "memory")  # of a data section: where it lies, not what it is
+FORMAT = 2  # of identity.json: 1, which did not say so, wrote by hand what made runs the same
 PACKAGES = ("torch", "lightning", "torchvision", "faiss-gpu", "faiss-cpu", "torchdiffeq", "numpy")
+
+
+Unread = Callable[[dict, str], bool]  # (config, dotted key of an input) -> it is not read
+
+
+def verb(unread: Unread = lambda config, key: False) -> Callable[[Callable], Callable[..., Path]]:
+    """A verb, from its function: its keywords are checked and completed, and it is given its `Run`.
+
+    So it is the same run whether it is called from Python or by a command line.
+    unread  which inputs do not count, since this verb does not read them
+    """
+
+    def decorated(function: Callable) -> Callable[..., Path]:
+        @functools.wraps(function)
+        def called(**config: object) -> Path:
+            config = checked(function, config)
+            return function(Run.of(called, config), **config)
+
+        called.unread = unread
+        return called
+
+    return decorated
+
+
+def identity(verb: Callable, config: dict) -> tuple[Identity, dict[str, str]]:
+    """What a run of the verb is, and the content hashes of what it reads, by dotted key."""
+    own = {key: value for key, value in config.items() if key not in ("run_dir", "force")}
+    found = identity_of(verb, own)
+    files = {k: f for k, f in found.inputs.items() if not verb.unread(config, k)} | found.code
+    return found, {key: content_hash(file) for key, file in files.items()}
 
 
 class Run:
@@ -21,8 +55,11 @@ class Run:
 
     verb      whose run it is
     settings  what its result depends on; another run's settings are refused
-    inputs    {name: file} it reads; they count by content, so a moved file changes nothing
+    inputs    {name: content hash} of what it reads: a moved file changes nothing
     free      settings that may differ between calls and are recorded only
+    usual     settings that are as they are by default, see `config.Identity`
+    force     do again what has finished, also by an older version; once: a run that is cut off then
+              goes on like any other
     Raises UserError if the directory belongs to another run or to something else.
     """
 
@@ -31,17 +68,35 @@ class Run:
         directory: str | Path,
         verb: str,
         settings: dict,
-        inputs: dict[str, Path] | None = None,
+        inputs: dict[str, str] | None = None,
         free: dict | None = None,
+        *,
+        usual: set[str] | frozenset[str] = frozenset(),
+        force: bool = False,
     ):
         self.directory, self.verb, self.free = Path(directory), verb, free or {}
-        self.inputs = {name: sha256(path) for name, path in (inputs or {}).items()}
+        self.inputs = inputs or {}
         # as json gives it back, so that tuples and integer keys compare equal
-        self.identity = json.loads(
-            json.dumps({"verb": verb, "settings": settings, "inputs": self.inputs})
-        )
+        identity = {"format": FORMAT, "verb": verb, "settings": settings, "inputs": self.inputs}
+        self.identity = json.loads(json.dumps(identity))
+        self.again = force and self.manifest is not None
+        self._usual = {f"settings.{key}" for key in usual}
         self._start = time.monotonic()
         self._refuse_another()
+
+    @classmethod
+    def of(cls, verb: Callable, config: dict) -> "Run":
+        """The run of a verb with this config, which has been checked."""
+        found, inputs = identity(verb, config)
+        return cls(
+            config["run_dir"],
+            verb.__name__,
+            found.settings,
+            inputs,
+            found.free,
+            usual=found.usual,
+            force=config.get("force", False),
+        )
 
     @property
     def manifest(self) -> dict | None:
@@ -52,8 +107,8 @@ class Run:
             return None
 
     def finished(self) -> bool:
-        """Whether all its files are there, as they were written."""
-        manifest = self.manifest
+        """Whether all its files are there, as they were written, and none is to be made again."""
+        manifest = None if self.again else self.manifest
         return manifest is not None and all(
             (self.directory / name).exists() and sha256(self.directory / name) == digest
             for name, digest in manifest["outputs"].items()
@@ -75,13 +130,14 @@ class Run:
             **facts,
             "outputs": {str(o.relative_to(self.directory)): sha256(o) for o in outputs},
             "packages": _packages(),
+            "git": checkout(),
         }
         write_text(self.directory / "manifest.json", json.dumps(manifest, indent=1, default=str))
         return manifest
 
     def add(self, *outputs: Path) -> None:
         """Name outputs in the manifest that were made of the others, after the run had finished."""
-        manifest = {**self.manifest, "free": self.free}
+        manifest = {**(self.manifest or {}), "free": self.free}
         manifest["outputs"] |= {str(o.relative_to(self.directory)): sha256(o) for o in outputs}
         write_text(self.directory / "manifest.json", json.dumps(manifest, indent=1, default=str))
 
@@ -93,12 +149,7 @@ class Run:
     def _refuse_another(self) -> None:
         known = self.directory / "identity.json"
         if known.is_file():
-            difference = identity_difference(json.loads(known.read_text()), self.identity)
-            if difference:
-                raise UserError(
-                    f"{self.directory} belongs to another run ({difference}): "
-                    "give another run_dir, or remove it"
-                )
+            self._compare(json.loads(known.read_text()))
         elif launched().rank > 0:
             return  # the first rank may be about to write it, and refuses for all
         elif self.directory.exists() and (
@@ -106,25 +157,60 @@ class Run:
         ):
             raise UserError(f"{self.directory} exists and is no run of ours: give another run_dir")
 
+    def _compare(self, known: dict) -> None:
+        if known.get("format") != FORMAT:
+            older = "an older version" if known.get("format", 1) < FORMAT else "a newer version"
+            if not self.again or known["verb"] != self.verb:
+                raise UserError(
+                    f"{self.directory} was made by {older} of lightning_cfg, which can be read but "
+                    "not gone on with: give another run_dir, or force=true does it again"
+                )
+            return
+        difference = identity_difference(known, self.identity, self._usual)
+        if difference:
+            raise UserError(
+                f"{self.directory} belongs to another run ({difference}): "
+                "give another run_dir, or remove it"
+            )
 
-def content_of(data: dict, data_set: object) -> tuple[dict, dict[str, Path]]:
-    """A data section without the places of its files, and these files, which count by content.
 
-    A data set names its file or folder by `.path`; where it has none, only `root` is left out.
-    """
-    if not hasattr(data_set, "path"):
-        return {k: v for k, v in data.items() if k != "root"}, {}
-    files = {"data": Path(data_set.path)}
-    if data.get("held_out") is not None:
-        files["held_out"] = Path(data["held_out"])
-    return placeless(data), files
+def content_of(data: dict) -> tuple[dict, tuple[str, ...]]:
+    """A `data` section without the places of its files, and the hashes of their content."""
+
+    def known_by(*, data: Data) -> None: ...
+
+    found = identity_of(known_by, {"data": data})
+    return found.settings["data"], tuple(map(content_hash, found.inputs.values()))
 
 
-def placeless(data: dict) -> dict:
-    """A data section, and those inside it, without the places of their files."""
-    return {
-        k: placeless(v) if isinstance(v, dict) else v for k, v in data.items() if k not in PLACES
-    }
+def content_hash(path: Path) -> str:
+    """The hash of a file's or folder's content; of a file that has not changed it is remembered."""
+    if path.is_dir():
+        return sha256(path)
+    facts = path.stat()
+    return _hash_of(path.absolute(), facts.st_size, facts.st_mtime_ns, facts.st_ino)
+
+
+@functools.lru_cache(maxsize=1024)
+def _hash_of(path: Path, *facts: int) -> str:
+    return sha256(path)
+
+
+def checkout() -> dict[str, object] | None:
+    """{commit, clean} of the git checkout that this package, or else the run, lies in."""
+    if shutil.which("git") is None:
+        return None
+    for folder in (Path(__file__).parent, Path.cwd()):
+        git = ("git", "-C", str(folder))
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        if commit.returncode == 0:
+            changed = subprocess.run(
+                [*git, "status", "--porcelain", "--untracked-files=no"],
+                capture_output=True,
+                text=True,
+            )
+            return {"commit": commit.stdout.strip(), "clean": not changed.stdout.strip()}
+    return None
 
 
 def _packages() -> dict[str, str]:

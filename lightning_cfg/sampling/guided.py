@@ -1,18 +1,21 @@
 """A guidance section becomes a guided denoiser; what sections need, and their scale."""
 
 import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lightning_cfg.config import build, resolve
 from lightning_cfg.errors import UserError
-from lightning_cfg.interfaces import Denoiser
+from lightning_cfg.interfaces import Denoiser, Guided, as_guided
+from lightning_cfg.sampling.checked import check_answer
 from lightning_cfg.sampling.sample import sample
 from lightning_cfg.sampling.seeds import seeded
 
 
-def guide(guidance: dict, networks: dict[str, Denoiser]) -> Denoiser:
+def guide(guidance: dict, networks: Mapping[str, Callable[..., Tensor]]) -> Guided:
     """The guided denoiser: a method's positional parameters name the networks it gets.
 
     A section `scale` is a schedule; a section `of` is another method, with the same networks but
@@ -25,7 +28,25 @@ def guide(guidance: dict, networks: dict[str, Denoiser]) -> Denoiser:
     inner = keys.get("of")
     if isinstance(inner, dict):
         keys["of"] = lambda model: guide(inner, {**networks, "model": model})
-    return function(*(networks[role] for role in _own_roles(guidance)), **keys)
+    guided = function(*(networks[role] for role in _own_roles(guidance)), **keys)
+    return _checked(guided, f"guidance {guidance['name']}")
+
+
+def _checked(denoise: Denoiser, name: str) -> Guided:
+    """What a method returned, whose first answer is looked at."""
+    if not callable(denoise):
+        raise UserError(f"{name} returns {type(denoise).__name__}, not a denoiser")
+    guided, first = as_guided(denoise), True
+
+    def checked(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
+        nonlocal first
+        D = guided.denoise(x, sigma, c)
+        if first:
+            check_answer(name, D, x, tuple(x.shape))
+            first = False
+        return D
+
+    return replace(guided, denoise=checked)
 
 
 def with_scale(guidance: dict, scale: float) -> dict | None:
@@ -78,20 +99,18 @@ def check_together(guidance: dict, sampler: dict) -> None:
         if "." in inner["name"]:
             return
         inner = inner.get("of")
-    asks = guide(guidance, {role: _StandIn() for role in _roles(guidance)})
-
-    def denoise(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
-        return x
-
-    for hook in ("begin_step", "keep_noise", "draw_from"):
-        if hasattr(asks, hook):
-            setattr(denoise, hook, getattr(asks, hook))
-    for _ in sample(sampler, denoise, *seeded([0], (1,), 1)):
+    stand_in = _StandIn()
+    asks = guide(guidance, {role: stand_in for role in _roles(guidance)})
+    asks = replace(asks, denoise=stand_in, candidates=1)
+    for _ in sample(sampler, asks, *seeded([0], (1,), 1)):
         pass
 
 
 class _StandIn:
-    """In place of a network that is not there yet: it answers nothing, but embeds classes."""
+    """In place of a network that is not there yet: it answers x, and embeds classes."""
+
+    def __call__(self, x: Tensor, *_: Tensor) -> Tensor:
+        return x
 
     def class_vectors(self, c: Tensor) -> Tensor:
         return torch.zeros(len(c), 1)

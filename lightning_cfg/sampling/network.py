@@ -3,11 +3,14 @@
 from typing import Annotated
 
 from lightning_cfg.config import Verb
+from lightning_cfg.runs.inputs import Checkpoint
 
-Networks = dict[str, str | Annotated[dict, Verb("lightning_cfg.sampling.network", short="path")]]
+Networks = dict[
+    str, Checkpoint | Annotated[dict, Verb("lightning_cfg.sampling.network.network", short="path")]
+]
 
 
-def network(*, path: str, weights: str | int | None = None) -> tuple[str, str | int | None]:
+def network(*, path: Checkpoint, weights: str | int | None = None) -> tuple[str, str | int | None]:
     """The keys of one that is more than a path.
 
     path     a run directory of `fit`, or any checkpoint of it, such as an earlier one
@@ -28,6 +31,7 @@ def told(named: str | dict) -> str:
 
 
 def own_weights(models: dict) -> dict[str, str | int]:
-    """The weights of those networks that name them, by role."""
-    found = {role: path_and_weights(named)[1] for role, named in models.items()}
+    """The weights of those networks that name them, by role; of a run's settings too."""
+    named = {role: network for role, network in models.items() if isinstance(network, dict)}
+    found = {role: network.get("weights") for role, network in named.items()}
     return {role: weights for role, weights in found.items() if weights is not None}

@@ -1,17 +1,22 @@
 """Networks restored and put together: all that seeds need to become samples."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_cfg.config import build, resolve
+from lightning_cfg.config import resolve
+from lightning_cfg.data.build import build_data
+from lightning_cfg.diffusion.noise import SIGMA_MAX, SIGMA_MIN
+from lightning_cfg.diffusion.samplers import Trajectory
 from lightning_cfg.errors import UserError
-from lightning_cfg.interfaces import Denoiser
+from lightning_cfg.interfaces import Denoiser, Known, Model, check_same
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.ranks import launched
+from lightning_cfg.sampling.checked import check_answer
 from lightning_cfg.sampling.guided import check_roles, guide
 from lightning_cfg.sampling.network import Networks, path_and_weights
 from lightning_cfg.sampling.sample import sample
@@ -30,7 +35,7 @@ class Prepared:
     class_label: int | None
     device: torch.device
 
-    def start(self, seeds: Tensor, rows: int = 0) -> tuple[Tensor, Iterator[tuple[float, Tensor]]]:
+    def start(self, seeds: Tensor, rows: int = 0) -> tuple[Tensor, Trajectory]:
         """Classes (B,) and the sampler's steps (sigma, x), whose last x are the samples.
 
         rows  of how many samples, the first, the trajectory is wanted; see `sample`
@@ -60,14 +65,9 @@ def prepare(
     networks = {}
     for role, named_so in models.items():
         path, own = path_and_weights(named_so)
-        net = network(
-            f"models.{role}",
-            path,
-            data,
-            weights if own is None else own,
-            classifies=role in ("classifier", "discriminator"),
-        )
-        networks[role] = Counted(net.to(place))
+        kind = {"classifies": role in ("classifier", "discriminator")}
+        net = network(f"models.{role}", path, data, weights if own is None else own, **kind)
+        networks[role] = Counted(net.to(place), f"models.{role}", **kind)
     shape, classes = _agree(networks)
     if class_label is not None and not 0 <= class_label < max(1, classes):
         raise UserError(f"class_label={class_label} is outside 0 ... {max(1, classes) - 1}")
@@ -76,39 +76,46 @@ def prepare(
     return Prepared(networks, denoise, limited, shape, classes, class_label, place)
 
 
-class Counted:
-    """A network that counts its evaluations, in samples; everything else is the network's own."""
+class Counted(Known):
+    """A network that counts its evaluations, in samples, and whose first answer is looked at.
 
-    def __init__(self, net: nn.Module):
-        self.net, self.evaluations = net, 0
+    role  what it is called in an error, as models.weak; left out, nothing is looked at
+    """
+
+    def __init__(self, net: Callable[..., Tensor], role: str = "", *, classifies: bool = False):
+        super().__init__(net)
+        self.role, self.classifies, self.evaluations = role, classifies, 0
+        self._looked = not role
 
     def __call__(self, x: Tensor, *args: Tensor) -> Tensor:
         self.evaluations += len(x)
-        return self.net(x, *args)
+        out = self.net(x, *args)
+        if not self._looked:
+            shape = (len(x), self.num_classes or 0) if self.classifies else tuple(x.shape)
+            check_answer(self.role, out, x, shape)
+            self._looked = True
+        return out
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.net, name)
 
-
-def within_limits(sampler: dict, model: nn.Module) -> dict:
+def within_limits(sampler: dict, model: Model) -> dict:
     """The sampler section with the model's own noise limits where it names none.
 
-    Raises UserError for limits that the model was not trained for.
+    A list of levels has its own. Raises UserError for what the model was not trained for.
     """
-    out = dict(sampler)
-    takes = inspect.signature(
-        resolve("lightning_cfg.diffusion.samplers", sampler["name"])
-    ).parameters
-    for name, default in (("sigma_min", 0.002), ("sigma_max", 80.0)):
-        if name not in takes:
-            continue
-        own = getattr(model, name)
-        if sampler.get(name) is None:
+    out, low, high = dict(sampler), Known(model).sigma_min, Known(model).sigma_max
+    takes = inspect.signature(resolve("lightning_cfg.diffusion.samplers", sampler["name"]))
+    levels = sampler.get("levels")
+    given = [("levels", s) for s in levels if s != 0] if isinstance(levels, list) else []
+    for name, own, default in (("sigma_min", low, SIGMA_MIN), ("sigma_max", high, SIGMA_MAX)):
+        if sampler.get(name) is not None:
+            given.append((name, sampler[name]))
+        elif name in takes.parameters and not isinstance(levels, list):
             out[name] = own if 0 < own < float("inf") else default
-        elif not model.sigma_min <= sampler[name] <= model.sigma_max:
+    for name, level in given:
+        if not low <= level <= high:
             raise UserError(
-                f"sampler.{name}={sampler[name]} is outside the model's noise levels, "
-                f"{model.sigma_min:.4g} ... {model.sigma_max:.4g}"
+                f"sampler.{name}={level} is outside the model's noise levels, "
+                f"{low:.4g} ... {high:.4g}"
             )
     return out
 
@@ -135,23 +142,25 @@ def network(
     Raises UserError, naming the role, where it is the other, or there is no closed form.
     """
     if path == "exact":
-        truth = None if data is None else build("lightning_cfg.data", data).truth
+        truth = None if data is None else build_data(data).truth
         if truth is None:
             raise UserError(f"{role}: exact needs `data` with a known density, such as Fractal")
         return ExactClassifier(truth) if classifies else truth
     model = checkpoints.restore(path, weights=weights)
     if model.refines:
         raise UserError(f"{role}: {path} refines samples and starts from no noise: use refine")
-    if classifies != (len(inspect.signature(model.forward).parameters) == 2):
+    if classifies != model.classifies:
         is_one = "no classifier" if classifies else "a classifier"
         raise UserError(f"{role} is {is_one}, a {type(model).__name__}")
     return model
 
 
-class ExactClassifier(nn.Module):
+class ExactClassifier(Model):
     """The exact noisy class posterior of a mixture, as a classifier."""
 
-    def __init__(self, truth: nn.Module):
+    classifies = True
+
+    def __init__(self, truth: Any):
         super().__init__()
         self.truth, self.shape, self.num_classes = truth, truth.shape, truth.num_classes
 
@@ -163,14 +172,11 @@ class ExactClassifier(nn.Module):
 def _agree(networks: dict[str, Counted]) -> tuple[tuple[int, ...], int]:
     model = networks["model"]
     for role, net in networks.items():
-        for what in ("shape", "num_classes"):
-            own, other = getattr(model, what), getattr(net, what)
-            if role == "discriminator" and what == "num_classes":
-                if other != 2:
-                    raise UserError(
-                        f"models.discriminator has {other} classes, not the two of generated and "
-                        "real: train it on data RealOrGenerated"
-                    )
-            elif own != other:
-                raise UserError(f"models.{role} has {what} {other}, but models.model has {own}")
+        discriminates = role == "discriminator"
+        check_same(f"models.{role}", net, "models.model has", model, classes=not discriminates)
+        if discriminates and net.num_classes != 2:
+            raise UserError(
+                f"models.discriminator has {net.num_classes} classes, not the two of generated and "
+                "real: train it on data RealOrGenerated"
+            )
     return tuple(model.shape), model.num_classes

@@ -1,15 +1,15 @@
 """One batch of trajectories by the sampler of a section, and the best of several candidates."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lightning_cfg.config import build, resolve
+from lightning_cfg.diffusion.samplers import Trajectory
 from lightning_cfg.errors import UserError
-from lightning_cfg.interfaces import Denoiser
-from lightning_cfg.sampling.seeds import Draw
+from lightning_cfg.interfaces import Denoiser, Draw, as_guided
 
 
 def check_finite(x: Tensor, seeds: Tensor) -> None:
@@ -23,46 +23,46 @@ def check_finite(x: Tensor, seeds: Tensor) -> None:
 
 def sample(
     sampler: dict, denoise: Denoiser, noise: Tensor, c: Tensor, draw: Draw, rows: int = 0
-) -> Iterator[tuple[float, Tensor]]:
+) -> Trajectory:
     """The generator of a sampler section, with the samples' own noise if it is stochastic.
 
     rows  of how many samples, the first, the trajectory is wanted: where several candidates are
           made of each, only these have one
     """
+    guided = as_guided(denoise)
     function = resolve("lightning_cfg.diffusion.samplers", sampler["name"])
     stochastic = "draw" in inspect.signature(function).parameters
 
-    def steps(noise: Tensor, draw: Draw) -> Iterator[tuple[float, Tensor]]:
-        if hasattr(denoise, "draw_from"):
-            denoise.draw_from(draw)
+    def steps(candidate: int) -> Trajectory:
+        """Of the first candidate, the sample that there would be without the others."""
+        own = draw if candidate == 0 else draw.other(f"candidate {candidate}")
+        start = noise if candidate == 0 else own()
+        if guided.draw_from is not None:
+            guided.draw_from(own)
         return build(
-            "lightning_cfg.diffusion.samplers", sampler, denoise, noise, c, *[draw] * stochastic
+            "lightning_cfg.diffusion.samplers", sampler, guided, start, c, *[own] * stochastic
         )
 
-    if hasattr(denoise, "candidates"):
-        return _most_probable(denoise, steps, noise, c, draw, rows)
-    return steps(noise, draw)
+    if guided.log_p is None or guided.candidates == 1:
+        return steps(0)
+    return _most_probable(steps, guided.candidates, guided.log_p, c, rows)
 
 
 def _most_probable(
-    denoise: Denoiser, steps: Callable, noise: Tensor, c: Tensor, draw: Draw, rows: int
-) -> Iterator[tuple[float, Tensor]]:
-    """The trajectory of each sample whose end is the most probable of its candidates.
-
-    The first candidate is the sample that there would be without the others.
-    """
-    path, best = [], None
-    for j in range(denoise.candidates):
-        own = draw if j == 0 else draw.other(f"candidate {j}")
-        new = []
-        for sigma, x in steps(noise if j == 0 else own(), own):
-            new.append((sigma, x[:rows]))
-        log_p = denoise.log_p(x, c)
-        if best is None:
-            path, end, best = new, x, log_p
-            continue
-        better = log_p > best
-        best = torch.where(better, log_p, best)
+    steps: Callable[[int], Trajectory],
+    candidates: int,
+    log_p: Callable[[Tensor, Tensor], Tensor],
+    c: Tensor,
+    rows: int,
+) -> Trajectory:
+    """The trajectory of each sample whose end is the most probable of its candidates."""
+    path, end = _kept(steps(0), rows)
+    best = log_p(end, c)
+    for j in range(1, candidates):
+        new, x = _kept(steps(j), rows)
+        own = log_p(x, c)
+        better = own > best
+        best = torch.where(better, own, best)
         end = _chosen(better, x, end)
         path = [
             (sigma, _chosen(better[:rows], y, x))
@@ -70,6 +70,14 @@ def _most_probable(
         ]
     yield from path[:-1]
     yield path[-1][0], end
+
+
+def _kept(steps: Trajectory, rows: int) -> tuple[list[tuple[float, Tensor]], Tensor]:
+    """The trajectory of the first samples, and the end of all."""
+    path, x = [], torch.empty(0)
+    for sigma, x in steps:
+        path.append((sigma, x[:rows]))
+    return path, x
 
 
 def _chosen(better: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -31,8 +31,11 @@ class Draw:
 
     BLOCK = 32  # draws made at once per sample: part of what a seed means, so never change it
 
-    def __init__(self, generators: list[torch.Generator], shape: tuple[int, ...], device: object):
-        self._generators, self._shape, self.device = generators, tuple(shape), device
+    def __init__(
+        self, generators: list[torch.Generator], shape: tuple[int, ...], device: torch.device | str
+    ):
+        self._generators, self._shape = generators, tuple(shape)
+        self.device = torch.device(device)
         self._left: list[Tensor] = []
 
     def __call__(self) -> Tensor:

@@ -1,161 +1,159 @@
-"""The stages of a study: run directories that are found again by what they are."""
+"""The stages of a study run: each in a directory that is found again by what the stage is."""
 
-import difflib
 import hashlib
+import heapq
 import json
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from lightning_cfg.config import dump
-from lightning_cfg.errors import UserError
-from lightning_cfg.runs.files import sha256, write_text
-from lightning_cfg.runs.names import SHEET, TRAJECTORIES
-from lightning_cfg.runs.pngs import IMAGES
-from lightning_cfg.verbs.fit import fit
-from lightning_cfg.verbs.trace import trace
-
-# What may change without the stage being another one: a longer training goes on where it stopped.
-FREE = {
-    "run_dir", "device", "resume", "trainer", "checkpoint_every", "keep", "keep_by", "log_every",
-    "logger", "grids", "evaluation", "cache", "compile", "channels_last", "matmul_precision",
-    "images",
-}  # fmt: skip
+from lightning_cfg.config import checked, dump
+from lightning_cfg.errors import UserError, did_you_mean
+from lightning_cfg.runs.files import write_text
+from lightning_cfg.runs.run import FORMAT, identity
+from lightning_cfg.studies.graph import Output, Stage
 
 
+@dataclass
 class Stages:
     """The stages of a study, each a run directory named by what it is and depends on.
 
     So a stage is found again as long as its settings and inputs are the same, and a changed
     setting makes a new directory for it and for what depends on it, and for nothing else.
 
-    only  the one stage to run; None: all of them, "": none, they are only looked at
+    verbs   by name
+    only    the one stage to run; None: all of them, "": none, they are only looked at
+    force   do them again
+    places  where the stages that are done lie
+    states  done, ready, or what it waits for, of the stages that were looked at
     """
 
-    def __init__(self, root: Path, seed: int, only: str | None = None):
-        self.root, self.seed, self.only = root, seed, only
-        self.states: dict[str, str] = {}  # of the stages that were looked at
-        self.done: list[dict] = []
-        self.expected = 0
-        self._known: dict[str, Path] = {}  # by verb and settings
-        self._hashes: dict[str, str] = {}  # of the files of the data, which a study reads often
+    root: Path
+    verbs: dict[str, Callable[..., Path]]
+    only: str | None = None
+    force: bool = False
+    places: dict[str, Path] = field(default_factory=dict)
+    states: dict[str, str] = field(default_factory=dict)
+    done: list[dict] = field(default_factory=list)
 
     def claim(self, asked: dict) -> None:
         """Write the study's config.yaml; UserError if the directory is something else's."""
+        known = self.root / "study.json"
         if self.root.exists() and (
-            not self.root.is_dir()
-            or (any(self.root.iterdir()) and not (self.root / "study.json").is_file())
+            not self.root.is_dir() or (any(self.root.iterdir()) and not known.is_file())
         ):
             raise UserError(f"{self.root} exists and is no study: give another run_dir")
-        if self.only is None or not (self.root / "study.json").is_file():
-            write_text(self.root / "study.json", json.dumps({"stages": []}))
+        before = json.loads(known.read_text()) if known.is_file() else {}
+        if before.get("stages") and before.get("format", 1) != FORMAT:
+            told = f"{self.root}: its stages are an older version's, and are done again"
+            print(told, file=sys.stderr)
+        if self.only is None or not before:
+            self._write([])
         write_text(self.root / "config.yaml", "# lightning_cfg.study\n" + dump(asked))
 
-    def run(self, name: str, verb: Callable, settings: dict[str, Any]) -> Path:
-        """Call the verb in its directory, which tells by itself whether it is done."""
-        settings = {"seed": self.seed, **settings}
-        asked = json.dumps([verb.__name__, settings], sort_keys=True, default=list)
-        if asked in self._known:  # by another name: two variants may share their pairs
-            return self._known[asked]
-        self._known[asked] = self._run(name, verb, settings)
-        return self._known[asked]
+    def run(self, stages: dict[str, Stage]) -> None:
+        """Run those that are to be run, each once what it needs is done."""
+        if self.only and self.only not in stages:
+            hint = did_you_mean(self.only, stages, "plan=true prints them")
+            raise UserError(f"stage={self.only} is no stage of this study; {hint}")
+        for i, stage in enumerate(in_order(stages), 1):
+            waits = [name for name in stage.needs if name not in self.places]
+            if waits and stage.name == self.only:
+                raise UserError(
+                    f"stage={stage.name} needs these to be done before: {', '.join(waits)}"
+                )
+            if waits:
+                self.states[stage.name] = f"waits for {', '.join(waits)}"
+            elif self.only in (None, stage.name):
+                print(f"[{1 if self.only else i}/{len(stages)}] {stage.name}", flush=True)
+                self._run(stage)
+            else:
+                self._look(stage)
 
-    def _run(self, name: str, verb: Callable, settings: dict[str, Any]) -> Path:
-        waits = sorted(set(_waited_for(settings)))
-        if waits:
-            if name == self.only:
-                raise UserError(f"stage={name} needs these to be done before: {', '.join(waits)}")
-            self.states[name] = f"waits for {', '.join(waits)}"
-            return Path(WAITING + name)
-        kept = {k: v for k, v in settings.items() if k not in FREE}
-        if kept.get("data") is not None:
-            kept["data"] = self._data(kept["data"])
-        # trajectories are there for `trace` only: more of them leave the other stages as they are,
-        # and pictures are there to be looked at
-        without = (*SHEET, *IMAGES.values())
-        without += () if verb is trace else (TRAJECTORIES,)
-        content = self._content(kept, without)
-        text = json.dumps([verb.__name__, content], sort_keys=True, default=list)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        directory = self.root / "stages" / f"{name.replace(' ', '-')}-{digest}"
+    def _run(self, stage: Stage) -> None:
+        """Call the verb in the stage's directory, which tells by itself whether it is done."""
+        settings, directory = self._found(stage)
         manifest = directory / "manifest.json"
-        if self.only not in (None, name):
-            done = manifest.is_file()
-            if done and verb is fit:  # which may be asked for more steps than it has
-                steps = json.loads(manifest.read_text())["step"]
-                done = steps == settings["trainer"].get("max_steps")
-            self.states[name] = "done" if done else "ready"
-            return directory if done else Path(WAITING + name)
-        print(f"[{len(self.done) + 1}/{self.expected}] {name}", flush=True)
         before = manifest.stat().st_mtime_ns if manifest.is_file() else 0
-        if verb is fit and settings["trainer"].get("devices") in (None, "auto"):
-            settings["trainer"] = {**settings["trainer"], "devices": 1}  # not all that there are
-        verb(**settings, run_dir=str(directory))
-        reused = before != 0 and manifest.stat().st_mtime_ns == before
+        self.verbs[stage.verb](**settings, run_dir=str(directory), force=self.force)
+        self.places[stage.name] = directory
         self.done.append(
             {
-                "name": name,
-                "verb": verb.__name__,
+                "name": stage.name,
+                "verb": stage.verb,
                 "seconds": json.loads(manifest.read_text())["seconds"],
                 "directory": str(directory.relative_to(self.root)),
-                "reused": reused,
-                "hash": digest,
+                "reused": before != 0 and manifest.stat().st_mtime_ns == before,
+                "hash": directory.name.rpartition("-")[2],
             }
         )
-        return directory
 
-    def tell(self) -> None:
-        """Print how the stages stand; UserError where the one that was asked for is none."""
-        if self.only and not self.done:
-            near = difflib.get_close_matches(self.only, self.states, 1)
-            hint = f"did you mean '{near[0]}'?" if near else "plan=true prints them"
-            raise UserError(f"stage={self.only} is no stage of this study; {hint}")
-        if not self.only:
-            for name, state in self.states.items():
-                print(f"{name}: {state}")
+    def _look(self, stage: Stage) -> None:
+        """Whether the stage is done, without running it."""
+        settings, directory = self._found(stage)
+        manifest = directory / "manifest.json"
+        done = manifest.is_file()
+        if done and stage.verb == "fit":  # which may be asked for more steps than it has
+            steps = json.loads(manifest.read_text())["step"]
+            done = steps == settings["trainer"].get("max_steps")
+        self.states[stage.name] = "done" if done else "ready"
+        if done:
+            self.places[stage.name] = directory
+
+    def _found(self, stage: Stage) -> tuple[dict, Path]:
+        """The stage's keys with directories in the place of stages; the directory for it."""
+        verb = self.verbs[stage.verb]
+        settings = _filled(stage.settings, self.places)
+        found, files = identity(verb, checked(verb, {**settings, "run_dir": ""}))
+        text = json.dumps([stage.verb, found.settings, files], sort_keys=True, default=list)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return settings, self.root / "stages" / f"{stage.name.replace(' ', '-')}-{digest}"
 
     def close(self) -> None:
         """Record which stage directories the report is made of."""
-        write_text(self.root / "study.json", json.dumps({"stages": self.done}, indent=1))
+        self._write(self.done)
 
-    def _data(self, section: dict) -> dict:
-        """A data section with the hashes of its files, wherever they lie."""
-        places = ("root", "memory")
-        kept = {k: v for k, v in section.items() if k not in places and v is not None}
-        kept = {k: self._data(v) if isinstance(v, dict) else v for k, v in kept.items()}
-        for key in ("path", "held_out"):
-            place = kept.get(key)
-            if isinstance(place, str) and Path(place).exists() and not _is_stage(place):
-                if place not in self._hashes:
-                    self._hashes[place] = sha256(place)
-                kept[key] = self._hashes[place]
-        return kept
-
-    def _content(self, value: Any, without: tuple[str, ...]) -> Any:
-        """Paths of stages become the files that they hold, with their content hashes."""
-        if isinstance(value, dict):
-            return {k: self._content(v, without) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._content(v, without) for v in value]
-        if isinstance(value, str) and _is_stage(value):
-            files = json.loads((Path(value) / "manifest.json").read_text())["outputs"]
-            return {name: digest for name, digest in files.items() if name not in without}
-        return value
+    def _write(self, stages: list[dict]) -> None:
+        text = json.dumps({"format": FORMAT, "stages": stages}, indent=1)
+        write_text(self.root / "study.json", text)
 
 
-WAITING = "waiting for stage "  # in place of the directory of a stage that is not done
+def in_order(stages: dict[str, Stage]) -> Iterator[Stage]:
+    """Every stage after those that it needs, and otherwise as they are given."""
+    number = {name: i for i, name in enumerate(stages)}
+    names = list(stages)
+    sorter = TopologicalSorter({name: stage.needs for name, stage in stages.items()})
+    sorter.prepare()
+    ready: list[int] = []
+    while sorter.is_active():
+        for name in sorter.get_ready():
+            heapq.heappush(ready, number[name])
+        name = names[heapq.heappop(ready)]
+        yield stages[name]
+        sorter.done(name)
 
 
-def _waited_for(value: Any) -> Iterator[str]:
-    """The stages whose results a setting needs and that are not there yet."""
+def as_plan(stages: Iterable[Stage], states: dict[str, str]) -> list[dict]:
+    """What `plan` prints as JSON: each stage with its verb, what it needs, and how it stands."""
+    return [
+        {
+            "name": stage.name,
+            "verb": stage.verb,
+            "needs": stage.needs,
+            "state": states[stage.name].split()[0],
+        }
+        for stage in stages
+    ]
+
+
+def _filled(value: Any, places: dict[str, Path]) -> Any:
+    if isinstance(value, Output):
+        return str(places[value.stage])
     if isinstance(value, dict):
-        value = list(value.values())
+        return {key: _filled(item, places) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        for item in value:
-            yield from _waited_for(item)
-    if isinstance(value, str) and value.startswith(WAITING):
-        yield value.removeprefix(WAITING)
-
-
-def _is_stage(path: str) -> bool:
-    return (Path(path) / "manifest.json").is_file()
+        return [_filled(item, places) for item in value]
+    return value

@@ -8,7 +8,8 @@ from typing import Any
 import lightning as L
 import torch
 
-from lightning_cfg.config import Choice, Data, Features, Metric, Sampler, build
+from lightning_cfg.config import Choice, Data, Features, Metric, Sampler
+from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.build import scorer_of
@@ -16,9 +17,11 @@ from lightning_cfg.evaluation.gather import ALL, Gathered
 from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import held, real_set
 from lightning_cfg.evaluation.tables import as_csv
+from lightning_cfg.interfaces import check_same
+from lightning_cfg.refinement.solver import Solver, refined
 from lightning_cfg.reports import figures
 from lightning_cfg.runs import checkpoints
-from lightning_cfg.runs.files import sha256, write_text
+from lightning_cfg.runs.files import write_text
 from lightning_cfg.runs.pngs import drawable
 from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.run import content_of
@@ -26,7 +29,6 @@ from lightning_cfg.training.each_step import EachStep
 from lightning_cfg.training.evaluated import FromFiles, FromNoise, Samples
 from lightning_cfg.training.grids import show
 from lightning_cfg.training.learners import Classification, Learner, Refinement
-from lightning_cfg.verbs.refine import Solver, refined
 
 TABLE = "metrics/evaluations.csv"
 
@@ -111,7 +113,7 @@ class EvaluateSamples(EachStep):
         section  of the training data in the config
         """
         self._check_learner(learner)
-        own = data if self.data is None else build("lightning_cfg.data", self.data)
+        own = data if self.data is None else build_data(self.data)
         if tuple(own.shape) != tuple(data.shape):
             raise UserError(
                 f"evaluation.data has shape {tuple(own.shape)}, the training data "
@@ -156,12 +158,12 @@ class EvaluateSamples(EachStep):
 
     def _real_side(self, data: Any, section: dict) -> Real:
         """What samples are compared with, class by class where the density is known."""
-        section, files = content_of(section, data)
+        section, content = content_of(section)
         by_class = data.truth is not None
         return Real(
             data,
             section=section,
-            content=tuple(map(sha256, files.values())),
+            content=content,
             per_class=self.per_class,
             groups=list(range(max(1, data.num_classes))) if by_class else [ALL],
         )
@@ -255,10 +257,7 @@ def _refinement(path: str, data: Any) -> Flow:
     flow = checkpoints.restore(path)
     if not isinstance(flow, Flow) or not flow.refines:
         raise UserError(f"evaluation.flow: {path} is no flow that refines samples")
-    for what in ("shape", "num_classes"):
-        own, other = getattr(flow, what), getattr(data, what)
-        if own != other:
-            raise UserError(f"evaluation.flow has {what} {own}, but the data have {other}")
+    check_same("evaluation.flow", flow, "the data have", data)
     return flow
 
 

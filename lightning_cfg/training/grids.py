@@ -1,6 +1,5 @@
 """Pictures of samples while a training runs."""
 
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,7 @@ def check_generation(
 ) -> None:
     """UserError, in the name of a section, if the model in training cannot generate like this."""
     model, shape = learner.model, tuple(data.shape)
-    if getattr(data, "has_sources", False) or len(signature(model.forward).parameters) < 3:
+    if data.has_sources or model.classifies:
         raise UserError(
             f"{who} needs a model that makes images of noise, not {type(model).__name__} "
             f"with learner {type(learner).__name__}"

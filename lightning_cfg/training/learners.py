@@ -1,8 +1,8 @@
 """The LightningModules: they average the model's loss, log it and step; the model owns the loss."""
 
 import copy
-import inspect
 import time
+from dataclasses import dataclass
 
 import lightning as L
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_cfg.diffusion.draws import Draws, key
 from lightning_cfg.errors import Diverged, UserError
+from lightning_cfg.interfaces import DataSet
 from lightning_cfg.training.ema import EMA
 
 __all__ = ["Classification", "Diffusion", "Refinement"]  # what a config can name
@@ -18,6 +19,22 @@ NOISE_LEVELS = {  # of which the log has columns, such as loss_sigma_0.1
     "sigma": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
     "t": (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95),
 }
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a checkpoint says of its model: see `checkpoints.restore`."""
+
+    config: dict
+    shape: list[int]
+    num_classes: int
+    conditioned: dict | None = None  # the state of a `refinement.condition.Condition`
+
+    @classmethod
+    def of(cls, config: dict, data: DataSet) -> "Described":
+        """That of a model of this config, trained on these data."""
+        conditioned = None if data.condition is None else data.condition.state()
+        return cls(config, list(data.shape), data.num_classes, conditioned)
 
 
 class Learner(L.LightningModule):
@@ -65,7 +82,7 @@ class Learner(L.LightningModule):
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         self.gradient_clip, self.max_bad_steps = gradient_clip, max_bad_steps
         self.ema = EMA(model, list(ema_half_life), ema_ramp)
-        self.described: dict = {}  # what a checkpoint says of itself: config, shape, classes
+        self.described: Described | None = None
         self.logged: dict[str, float] = {}
         self.scores: dict[str, float] = {}  # of samples, by EvaluateSamples at step scored_at
         self.scored_at = -1
@@ -86,18 +103,18 @@ class Learner(L.LightningModule):
         then, before = self._window
         self._window = then + seconds, before
 
-    def check(self, data: object) -> None:
+    def check(self, data: DataSet) -> None:
         """UserError if it cannot learn from this data set."""
         name = type(self).__name__
-        if getattr(data, "has_sources", False):
+        if data.has_sources:
             raise UserError(f"learner {name} would ignore the sources of the pairs: use Refinement")
-        labels = getattr(data, "augment_dim", 0)
+        labels = data.augment_dim
         if not labels:
             return
-        if "augment" not in inspect.signature(self.model.loss).parameters:
+        if self.model.augment_dim is None:
             name = type(self.model).__name__
             raise UserError(f"data.augment: the loss of model {name} takes no augmentation labels")
-        if labels != (places := getattr(self.model.net, "augment_dim", 0)):
+        if labels != (places := self.model.augment_dim):
             raise UserError(
                 f"data.augment: the network must be told what was done, net.augment_dim={labels}; "
                 f"{type(self.model.net).__name__} here has {places}"
@@ -121,7 +138,7 @@ class Learner(L.LightningModule):
         # Dropout draws from the global generators: keyed too, and different on every rank.
         torch.manual_seed(key("global", draws.seed, draws.step, draws.rows.start))
         losses = self.losses(batch, draws)
-        self._count(losses.detach(), getattr(draws, "level", None))
+        self._count(losses.detach(), draws.level)
         loss = losses.mean()
         # NaN in every gradient, so also on the other ranks, and all of them skip the step
         return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
@@ -161,11 +178,12 @@ class Learner(L.LightningModule):
                 "which can skip a bad step"
             )
         self.ema.to(self.model)
-        for name in ("_bad", "_in_a_row", "_stop", "_tally"):
-            setattr(self, name, getattr(self, name).to(self.device))
+        # no buffers: DDP would give every rank the first one's
+        self._bad, self._in_a_row = self._bad.to(self.device), self._in_a_row.to(self.device)
+        self._stop, self._tally = self._stop.to(self.device), self._tally.to(self.device)
         self._edges = {name: e.to(self.device) for name, e in self._edges.items()}
         data = self.trainer.datamodule.data
-        if self.device.type == "cuda" and hasattr(data, "to"):
+        if self.device.type == "cuda":
             data.to(self.device)
 
     def on_train_start(self) -> None:
@@ -184,7 +202,9 @@ class Learner(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         self._stop_if_diverged()
-        checkpoint.update(self.described, ema=self.ema.state_dict(), seconds=self.seconds())
+        described = {} if self.described is None else vars(self.described)
+        checkpoint.update({key: value for key, value in described.items() if value is not None})
+        checkpoint.update(ema=self.ema.state_dict(), seconds=self.seconds())
         checkpoint["watch"] = {
             "bad": int(self._bad),
             "in_a_row": int(self._in_a_row),
@@ -269,7 +289,7 @@ class Diffusion(Learner):
 class Classification(Learner):
     """A classifier of noisy or clean samples."""
 
-    def check(self, data: object) -> None:
+    def check(self, data: DataSet) -> None:
         super().check(data)
         if data.num_classes < 2:
             raise UserError(
@@ -280,10 +300,10 @@ class Classification(Learner):
 class Refinement(Learner):
     """The flow from generated samples to their nearest real neighbours (Zhao & Schwing 2025)."""
 
-    def check(self, data: object) -> None:
-        if not getattr(data, "has_sources", False):
+    def check(self, data: DataSet) -> None:
+        if not data.has_sources:
             raise UserError("learner Refinement needs data Pairs, whose batches have sources")
-        if "x0" not in inspect.signature(self.model.loss).parameters:
+        if not self.model.takes_x0:
             name = type(self.model).__name__
             raise UserError(f"learner Refinement needs model Flow, whose loss takes x0, not {name}")
 

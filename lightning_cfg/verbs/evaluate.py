@@ -2,65 +2,69 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tqdm import tqdm
-
-from lightning_cfg.config import Data, Features, Metric, Verb, build
+from lightning_cfg.config import Data, Features, Free, Metric, Verb
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.build import (
-    by_label,
+    Piece,
+    Statistics,
     check_set,
     fresh_points,
     gather_sets,
     real_side,
     scorer_of,
-    statistics_file,
 )
-from lightning_cfg.evaluation.sample_sets import (
-    Generated,
-    generated,
-    input_of,
-    read_set,
-)
+from lightning_cfg.evaluation.reference import Real
+from lightning_cfg.evaluation.sample_sets import Generated, Samples, generated, read_set
+from lightning_cfg.evaluation.scorer import Scorer
 from lightning_cfg.evaluation.tables import as_csv, as_markdown, as_text, spread
-from lightning_cfg.runs import checkpoints, wandb_run
-from lightning_cfg.runs.files import output_of, write_text
+from lightning_cfg.runs import wandb_run
+from lightning_cfg.runs.files import write_text
+from lightning_cfg.runs.inputs import Checkpoint
 from lightning_cfg.runs.names import METRICS
+from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import launched, sharing
-from lightning_cfg.runs.run import Run, content_of
+from lightning_cfg.runs.run import Run, content_of, verb
 from lightning_cfg.sampling.guided import check_roles
-from lightning_cfg.sampling.network import own_weights, path_and_weights
 from lightning_cfg.sampling.prepared import pick_device
 
 Generation = Annotated[
     dict,
-    Verb("lightning_cfg.verbs.generate", without=("run_dir", "trajectories", "images", "device")),
+    Verb(
+        "lightning_cfg.verbs.generate.generate",
+        without=("run_dir", "force", "trajectories", "images", "device"),
+    ),
 ]
 
 
+@verb()
 def evaluate(
+    run: Run,
+    /,
     *,
     run_dir: str,
-    samples: dict[str, str] = {},  # noqa: B006  default sections, never changed
+    samples: dict[str, Samples] = {},  # noqa: B006  default sections, never changed
     generate: dict[str, Generation] = {},  # noqa: B006
     data: Data | None = None,
     metrics: list[Metric] | None = None,
     features: Features | dict[str, Features] | None = None,
-    statistics: dict[str, str] = {},  # noqa: B006
+    statistics: dict[str, Statistics] = {},  # noqa: B006
     reference: str | list[str] = "held_out",
-    classifier: str | None = None,
+    classifier: Checkpoint | None = None,
     real: int | None = None,
     bank: int | None = None,
     by_class: bool = True,
     fresh: int | None = None,
     draws: int = 1,
-    batch_size: int = 512,
-    cache: bool = True,
-    device: str = "auto",
-    logger: Literal["csv", "wandb"] = "csv",
+    batch_size: Annotated[int, Free] = 512,
+    cache: Annotated[bool, Free] = True,
+    device: Annotated[str, Free] = "auto",
+    logger: Annotated[Literal["csv", "wandb"], Free] = "csv",
     seed: int = 0,
+    force: bool = False,
 ) -> Path:
     """Score samples; the run holds metrics/metrics.csv and .json, numbers.csv and .json, table.md.
 
@@ -87,55 +91,15 @@ def evaluate(
                 their minimum and mean: 3 of 50,000 is EDM's protocol
     cache       keep features and moments of real data in the user's cache
     logger      wandb: the scores are a run there too, as those of a sweep's agent have to be
+    force       does a finished run again
     """
     if not samples and not generate and fresh is None:
         raise UserError("samples and generate name nothing to score")
-    if min(draws, batch_size) < 1:
-        raise UserError(f"{draws=} and {batch_size=} must be at least 1")
-    for label in (*samples, *generate):
-        if label in ("data", "held_out", "features", "classifier", "real"):
-            raise UserError(f"samples.{label} is the name of something else here: choose another")
-    if both := set(samples) & set(generate):
-        raise UserError(f"samples and generate both have {sorted(both)[0]}: choose another name")
-    reference = [reference] if isinstance(reference, str) else list(reference)
+    _check(samples, generate, draws, batch_size)
     if data is None and (not statistics or fresh is not None or classifier is not None):
         raise UserError("data is missing: what samples are compared with, unless by `statistics`")
     if data is None and by_class:
         raise UserError("by_class=true needs data, which say what classes there are")
-    sections = by_label(features)
-
-    inputs = {label: input_of(path) for label, path in samples.items()}
-    for label, keys in generate.items():
-        check_roles(keys["guidance"], keys["models"])
-        for role, network in keys["models"].items():
-            path, _ = path_and_weights(network)
-            if path != "exact":
-                inputs[f"generate.{label}.{role}"] = output_of(path, checkpoints.LAST)
-    for label, section in sections.items():
-        if section.get("path") is not None:
-            inputs[f"features.{label}"] = output_of(section["path"], checkpoints.LAST)
-    inputs |= {f"statistics.{name}": statistics_file(path) for name, path in statistics.items()}
-    if classifier is not None:
-        inputs["classifier"] = output_of(classifier, checkpoints.LAST)
-    settings = {"metrics": metrics, "real": real, "bank": bank, "by_class": by_class}
-    settings |= {"fresh": fresh, "draws": draws, "reference": reference, "seed": seed}
-    settings["generate"] = {
-        label: {k: v for k, v in keys.items() if k != "models"}
-        | ({"own_weights": own} if (own := own_weights(keys["models"])) else {})
-        for label, keys in generate.items()
-    }
-    places = ("path", "weights", "code")
-    settings["features"] = {
-        label: {k: v for k, v in section.items() if k not in places}
-        for label, section in sections.items()
-    }
-    read = {}
-    if data is not None:
-        settings["data"], read = content_of(data, build("lightning_cfg.data", data))
-    free = {"samples": samples, "features": features, "classifier": classifier, "data": data}
-    free |= {"statistics": statistics, "generate": generate}
-    free |= {"batch_size": batch_size, "cache": cache, "device": device, "logger": logger}
-    run = Run(run_dir, "evaluate", settings, inputs | read, free)
     if run.finished():
         _send(run)
         run.say("finished already")
@@ -143,8 +107,7 @@ def evaluate(
 
     side = None
     if data is not None:
-        content = tuple(run.inputs[name] for name in read)
-        side = real_side(json.dumps(data), content, real, bank, by_class)
+        side = real_side(json.dumps(data), content_of(data)[1], real, bank, by_class)
         if not by_class and side.data.truth is not None:
             raise UserError(
                 "by_class=false is for data without a known density: it is the classes'"
@@ -153,7 +116,7 @@ def evaluate(
         metrics=metrics,
         features=features,
         statistics=statistics,
-        reference=reference,
+        reference=[reference] if isinstance(reference, str) else list(reference),
         real=side,
         classifier=classifier,
         cache=cache,
@@ -170,28 +133,17 @@ def evaluate(
     if fresh is not None:
         sets["real"], others = fresh_points(side, fresh)
 
-    rows, numbers = [], []
     parts = {label: 1 if label == "real" else draws for label in sets}
     total = sum(len(held) * (parts[k] if isinstance(held, Generated) else 1)
                 for k, held in sets.items())  # fmt: skip
-    hidden = launched().rank > 0 or not sys.stderr.isatty()
-    with tqdm(total=total, unit=" samples", disable=hidden) as bar:
+    with progress(total, " samples", shown=launched().rank == 0) as bar:
         with sharing() as ranks:
             pieces = gather_sets(sets, parts, scorer, ranks, bar.update)
             if ranks.size > 1:  # all are gathered, and the ranks part, before the first one scores
                 pieces = list(pieces)
         if not ranks.first:
             return run.directory
-        for label, draw, some, found in pieces:
-            for group in scorer.groups:
-                n = len(found.of(group).c)
-                if not n:
-                    source = some.about.get("source", label)
-                    raise UserError(f"{source} holds no sample of class {group}")
-                row, records = scorer.score(found, group, others if label == "real" else None)
-                front = {"samples": label, "class": group, **draw}
-                rows.append({**front, "n": n, **row})
-                numbers += [{**front, **record, **some.about} for record in records]
+        rows, numbers = _scored(pieces, scorer, others)
     rows = spread(rows)
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
     folder = run.directory / "metrics"
@@ -208,6 +160,40 @@ def evaluate(
         print(as_text(rows))
     print(f"{run_dir}: {len(rows)} rows of {len(scorer.metrics)} metrics")
     return run.directory
+
+
+def _check(samples: dict, generate: dict, draws: int, batch_size: int) -> None:
+    """UserError for sets that are none, or bear the name of something else."""
+    if min(draws, batch_size) < 1:
+        raise UserError(f"{draws=} and {batch_size=} must be at least 1")
+    for label in (*samples, *generate):
+        if label in ("data", "held_out", "features", "classifier", "real"):
+            raise UserError(f"samples.{label} is the name of something else here: choose another")
+    if both := set(samples) & set(generate):
+        raise UserError(f"samples and generate both have {sorted(both)[0]}: choose another name")
+    for keys in generate.values():
+        check_roles(keys["guidance"], keys["models"])
+
+
+def _scored(
+    pieces: Iterable[Piece], scorer: Scorer, others: Real | None
+) -> tuple[list[dict], list[dict]]:
+    """The rows of the table and of the numbers.
+
+    others  what fresh real points are compared with, in place of all real points
+    """
+    rows, numbers = [], []
+    for label, draw, some, found in pieces:
+        for group in scorer.groups:
+            n = len(found.of(group).c)
+            if not n:
+                source = some.about.get("source", label)
+                raise UserError(f"{source} holds no sample of class {group}")
+            row, records = scorer.score(found, group, others if label == "real" else None)
+            front = {"samples": label, "class": group, **draw}
+            rows.append({**front, "n": n, **row})
+            numbers += [{**front, **record, **some.about} for record in records]
+    return rows, numbers
 
 
 def _send(run: Run) -> None:

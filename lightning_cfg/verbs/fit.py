@@ -1,13 +1,15 @@
 """`fit`: a config becomes a trained checkpoint."""
 
+import shutil
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
 
 from lightning_cfg.config import (
     Data,
+    Free,
     Keywords,
     Learner,
     Model,
@@ -15,34 +17,44 @@ from lightning_cfg.config import (
     TrainerKeys,
     build,
     identity_difference,
+    identity_of,
 )
-from lightning_cfg.data.pairs import bins
+from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.draws import Draws, key
 from lightning_cfg.errors import Preempted, RankLost, UserError, did_you_mean
 from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.checkpoints import LAST, build_model, load
 from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.precision import matmul
-from lightning_cfg.runs.ranks import launched, lost, told_lost, with_launch
-from lightning_cfg.runs.run import Run, placeless
+from lightning_cfg.runs.ranks import Launch, launched, lost, told_lost, with_launch
+from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.training import preemption
 from lightning_cfg.training.batches import KeyedBatches
 from lightning_cfg.training.checkpointing import SaveLast
-from lightning_cfg.training.evaluate_samples import EvaluateSamples
+from lightning_cfg.training.evaluate_samples import TABLE, EvaluateSamples
 from lightning_cfg.training.grids import Grids
+from lightning_cfg.training.learners import Described
 from lightning_cfg.training.progress import Progress
 from lightning_cfg.training.speed import device_of, prepare, speed_of
 from lightning_cfg.training.stop import StopWhenAsked
 from lightning_cfg.training.trainer import logger_of, trainer_for, undisturbed
 
-GridKeys = Annotated[dict, Keywords("lightning_cfg.training.grids.Grids")]
+GridKeys = Annotated[dict, Keywords("lightning_cfg.training.grids.Grids"), Free]
 EvaluationKeys = Annotated[
-    dict, Keywords("lightning_cfg.training.evaluate_samples.EvaluateSamples")
+    dict, Keywords("lightning_cfg.training.evaluate_samples.EvaluateSamples"), Free
 ]
 
 
+def _unread(config: dict, key: str) -> bool:
+    """Nothing is learned from held-out data."""
+    return key.startswith("data.") and key.endswith(".held_out")
+
+
+@verb(_unread)
 @undisturbed()
 def fit(
+    run: Run,
+    /,
     *,
     data: Data,
     net: Net,
@@ -52,17 +64,18 @@ def fit(
     trainer: TrainerKeys,
     run_dir: str,
     seed: int = 0,
-    resume: str = "auto",
-    checkpoint_every: int = 1000,
-    keep: int = 0,
-    keep_by: str = "loss",
-    log_every: int = 50,
+    resume: Annotated[str, Free] = "auto",
+    checkpoint_every: Annotated[int, Free] = 1000,
+    keep: Annotated[int, Free] = 0,
+    keep_by: Annotated[str, Free] = "loss",
+    log_every: Annotated[int, Free] = 50,
     grids: GridKeys | None = None,
     evaluation: EvaluationKeys | None = None,
-    compile: bool | Literal["auto"] = "auto",
-    channels_last: bool | Literal["auto"] = "auto",
-    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto",
-    logger: Literal["csv", "tensorboard", "wandb"] = "csv",
+    compile: Annotated[bool | Literal["auto"], Free] = "auto",
+    channels_last: Annotated[bool | Literal["auto"], Free] = "auto",
+    matmul_precision: Annotated[Literal["auto", "highest", "high", "medium"], Free] = "auto",
+    logger: Annotated[Literal["csv", "tensorboard", "wandb"], Free] = "csv",
+    force: bool = False,
 ) -> Path:
     """Train a model; its run directory then holds checkpoints/last.ckpt.
 
@@ -78,107 +91,67 @@ def fit(
     compile           the network, by torch.compile
     channels_last     memory layout of a network of images
     matmul_precision  of float32 products: highest is float32, high and medium may be TF32 or less
+    force             does a finished run again, from its first step
 
-    The last three and trainer.precision are by default what is fastest: for images on CUDA
-    compiled, channels-last, high and bf16-mixed; otherwise none of it and float32. What was chosen
-    is in the manifest.
+    compile, channels_last, matmul_precision and trainer.precision are by default what is fastest:
+    for images on CUDA compiled, channels-last, high and bf16-mixed; otherwise none of it and
+    float32. What was chosen is in the manifest.
     """
-    if trainer.get("max_steps", -1) < 1:
-        raise UserError("trainer.max_steps is needed: the number of optimiser steps, 1 or more")
-    if min(checkpoint_every, log_every) < 1:
-        raise UserError(f"{checkpoint_every=} and {log_every=} must be at least 1")
+    _check_numbers(trainer, checkpoint_every, log_every, keep)
     launch = launched()
     trainer = with_launch(trainer, launch)
     recipe = {"data": data, "net": net, "model": model, "learner": learner}
     recipe |= {"seed": seed, "batch_size": batch_size}
-    if keep < 0:
-        raise UserError(f"{keep=} must be 0 or more")
-    free = {"trainer": trainer, "checkpoint_every": checkpoint_every, "log_every": log_every}
-    free |= {"logger": logger, "resume": resume, "keep": keep, "grids": grids, "compile": compile}
-    free |= {"channels_last": channels_last, "matmul_precision": matmul_precision}
-    free |= {"keep_by": keep_by, "evaluation": evaluation}
-
-    data_set = build("lightning_cfg.data", data)
-    read = {"data": data_set.path} if hasattr(data_set, "path") else {}
-    # files count by content: where they lie is recorded, but is not what the run is
-    settings = _placeless(recipe)
-    free |= {"data": data}
-    run = Run(run_dir, "fit", settings, read, free)
     last = run.directory / LAST
     if run.finished() and run.manifest["step"] == trainer["max_steps"]:
         run.say(f"finished already, {run.manifest['step']} steps")
         return run.directory
-    start = _start(resume, last, recipe, trainer["max_steps"])
+    start = None if run.again else _start(resume, last, recipe, trainer["max_steps"])
 
-    torch.manual_seed(key("init", seed))
-    network = build_model(recipe, data_set.shape, data_set.num_classes)
-    network.shape, network.num_classes = tuple(data_set.shape), data_set.num_classes
+    data_set = build_data(data)
     asked = {"compile": compile, "channels_last": channels_last}
     speed = speed_of(trainer, data_set.shape, **asked, matmul_precision=matmul_precision)
-    prepare(network, speed)
-    module = build("lightning_cfg.training.learners", learner, network)
-    module.check(data_set)
-    module.described = {
-        "config": recipe,
-        "shape": list(data_set.shape),
-        "num_classes": data_set.num_classes,
-    }
-    if getattr(data_set, "condition", None) is not None:
-        told = {"pairs": str(data_set.path.absolute()), "values": bins(data_set.condition)}
-        module.described["conditioned"] = told
-        if evaluation is not None:
+    module = _learner(recipe, data_set, speed)
+    save = SaveLast(run.directory, every=checkpoint_every, keep=keep, by=keep_by)
+    stop = StopWhenAsked(save)
+    callbacks: list[L.Callback] = [Progress()]
+    scores = None
+    if evaluation is not None:
+        if data_set.condition is not None:
             raise UserError(
                 "evaluation: the flow of pairs with a condition is scored by refine and evaluate"
             )
-    callbacks: list[L.Callback] = [Progress()]
-    if evaluation is not None:
-        callbacks.append(EvaluateSamples(run.directory, **evaluation))
-        callbacks[-1].check(module, data_set, data, device=device_of(trainer))
-    _check_keep(keep, keep_by, checkpoint_every, callbacks[-1] if evaluation is not None else None)
-    # after the evaluation of the same step, by which a checkpoint may be kept
-    save = SaveLast(run.directory, every=checkpoint_every, keep=keep, by=keep_by)
-    callbacks.append(save)
+        scores = EvaluateSamples(run.directory, **evaluation)
+        scores.check(module, data_set, data, device=device_of(trainer))
+        callbacks.append(scores)
+    _check_keep(keep, keep_by, checkpoint_every, scores)
+    callbacks.append(save)  # after the evaluation of the same step, by which it may be kept
     if grids is not None:
         callbacks.append(Grids(run.directory, **grids))
         callbacks[-1].check(module, data_set)
-    stop = StopWhenAsked(save)
-    callbacks.append(stop)
     engine = trainer_for(
         {**trainer, "precision": speed["precision"]},
         run.directory,
         logger=logger_of(logger, run),
         log_every=log_every,
-        callbacks=callbacks,
+        callbacks=[*callbacks, stop],
     )
     batches = KeyedBatches(data_set, seed=seed, batch_size=batch_size)
     # a size that does not divide, or data that cannot be read, stop before anything is written
     rows = batches.rows_per_batch(engine)
-    if evaluation is not None and evaluation.get("n", engine.world_size) < engine.world_size:
-        raise UserError(
-            f"evaluation.n={evaluation['n']} is less than the {engine.world_size} ranks"
-        )
+    if scores is not None and scores.n < engine.world_size:
+        raise UserError(f"evaluation.n={scores.n} is less than the {engine.world_size} ranks")
     data_set.batch(Draws(seed=seed, step=0, batch_size=1))
     first = engine.is_global_zero  # the rank that writes and speaks for all
     if first:
-        run.begin()
+        _begin(run)
         if launch.by or engine.world_size > 1:
-            tasks = launch.tasks if launch.by else engine.num_devices
-            print(
-                f"{launch.by or 'fit'}: nodes {engine.num_nodes}, tasks per node {tasks}, "
-                f"devices per node {engine.num_devices}, world size {engine.world_size}, global "
-                f"batch {batch_size} = {engine.world_size} ranks x "
-                f"{engine.accumulate_grad_batches} accumulated x {rows}",
-                flush=True,
-            )
+            print(_ranks_in_words(launch, engine, batch_size, rows), flush=True)
         if logger == "wandb":
             wandb_run.keep_id(run.directory, engine.logger.version)
     try:
-        with matmul(speed["matmul_precision"]), preemption.watching():
-            engine.fit(module, batches, ckpt_path=start, weights_only=True)
-    except RuntimeError as error:
-        if engine.world_size > 1 and lost(error):
-            raise RankLost(told_lost(engine.global_rank, error)) from error
-        raise
+        with matmul(speed["matmul_precision"]):
+            _train(engine, module, batches, start)
     finally:
         if logger == "wandb" and engine.logger is not None:
             engine.logger.experiment.finish()  # or the next fit of this process writes to it too
@@ -197,6 +170,57 @@ def fit(
         run.finish(last, **facts, seconds=round(load(last)["seconds"], 1))
         print(f"{run_dir}: {engine.global_step} steps")
     return run.directory
+
+
+def _check_numbers(trainer: dict, checkpoint_every: int, log_every: int, keep: int) -> None:
+    if trainer.get("max_steps", -1) < 1:
+        raise UserError("trainer.max_steps is needed: the number of optimiser steps, 1 or more")
+    if min(checkpoint_every, log_every) < 1:
+        raise UserError(f"{checkpoint_every=} and {log_every=} must be at least 1")
+    if keep < 0:
+        raise UserError(f"{keep=} must be 0 or more")
+
+
+def _learner(recipe: dict, data_set: Any, speed: dict) -> Any:
+    """The learner of a new model, its network initialised by the seed and laid out."""
+    torch.manual_seed(key("init", recipe["seed"]))
+    network = build_model(recipe, data_set.shape, data_set.num_classes)
+    prepare(network, speed)
+    module = build("lightning_cfg.training.learners", recipe["learner"], network)
+    module.check(data_set)
+    module.described = Described.of(recipe, data_set)
+    return module
+
+
+def _begin(run: Run) -> None:
+    """The directory is this run's from now on; of one that is done again nothing is kept."""
+    run.begin()
+    if run.again:
+        shutil.rmtree((run.directory / LAST).parent, ignore_errors=True)
+        (run.directory / TABLE).unlink(missing_ok=True)
+
+
+def _ranks_in_words(launch: Launch, engine: L.Trainer, batch_size: int, rows: int) -> str:
+    tasks = launch.tasks if launch.by else engine.num_devices
+    return (
+        f"{launch.by or 'fit'}: nodes {engine.num_nodes}, tasks per node {tasks}, "
+        f"devices per node {engine.num_devices}, world size {engine.world_size}, global "
+        f"batch {batch_size} = {engine.world_size} ranks x "
+        f"{engine.accumulate_grad_batches} accumulated x {rows}"
+    )
+
+
+def _train(
+    engine: L.Trainer, module: L.LightningModule, batches: KeyedBatches, start: Path | None
+) -> None:
+    """The training itself, from a checkpoint or the beginning; RankLost where a rank ends early."""
+    try:
+        with preemption.watching():
+            engine.fit(module, batches, ckpt_path=start, weights_only=True)
+    except RuntimeError as error:
+        if engine.world_size > 1 and lost(error):
+            raise RankLost(told_lost(engine.global_rank, error)) from error
+        raise
 
 
 def _check_keep(keep: int, by: str, every: int, evaluation: EvaluateSamples | None) -> None:
@@ -230,7 +254,10 @@ def _start(resume: str, last: Path, recipe: dict, max_steps: int) -> Path | None
     if start is not None:
         checkpoint = load(start)
         # where the data lie may have changed: the run's own inputs count by content
-        difference = identity_difference(_placeless(checkpoint["config"]), _placeless(recipe))
+        there, here = (
+            identity_of(fit, part, find=False) for part in (checkpoint["config"], recipe)
+        )
+        difference = identity_difference(there.settings, here.settings, here.usual)
         if difference:
             raise UserError(f"{start} is of another config ({difference})")
         if checkpoint["global_step"] > max_steps:
@@ -239,8 +266,3 @@ def _start(resume: str, last: Path, recipe: dict, max_steps: int) -> Path | None
                 f"trainer.max_steps={max_steps}: give another run_dir, or remove it"
             )
     return start
-
-
-def _placeless(recipe: dict) -> dict:
-    """The recipe without the places of its files."""
-    return {**recipe, "data": placeless(recipe["data"])}

@@ -1,32 +1,37 @@
 """`generate`: seeds become samples under a guidance method."""
 
 import itertools
-import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from lightning_cfg.config import Data, Guidance, Sampler, build
+from lightning_cfg.config import Data, Free, Guidance, Sampler
 from lightning_cfg.errors import UserError
 from lightning_cfg.reports import figures
-from lightning_cfg.runs import checkpoints
-from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.names import SAMPLES, SHEET, TRAJECTORIES
 from lightning_cfg.runs.pngs import IMAGES, check_images, drawable, save_images
+from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import Ranks, launched, sharing
-from lightning_cfg.runs.run import Run, content_of
+from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.sampling.guided import check_roles
-from lightning_cfg.sampling.network import Networks, own_weights, path_and_weights
+from lightning_cfg.sampling.network import Networks
 from lightning_cfg.sampling.prepared import Prepared, prepare
 from lightning_cfg.sampling.sample import check_finite
 
 
+def _unread(config: dict, key: str) -> bool:
+    """Data are read for their closed form only."""
+    return key.startswith("data.") and "exact" not in config["models"].values()
+
+
+@verb(_unread)
 def generate(
+    run: Run,
+    /,
     *,
     models: Networks,
     guidance: Guidance,
@@ -39,8 +44,9 @@ def generate(
     weights: str | int = "ema",
     batch_size: int = 1000,
     trajectories: int = 0,
-    images: Literal["folder", "zip"] | None = None,
-    device: str = "auto",
+    images: Annotated[Literal["folder", "zip"] | None, Free] = None,
+    device: Annotated[str, Free] = "auto",
+    force: bool = False,
 ) -> Path:
     """Generate n samples, of the seeds seed, seed + 1, ...; the run holds samples/.
 
@@ -55,32 +61,11 @@ def generate(
                  path (trajectories, steps + 1, *shape), sigma (steps + 1,) falling to 0, c, seed
     images       also as 8-bit PNGs (`save_images`), in samples/images/ or samples/images.zip; a
                  finished run makes them of its samples
+    force        does a finished run again
     """
-    paths = {role: path_and_weights(network)[0] for role, network in models.items()}
-    inputs = {
-        f"models.{role}": output_of(path, checkpoints.LAST)
-        for role, path in paths.items()
-        if path != "exact"
-    }
-    exact = {role: path for role, path in paths.items() if path == "exact"}
-    section = data
-    if data is not None:
-        section, files = content_of(data, build("lightning_cfg.data", data))
-        inputs |= files if exact else {}
-    settings = {"guidance": guidance, "sampler": sampler, "n": n, "seed": seed, "data": section}
-    settings |= {"class_label": class_label, "weights": weights, "batch_size": batch_size}
-    settings |= {"trajectories": trajectories, "models": exact}
-    settings |= {"own_weights": own} if (own := own_weights(models)) else {}
     check_roles(guidance, models)
-    free = {"models": models, "data": data, "images": images, "device": device}
-    run = Run(run_dir, "generate", settings, inputs, free)
     if run.finished():
-        missing = images is not None and IMAGES[images] not in run.manifest["outputs"]
-        if missing and launched().rank == 0:
-            held = load_tensors(run.directory / SAMPLES, "x", "c", "seed")
-            check_images(images, tuple(held["x"].shape[1:]))
-            labelled = run.manifest.get("num_classes") != 0
-            run.add(save_images(run.directory / IMAGES[images], **held, labelled=labelled))
+        _add_images(run, images)
         run.say(f"finished already, {n} samples")
         return run.directory
 
@@ -93,8 +78,7 @@ def generate(
         weights=weights,
         device=device,
     )
-    shape, classes = ready.shape, ready.classes
-    check_images(images, shape)
+    check_images(images, ready.shape)
     if n < 1 or batch_size < 1:
         raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
     if not 0 <= trajectories <= n:
@@ -105,12 +89,7 @@ def generate(
         seeds = torch.arange(seed, seed + n)
         began = time.monotonic()
         made = ranks.together(lambda: _made(ready, ranks, seeds, batch_size, trajectories))
-        levels = list(itertools.chain(*ranks.told(made[3])))  # of all batches with trajectories
-        if any(sigmas != levels[0] for sigmas in levels):
-            raise UserError(
-                f"sampler {sampler['name']} takes other steps in each batch, so its trajectories "
-                f"must be of one: batch_size={trajectories} or more, and one process"
-            )
+        levels = _levels(ranks.told(made[3]), sampler["name"], trajectories)
         seconds = ranks.total({"seconds": time.monotonic() - began})["seconds"] / n
         evaluations = {role: net.evaluations / n for role, net in ready.networks.items()}
         evaluations = ranks.total(evaluations)
@@ -120,22 +99,44 @@ def generate(
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
     out = [save_tensors(run.directory / SAMPLES, x=x, c=c, seed=seeds)]
     if trajectories:
-        kept = {"path": path, "sigma": torch.tensor(levels[0], dtype=torch.float64)}
+        kept = {"path": path, "sigma": torch.tensor(levels, dtype=torch.float64)}
         kept |= {"c": c[:trajectories], "seed": seeds[:trajectories]}
         out.append(save_tensors(run.directory / TRAJECTORIES, **kept))
     if images is not None:
-        place = run.directory / IMAGES[images]
-        out.append(save_images(place, x=x, c=c, seed=seeds, labelled=classes > 0))
-    if drawable(shape):
-        rows = classes if class_label is None else 0
+        place, labelled = run.directory / IMAGES[images], ready.classes > 0
+        out.append(save_images(place, x=x, c=c, seed=seeds, labelled=labelled))
+    if drawable(ready.shape):
+        rows = ready.classes if class_label is None else 0
         sheet = figures.contact_sheet({"samples": (x, c)}, rows, columns=10)
-        figures.save(sheet, run.directory / "figures/samples", colours=32 if shape[0] == 1 else 0)
+        colours = 32 if ready.shape[0] == 1 else 0
+        figures.save(sheet, run.directory / "figures/samples", colours=colours)
         out += [run.directory / name for name in SHEET]
     facts = {"evaluations": evaluations, "seconds_per_sample": seconds}
-    facts |= {"weights": weights, "num_classes": classes}
+    facts |= {"weights": weights, "num_classes": ready.classes}
     run.finish(*out, **facts, solver_dtype="float64")
     run.say(f"{n} samples, {sum(evaluations.values()):.0f} evaluations each")
     return run.directory
+
+
+def _add_images(run: Run, images: str | None) -> None:
+    """The images of a finished run, where it has not these yet."""
+    if images is None or launched().rank > 0 or IMAGES[images] in run.manifest["outputs"]:
+        return
+    held = load_tensors(run.directory / SAMPLES, "x", "c", "seed")
+    check_images(images, tuple(held["x"].shape[1:]))
+    labelled = run.manifest.get("num_classes") != 0
+    run.add(save_images(run.directory / IMAGES[images], **held, labelled=labelled))
+
+
+def _levels(of_ranks: list, sampler: str, trajectories: int) -> list[float]:
+    """The noise levels of all batches with trajectories, which have to be the same."""
+    levels = list(itertools.chain(*of_ranks))
+    if any(sigmas != levels[0] for sigmas in levels):
+        raise UserError(
+            f"sampler {sampler} takes other steps in each batch, so its trajectories "
+            f"must be of one: batch_size={trajectories} or more, and one process"
+        )
+    return levels[0] if levels else []
 
 
 @torch.no_grad()
@@ -148,8 +149,7 @@ def _made(
     """
     xs, cs, paths, levels = [], [], [], []
     own, wanted = ranks.share(seeds), len(ranks.share(seeds[:trajectories]))
-    hidden = not (ranks.first and sys.stderr.isatty())
-    with tqdm(total=len(seeds), unit="sample", disable=hidden) as bar:
+    with progress(len(seeds), "sample", shown=ranks.first) as bar:
         for some in own.split(batch_size):
             rows = min(max(0, wanted - sum(map(len, xs))), len(some))
             c, steps = ready.start(some, rows)

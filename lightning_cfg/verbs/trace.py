@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import Data
+from lightning_cfg.config import Data, Free
 from lightning_cfg.diffusion.trajectories import (
     Along,
     along,
@@ -17,11 +18,11 @@ from lightning_cfg.diffusion.trajectories import (
 )
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.tables import as_csv
-from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import output_of, write_text
+from lightning_cfg.runs.inputs import Checkpoint, Trajectories
 from lightning_cfg.runs.names import TRAJECTORIES
 from lightning_cfg.runs.ranks import alone
-from lightning_cfg.runs.run import Run
+from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import load_tensors
 from lightning_cfg.sampling.prepared import network, pick_device
 
@@ -29,15 +30,19 @@ SUMMARY, CURVES = "metrics/trajectories.json", "metrics/curves.json"
 BOUNDARIES = "metrics/boundaries.json"
 
 
+@verb()
 def trace(
+    run: Run,
+    /,
     *,
-    samples: dict[str, str],
-    classifiers: dict[str, str],
+    samples: dict[str, Trajectories],
+    classifiers: dict[str, Checkpoint],
     run_dir: str,
     data: Data | None = None,
     weights: str | int = "ema",
-    device: str = "auto",
-    seed: int = 0,
+    device: Annotated[str, Free] = "auto",
+    seed: Annotated[int, Free] = 0,
+    force: bool = False,
 ) -> Path:
     """Measure trajectories, class by class; the run holds metrics/trajectories.csv and curves.csv.
 
@@ -45,6 +50,7 @@ def trace(
     classifiers  {name: run of `fit` of a noisy classifier, whose boundary is meant}; exact: the
                  closed form of `data`
     weights      of the classifiers: ema, raw, or the half-life in images of the average wanted
+    force        does a finished run again
 
     trajectories.csv has a row per label, class and classifier, means over the trajectories:
         straightness  arc over chord in the plane of t/T and u = x / sqrt(1 + sigma^2)
@@ -59,17 +65,8 @@ def trace(
     boundaries.csv has the boundary itself: sigma, t/T and u of every zero of the margin.
     """
     alone("trace")
-    files = {label: output_of(path, TRAJECTORIES) for label, path in samples.items()}
-    inputs = dict(files)
-    for name, path in classifiers.items():
-        if path != "exact":
-            inputs[f"classifiers.{name}"] = output_of(path, checkpoints.LAST)
     if not samples or not classifiers:
         raise UserError("trace needs at least one of samples and one of classifiers")
-    settings = {"weights": weights, "classifiers": sorted(classifiers)}
-    settings |= {"data": data} if "exact" in classifiers.values() else {}
-    free = {"samples": samples, "classifiers": classifiers, "device": device, "seed": seed}
-    run = Run(run_dir, "trace", settings, inputs, free | {"data": data})
     if run.finished():
         print(f"{run_dir}: finished already")
         return run.directory
@@ -80,7 +77,7 @@ def trace(
         for name, path in classifiers.items()
     }
     rows, curves, boundaries = [], [], []
-    for label, file in files.items():
+    for label, file in ((k, output_of(path, TRAJECTORIES)) for k, path in samples.items()):
         held = load_tensors(file, "path", "sigma", "c")
         for name, reader in readers.items():
             _fits(file, held, name, reader)
@@ -145,7 +142,7 @@ def _number(value: Tensor) -> float | None:
 
 def _reader(role: str, path: str, data: dict | None, weights: str | int) -> torch.nn.Module:
     reader = network(role, path, data, weights, classifies=True)
-    if path != "exact" and getattr(reader, "sigma_max", None) == 0:
+    if reader.clean:
         raise UserError(f"{role}: {path} reads finished samples only (model.clean), not noisy ones")
     return reader
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_fit import assert_same
+from helpers import ROOT
+from helpers.runs import assert_same
 
 from lightning_cfg.runs.checkpoints import LAST, load
 from lightning_cfg.runs.names import SAMPLES
@@ -14,7 +15,6 @@ from lightning_cfg.training.learners import Diffusion
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 ONE_EACH = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
 
@@ -30,7 +30,7 @@ class Slow(Diffusion):
 @pytest.fixture
 def config(training) -> dict:
     asked = training(
-        net={"name": "test_fit.Dropping"}, checkpoint_every=10_000, trainer={"max_steps": 300}
+        net={"name": "helpers.toys.Dropping"}, checkpoint_every=10_000, trainer={"max_steps": 300}
     )
     asked["learner"]["name"] = "test_slurm.Slow"
     return asked
@@ -144,7 +144,7 @@ def test_samples_of_two_nodes_are_those_of_one_process(cluster, training, tmp_pa
     }  # fmt: skip
     generate(**asked, run_dir=str(tmp_path / "one"))
     (tmp_path / "generate.yaml").write_text(yaml.safe_dump(asked))
-    script = ROOT / "launch/slurm_generate.sbatch"
+    script = ROOT / "launch/slurm_verb.sbatch"
     words = ("generate", "--config", "generate.yaml", "run_dir=two")
     number = cluster.submit(tmp_path, *ONE_EACH, script, *words)
     job = cluster.ended(number)

@@ -10,7 +10,10 @@ from pathlib import Path
 import torch
 import yaml
 
-from lightning_cfg.config import main
+from lightning_cfg.cli import main
+
+SRUN = {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}  # fmt: skip
 
 
 def as_rank(verb: Callable, folder: str, words: list[str], environment: dict[str, str]) -> None:

@@ -10,31 +10,32 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_cfg.diffusion.draws import Draws, keyed
-from lightning_cfg.errors import UserError
-from lightning_cfg.interfaces import NULL
+from lightning_cfg.interfaces import NULL, Model
 
 BLOCK = 500_000  # points x components held at once: small enough to stay in the cache
 
 
-class GaussianMixture(nn.Module):
+class GaussianMixture(Model):
     """p(y, c) = sum over the components k of class c of weight_k N(y; mean_k, covariance_k).
 
     weights (K,), means (K, d), covariances (K, d, d), labels (K,) long. All in float64.
     """
 
-    sigma_min, sigma_max = 0.0, math.inf
-    label_dropout = 1.0  # answers for NULL exactly
+    weights: Tensor
+    means: Tensor
+    axes: Tensor  # (K, d, d), eigenvectors in columns
+    variances: Tensor  # (K, d)
+    labels: Tensor
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor, labels: Tensor):
         super().__init__()
         variances, axes = torch.linalg.eigh(covariances.double())
         self.register_buffer("weights", weights.double() / weights.double().sum())
         self.register_buffer("means", means.double())
-        self.register_buffer("axes", axes)  # (K, d, d), eigenvectors in columns
-        self.register_buffer("variances", variances)  # (K, d)
+        self.register_buffer("axes", axes)
+        self.register_buffer("variances", variances)
         self.register_buffer("labels", labels.long())
         self.shape = (means.shape[1],)
         self.num_classes = int(labels.max()) + 1
@@ -73,7 +74,7 @@ class GaussianMixture(nn.Module):
 
     def logits(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """log p(x, c; sigma) for every class, (B, classes): their softmax is the posterior."""
-        of_class = self.labels == torch.arange(self.num_classes, device=x.device)[:, None]
+        of_class = torch.arange(self.num_classes, device=x.device)[:, None].eq(self.labels)
 
         def per_class(z: Tensor, joint: Tensor, variance: Tensor) -> Tensor:
             rows = [joint[:, own].logsumexp(1) for own in of_class]
@@ -83,9 +84,9 @@ class GaussianMixture(nn.Module):
 
     def sample(self, n: int, c: int, generator: torch.Generator) -> Tensor:
         """n points of class c, (n, d) float64."""
-        own = (self.labels == c).nonzero().flatten()
+        own = self.labels.eq(c).nonzero().flatten()
         u = torch.rand(n, generator=generator, dtype=torch.float64)
-        return self._place(own[_pick(self.weights[own].cpu(), u).to(own.device)], generator)
+        return self._place(own[pick(self.weights[own].cpu(), u).to(own.device)], generator)
 
     def _place(self, component: Tensor, generator: torch.Generator) -> Tensor:
         shape = (len(component), self.shape[0])
@@ -164,104 +165,9 @@ class GaussianMixture(nn.Module):
         return zs, joint.masked_fill(other, -math.inf), variance
 
 
-def _pick(weights: Tensor, u: Tensor) -> Tensor:
+def pick(weights: Tensor, u: Tensor) -> Tensor:
     cumulative = weights.cumsum(0) / weights.sum()
     return torch.searchsorted(cumulative, u, right=True).clamp(max=len(weights) - 1)
-
-
-class Mixture:
-    """A data set that is a Gaussian mixture: every training batch is a fresh draw.
-
-    limit    points per class that there are to train on, the bank; left out: no end of them
-
-    means    one list of coordinates per component
-    stds     one number per component: its deviation along every axis
-    labels   the class of each component
-    weights  of each component; equal when left out
-    seed     of the real points in `real`, not of the training batches
-    """
-
-    def __init__(
-        self,
-        *,
-        means: list[list[float]],
-        stds: list[float],
-        labels: list[int],
-        weights: list[float] | None = None,
-        seed: int = 0,
-        limit: int | None = None,
-    ):
-        eye = torch.eye(len(means[0]), dtype=torch.float64)
-        covariances = torch.tensor(stds, dtype=torch.float64)[:, None, None] ** 2 * eye
-        weights = [1.0] * len(means) if weights is None else weights
-        weights, means = (torch.tensor(v, dtype=torch.float64) for v in (weights, means))
-        self._hold(GaussianMixture(weights, means, covariances, torch.tensor(labels)), seed, limit)
-
-    @property
-    def formula(self) -> str:
-        """Its components as N(mean, variance), class by class; nothing where they are many."""
-        truth, parts = self.truth, []
-        if len(truth.means) > 8:
-            return ""
-        for c in range(truth.num_classes):
-            own = (truth.labels == c).nonzero().flatten().tolist()
-            means = (", ".join(f"{m:g}" for m in truth.means[k].tolist()) for k in own)
-            variances = (truth.variances[k].mean().item() for k in own)
-            parts.append(
-                " + ".join(f"N({m}, {v:.3g})" for m, v in zip(means, variances, strict=True))
-            )
-        return "; ".join(f"class {c}: {part}" for c, part in enumerate(parts))
-
-    def _hold(self, truth: GaussianMixture, seed: int, limit: int | None) -> None:
-        if limit is not None and limit < 1:
-            raise UserError(f"data.limit={limit} must be at least 1")
-        self.truth, self.seed, self.limit = truth, seed, limit
-        self.shape, self.num_classes = truth.shape, truth.num_classes
-
-    def batch(self, draws: Draws) -> dict[str, Tensor]:
-        """Points of this step, fresh unless there is a limit: y (b, d) float32 and c (b,)."""
-        if self.limit is not None:
-            y, c = self._bank
-            rows = draws.permuted(len(c))
-            return {"y": y[rows], "c": c[rows]}
-        component = _pick(self.truth.weights, draws.uniform().double())
-        y = self.truth.at(component, draws.normal(*self.shape).double())
-        return {"y": y.float(), "c": self.truth.labels[component]}
-
-    def real(self, split: str, per_class: int | None = None) -> tuple[Tensor, Tensor]:
-        """per_class points of each class, in turn: y (N, d) float32 and c (N,).
-
-        split names the draw: "bank", "held_out" and "fresh" share no point. UserError for more of
-        the bank than `limit`.
-        """
-        n = 20_000 if per_class is None else per_class
-        drawn = n
-        if split == "bank" and self.limit is not None:
-            n = self.limit if per_class is None else per_class
-            drawn = self.limit  # fewer are some of these, and not another draw
-            if n > drawn:
-                raise UserError(f"the bank has data.limit={self.limit} points a class, not {n}")
-        ys = [
-            self.truth.sample(drawn, c, keyed(split, self.seed, c))[:n].float()
-            for c in range(self.num_classes)
-        ]
-        return torch.cat(ys), torch.arange(self.num_classes).repeat_interleave(n)
-
-    @cached_property
-    def _bank(self) -> tuple[Tensor, Tensor]:
-        return self.real("bank")
-
-
-class Fractal(Mixture):
-    """The two-class fractal of Zhao & Schwing (2025, sec. C.2), after Karras et al. (2024, app. C).
-
-    Each class is a binary tree of 127 branches with 8 Gaussians on each: 1016 per class. Classes
-    are equally likely. `seed` is of the real points; the tree itself is always the same. `limit` as
-    in `Mixture`.
-    """
-
-    def __init__(self, *, seed: int = 0, limit: int | None = None):
-        self._hold(fractal(), seed, limit)
 
 
 def fractal(depth: int = 6) -> GaussianMixture:
@@ -290,9 +196,7 @@ def fractal(depth: int = 6) -> GaussianMixture:
     for label, angle in enumerate((math.pi / 4, 5 * math.pi / 4)):
         grow(np.array([0.0030, 0.0325]), angle, 0, label)
 
-    weights, labels = torch.tensor(weights, dtype=torch.float64), torch.tensor(labels)
+    w, c = torch.tensor(weights, dtype=torch.float64), torch.tensor(labels)
     for label in (0, 1):  # the raw weights alone would give class 0 a share of .485
-        weights[labels == label] *= 0.5 / weights[labels == label].sum()
-    return GaussianMixture(
-        weights, torch.tensor(np.array(means)), torch.tensor(np.array(covariances)), labels
-    )
+        w[c == label] *= 0.5 / w[c == label].sum()
+    return GaussianMixture(w, torch.tensor(np.array(means)), torch.tensor(np.array(covariances)), c)

@@ -1,0 +1,53 @@
+"""`python -m lightning_cfg`, and the command `lightning_cfg`: the verbs, and each of them."""
+
+import sys
+
+from lightning_cfg import __version__, cli
+from lightning_cfg.errors import UserError, did_you_mean
+
+VERBS = {
+    "fit": "train a model, a classifier or a refinement",
+    "generate": "samples of seeds, under a guidance method",
+    "pair": "samples and their nearest real neighbours",
+    "refine": "samples along a flow to where their neighbours are",
+    "evaluate": "samples become a table of metrics beside real data",
+    "trace": "how far trajectories run from decision boundaries",
+    "study": "the whole way from one file, and a report",
+    "sweep": "a grid of runs from a W&B sweep file, without W&B",
+    "assets": "the weight files that feature extractors need",
+}
+OWN = ("sweep", "assets")  # with a command line of their own
+
+
+def main(words: list[str] | None = None) -> None:
+    """List the verbs, or run one of them: `lightning_cfg VERB --config FILE [key=value ...]`."""
+    words = sys.argv[1:] if words is None else words
+    if not words or words[0] in ("-h", "--help"):
+        print(_listed())
+    elif words[0] in ("-V", "--version"):
+        print(f"lightning_cfg {__version__}")
+    else:
+        verb, *rest = words
+        with cli.answered():
+            if verb not in VERBS:
+                raise UserError(f"no verb '{verb}'; {did_you_mean(verb, VERBS)}")
+        (cli.main_of if verb in OWN else cli.main)(verb, rest)
+
+
+def _listed() -> str:
+    width = max(map(len, VERBS))
+    return "\n".join(
+        [
+            "Study guidance in diffusion models, and repair what it does to the samples.",
+            "",
+            "usage: python -m lightning_cfg VERB --config FILE [key=value ...]",
+            "",
+            *(f"  {verb:{width}}  {what}" for verb, what in VERBS.items()),
+            "",
+            "VERB --help lists a verb's keys, --version tells the version.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

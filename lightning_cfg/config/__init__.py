@@ -1,0 +1,39 @@
+"""Configuration: one yaml file and overrides, typed by the signatures of what they configure.
+
+A verb is a function with keyword-only parameters; their names, annotations and defaults are its
+schema. A section of a choice, {name: heun, steps: 18}, takes the keys of the callable it names. All
+is checked before anything is built. Nothing heavy is imported: a missing file is answered before
+torch is.
+"""
+
+from lightning_cfg.config.arguments import Arguments, from_arguments, parse
+from lightning_cfg.config.check import changed, checked, completed
+from lightning_cfg.config.files import Document, dump, load, read
+from lightning_cfg.config.help import help_of
+from lightning_cfg.config.identity import Identity, identity_difference, identity_of, replaced
+from lightning_cfg.config.schema import (
+    Choice,
+    Data,
+    Features,
+    Free,
+    Guidance,
+    Input,
+    Keywords,
+    Learner,
+    Metric,
+    Model,
+    Net,
+    Place,
+    Sampler,
+    TrainerKeys,
+    Verb,
+    build,
+    resolve,
+)
+
+__all__ = [
+    "Arguments", "Choice", "Data", "Document", "Features", "Free", "Guidance", "Identity", "Input",
+    "Keywords", "Learner", "Metric", "Model", "Net", "Place", "Sampler", "TrainerKeys", "Verb",
+    "build", "changed", "checked", "completed", "dump", "from_arguments", "help_of",
+    "identity_difference", "identity_of", "load", "parse", "read", "replaced", "resolve",
+]  # fmt: skip

@@ -1,0 +1,130 @@
+"""Yaml files and overrides, read, merged, resolved, written: the only place with OmegaConf."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml  # OmegaConf's own reader; here for the name of its errors
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_cfg.config.check import Wrong, check_keys, join, show
+from lightning_cfg.config.schema import keys_of
+from lightning_cfg.errors import UserError
+
+
+@dataclass
+class Document:
+    """A config file with the overrides set in it, its interpolations not yet resolved."""
+
+    file: Path
+    values: dict
+    given: set[str] = field(default_factory=set)  # the paths that overrides gave
+
+    def where(self, path: str) -> str:
+        """Who wrote what stands at a dotted path: the command line, or the file."""
+        ancestors = [path.split("[")[0]]
+        while ancestors[-1]:
+            ancestors.append(ancestors[-1].rpartition(".")[0])
+        return "command line" if self.given.intersection(ancestors) else str(self.file)
+
+
+def read(file: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Document:
+    """The file, read once (it may be a pipe), with the overrides set; UserError, in one line."""
+    try:
+        values = _parse(Path(file).read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text in UTF-8"
+        raise UserError(f"cannot read the config file '{file}': {reason}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: must be a mapping of keys to values, not {show(values)}")
+    document = Document(Path(file), values)
+    for override in overrides:
+        _set(document, override)
+    return document
+
+
+def _set(document: Document, override: str) -> None:
+    """Set a dotted key to its value, a whole section too."""
+    key, equals, text = override.removeprefix("--").partition("=")
+    *parents, last = key.split(".")
+    if not equals or not last or not all(parents):
+        raise UserError(f"command line: '{override}' is not an override; write key=value")
+    if not text.strip():
+        hint = f"write {key}=null, or {key}='\"\"' for an empty text"
+        raise UserError(f"command line: '{override}' has no value; {hint}")
+    section, path = document.values, ""
+    for parent in parents:
+        path = join(path, parent)
+        inner = section.get(parent)
+        if inner is None:
+            document.given.add(path)
+            inner = {}
+        elif isinstance(inner, str) and "${" not in inner:
+            inner = {"name": inner}  # the short form of a choice
+        elif not isinstance(inner, dict):
+            raise UserError(f"command line: '{key}': {path} is {show(inner)}, not a section")
+        section[parent] = inner
+        section = inner
+    section[last] = _parse(text, f"command line: '{override}'")
+    document.given.add(key)
+
+
+def _parse(text: str, where: str) -> Any:
+    """Yaml as OmegaConf reads it (1e-3 is a float, 400_000 an int), keys as strings, unresolved."""
+    try:
+        document = OmegaConf.from_dotlist([f"_={text}"])
+        return _with_string_keys(OmegaConf.to_container(document, resolve=False)["_"])
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        lines = len(text.splitlines())  # at the end of the text the mark is one line too far
+        line = f", line {min(mark.line + 1, lines)}" if mark else ""
+        raise UserError(f"{where}{line}: not yaml: {getattr(error, 'problem', error)}") from None
+    except OmegaConfBaseException as error:
+        key = (error.full_key or "").removeprefix("_").removeprefix(".")
+        raise UserError(f"{where}: {key}: {str(error).splitlines()[0]}") from None
+
+
+def _with_string_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _with_string_keys(item) for key, item in value.items()}
+    return [_with_string_keys(item) for item in value] if isinstance(value, list) else value
+
+
+def load(
+    verb: Callable, file: str | Path | Document, overrides: list[str] | tuple[str, ...] = ()
+) -> dict:
+    """The keywords of a verb as plain data: schema < file < overrides, then interpolations.
+
+    An override sets its key to its value, a whole section too. UserError, in one line, for what is
+    unknown, missing or of a wrong type; nothing is built or written.
+    """
+    document = file if isinstance(file, Document) else read(file, overrides)
+    (keys, _), name = keys_of(verb), verb.__name__
+    config = dict(document.values)
+    if "run_dir" in keys:
+        config.setdefault("run_dir", f"runs/{document.file.stem}")
+    try:
+        config = check_keys(config, keys, "", name)  # fills in what interpolations may refer to
+        config = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        return check_keys(config, keys, "", name)
+    except Wrong as wrong:
+        raise UserError(f"{document.where(wrong.path)}: {wrong}") from None
+    except OmegaConfBaseException as error:
+        key = error.full_key or ""
+        raise UserError(f"{document.where(key)}: {key}: {str(error).splitlines()[0]}") from None
+
+
+def dump(config: dict) -> str:
+    """Yaml text that `load` reads back to the same config (a tuple is a list in yaml)."""
+
+    def escaped(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: escaped(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [escaped(item) for item in value]
+        return value.replace("${", "\\${") if isinstance(value, str) else value
+
+    return OmegaConf.to_yaml(OmegaConf.create(escaped(config)))

@@ -1,0 +1,63 @@
+"""What `--help` prints: a verb's keys, those of the chosen parts and of nested verbs too."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, get_args, get_origin
+
+from lightning_cfg.config.check import MAPPINGS, describe, join, show
+from lightning_cfg.config.schema import (
+    REQUIRED,
+    Choice,
+    Keys,
+    Verb,
+    choices,
+    keys_of,
+    resolve,
+    section_of,
+)
+
+
+def help_of(verb: Callable, values: dict) -> str:
+    """A verb in a sentence, its usage, and a line for every key.
+
+    values  of a config file, whose choices are shown; may be empty
+    """
+    (keys, _), name = keys_of(verb), verb.__name__
+    if "run_dir" in keys:
+        keys["run_dir"] = (keys["run_dir"][0], "runs/<name of the config file>")
+    rows = list(_rows(keys, values, ""))
+    width = max((len(path) for path, _ in rows), default=0)
+    return "\n".join(
+        [
+            inspect.cleandoc(verb.__doc__ or name).split("\n\n")[0],
+            "",
+            f"usage: python -m lightning_cfg.{name} --config FILE [key=value ...] [--print-config]",
+            "",
+            *(f"  {path:{width}}  {text}" for path, text in rows),
+        ]
+    )
+
+
+def _rows(keys: Keys, values: Any, path: str) -> Iterator[tuple[str, str]]:
+    """(dotted key, its type and default)."""
+    for key, (kind, default) in keys.items():
+        here, value = join(path, key), values.get(key) if isinstance(values, dict) else None
+        note = "required" if default is REQUIRED else f"default {show(default)}"
+        yield here, f"{describe(kind)}; {note}"
+        yield from _inner_rows(kind, default if value is None else value, here)
+
+
+def _inner_rows(kind: Any, value: Any, path: str) -> Iterator[tuple[str, str]]:
+    section = section_of(kind)
+    if isinstance(section, Verb):
+        yield from _rows(section.keys(), value, path)
+    elif isinstance(section, Choice):
+        yield f"{path}.name", f"one of {', '.join(choices(section.module))}"
+        name = value.get("name") if isinstance(value, dict) else value
+        if isinstance(name, str) and "${" not in name:
+            yield from _rows(keys_of(resolve(section.module, name))[0], value, path)
+    elif get_origin(kind) in MAPPINGS and get_args(kind):
+        yield from _inner_rows(get_args(kind)[1], None, f"{path}.NAME")
+    elif section is None:
+        for arg in get_args(kind):
+            yield from _inner_rows(arg, value, path)

@@ -1,0 +1,59 @@
+"""The classes of images in files: by EDM's dataset.json, or by the folders that they lie in."""
+
+import json
+from pathlib import Path
+
+from lightning_cfg.errors import UserError
+
+
+def by_folder(path: Path, names: list[str]) -> tuple[list[int] | None, list[str] | None]:
+    """A class for each image of these names, the folder at the top, and the folders' names.
+
+    None where no image lies in a folder; UserError where only some do.
+    """
+    tops = [name.split("/")[0] if "/" in name else "" for name in names]
+    if set(tops) == {""}:
+        return None, None
+    if "" in tops:
+        raise UserError(
+            f"{path}: {names[tops.index('')]} has no class: there is no dataset.json, and it lies "
+            "in none of the folders"
+        )
+    number = {folder: k for k, folder in enumerate(sorted(set(tops)))}
+    return [number[top] for top in tops], list(number)
+
+
+def by_dataset_json(path: Path, names: list[str], content: bytes) -> list[int] | None:
+    """A class for each image of these names, as the content of a dataset.json has them.
+
+    None where it says that there are none; UserError where it is anything else than described in
+    `image_files`, or not of just these images.
+    """
+    where = f"{path}: dataset.json"
+    try:
+        entries = json.loads(content)["labels"]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f'{where} is not {{"labels": [[file, class], ...]}} or {{"labels": null}}'
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{where} is damaged or not json: {error}") from error
+    if entries is None:
+        return None
+    classes: dict[str, int] = {}
+    try:
+        for name, k in entries:
+            if type(k) is not int or k < 0:
+                raise UserError(f"{where}: {name} has class {k!r}, not an integer of 0 or more")
+            if classes.setdefault(name, k) != k:
+                raise UserError(f"{where}: {name} has the classes {classes[name]} and {k}")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: labels is not a list of [file, class]") from error
+    known = set(names)
+    gone = next((name for name in classes if name not in known), None)
+    if gone is not None:
+        raise UserError(f"{where} has a class for {gone}, which is not among the images")
+    bare = next((name for name in names if name not in classes), None)
+    if bare is not None:
+        raise UserError(f"{where} has no class for {bare}")
+    return [classes[name] for name in names]

@@ -1,0 +1,105 @@
+"""Data sets that are Gaussian mixtures, so that all about them is known exactly."""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lightning_cfg.diffusion.draws import Draws, keyed
+from lightning_cfg.diffusion.mixture import GaussianMixture, fractal, pick
+from lightning_cfg.errors import UserError
+from lightning_cfg.interfaces import DataSet
+
+
+class Mixture(DataSet):
+    """A data set that is a Gaussian mixture: every training batch is a fresh draw.
+
+    limit    points per class that there are to train on, the bank; left out: no end of them
+
+    means    one list of coordinates per component
+    stds     one number per component: its deviation along every axis
+    labels   the class of each component
+    weights  of each component; equal when left out
+    seed     of the real points in `real`, not of the training batches
+    """
+
+    def __init__(
+        self,
+        *,
+        means: list[list[float]],
+        stds: list[float],
+        labels: list[int],
+        weights: list[float] | None = None,
+        seed: int = 0,
+        limit: int | None = None,
+    ):
+        eye = torch.eye(len(means[0]), dtype=torch.float64)
+        covariances = torch.tensor(stds, dtype=torch.float64)[:, None, None] ** 2 * eye
+        w = torch.tensor([1.0] * len(means) if weights is None else weights, dtype=torch.float64)
+        at = torch.tensor(means, dtype=torch.float64)
+        self._hold(GaussianMixture(w, at, covariances, torch.tensor(labels)), seed, limit)
+
+    def _hold(self, truth: GaussianMixture, seed: int, limit: int | None) -> None:
+        if limit is not None and limit < 1:
+            raise UserError(f"data.limit={limit} must be at least 1")
+        self.truth, self.seed, self.limit = truth, seed, limit
+        self.shape, self.num_classes = truth.shape, truth.num_classes
+        self.formula = formula(truth)
+
+    def batch(self, draws: Draws) -> dict[str, Tensor]:
+        """Points of this step, fresh unless there is a limit: y (b, d) float32 and c (b,)."""
+        if self.limit is not None:
+            y, c = self._bank
+            rows = draws.permuted(len(c))
+            return {"y": y[rows], "c": c[rows]}
+        component = pick(self.truth.weights, draws.uniform().double())
+        y = self.truth.at(component, draws.normal(*self.shape).double())
+        return {"y": y.float(), "c": self.truth.labels[component]}
+
+    def real(self, split: str, per_class: int | None = None) -> tuple[Tensor, Tensor]:
+        """per_class points of each class, in turn: y (N, d) float32 and c (N,).
+
+        split names the draw: "bank", "held_out" and "fresh" share no point. UserError for more of
+        the bank than `limit`.
+        """
+        n = 20_000 if per_class is None else per_class
+        drawn = n
+        if split == "bank" and self.limit is not None:
+            n = self.limit if per_class is None else per_class
+            drawn = self.limit  # fewer are some of these, and not another draw
+            if n > drawn:
+                raise UserError(f"the bank has data.limit={self.limit} points a class, not {n}")
+        ys = [
+            self.truth.sample(drawn, c, keyed(split, self.seed, c))[:n].float()
+            for c in range(self.num_classes)
+        ]
+        return torch.cat(ys), torch.arange(self.num_classes).repeat_interleave(n)
+
+    @cached_property
+    def _bank(self) -> tuple[Tensor, Tensor]:
+        return self.real("bank")
+
+
+class Fractal(Mixture):
+    """The two-class fractal of Zhao & Schwing (2025, sec. C.2), after Karras et al. (2024, app. C).
+
+    Each class is a binary tree of 127 branches with 8 Gaussians on each: 1016 per class. Classes
+    are equally likely. `seed` is of the real points; the tree itself is always the same. `limit` as
+    in `Mixture`.
+    """
+
+    def __init__(self, *, seed: int = 0, limit: int | None = None):
+        self._hold(fractal(), seed, limit)
+
+
+def formula(truth: GaussianMixture) -> str:
+    """Its components as N(mean, variance), class by class; nothing where they are many."""
+    if len(truth.means) > 8:
+        return ""
+    parts = []
+    for c in range(truth.num_classes):
+        own = (truth.labels == c).nonzero().flatten().tolist()
+        means = (", ".join(f"{m:g}" for m in truth.means[k].tolist()) for k in own)
+        variances = (truth.variances[k].mean().item() for k in own)
+        parts.append(" + ".join(f"N({m}, {v:.3g})" for m, v in zip(means, variances, strict=True)))
+    return "; ".join(f"class {c}: {part}" for c, part in enumerate(parts))

@@ -1,0 +1,38 @@
+"""How networks are told the noise level and the class."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cfg.interfaces import NULL
+
+
+class NoiseEmbedding(nn.Module):
+    """cos and sin(pi f noise) for 16 geometric frequencies f from 0.25 to 64, and one layer."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("frequencies", 0.25 * 2 ** torch.linspace(0, 8, 16), persistent=False)
+        self.linear = nn.Linear(32, width)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        phase = math.pi * noise[:, None] * self.frequencies
+        return self.linear(torch.cat([phase.cos(), phase.sin()], 1))
+
+
+class ClassEmbedding(nn.Embedding):
+    """Vectors (B, d) of classes (B,); NULL = -1 is the last one."""
+
+    def forward(self, c: Tensor) -> Tensor:
+        return super().forward(c % self.num_embeddings)
+
+
+def embedded(c: Tensor | None, x: Tensor, class_vectors: Callable[[Tensor], Tensor]) -> Tensor:
+    """The vectors (B, d) of classes c (B,), of NULL for None; c itself where it is vectors."""
+    if c is None:
+        c = torch.full((len(x),), NULL, device=x.device)
+    return c.to(x) if c.is_floating_point() else class_vectors(c)

@@ -1,0 +1,15 @@
+"""What counts of what a run reads: the file that is meant by a run directory, by its content."""
+
+from functools import partial
+from typing import Annotated
+
+from lightning_cfg.config import Input
+from lightning_cfg.runs.files import output_of
+from lightning_cfg.runs.names import LAST, PAIRS, SAMPLES, TRAJECTORIES
+
+CHECKPOINT = Input(partial(output_of, inside=LAST), words=("exact",))
+
+Checkpoint = Annotated[str, CHECKPOINT]
+SampleFile = Annotated[str, Input(partial(output_of, inside=SAMPLES))]
+PairFile = Annotated[str, Input(partial(output_of, inside=PAIRS))]
+Trajectories = Annotated[str, Input(partial(output_of, inside=TRAJECTORIES))]

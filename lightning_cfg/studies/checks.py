@@ -1,0 +1,138 @@
+"""What a study's sections have to be to each other, said before anything is run."""
+
+from pathlib import Path
+
+from lightning_cfg.config import changed
+from lightning_cfg.errors import UserError
+from lightning_cfg.sampling.guided import check_roles, check_together, with_scale
+from lightning_cfg.sampling.guided import named as named_guidance
+from lightning_cfg.sampling.network import path_and_weights
+from lightning_cfg.studies.graph import FRESH
+from lightning_cfg.studies.schema import Pairing, Refining, Training
+
+
+def check_name(path: str, name: str, *taken: str) -> None:
+    """UserError for a name that cannot be a file's, or is something else's."""
+    if not name.replace("_", "").isalnum() or name in taken:
+        also = f", and not {', '.join(taken[:-1])} or {taken[-1]}" if taken else ""
+        raise UserError(
+            f"{path}.{name}: letters, digits and _ only{also}, it names folders and files"
+        )
+
+
+def recipes_of(variants: dict, flows: dict, own: dict) -> dict[str, dict]:
+    """{kind of flow: its pairs, flow and refinement}: the study's own, then its variants'."""
+    recipes = {kind: own for kind in ("all", "dedicated") if flows.get(kind)}
+    if variants and "all" not in recipes:
+        raise UserError("variants are flows for all scales: they need flows.all")
+    kinds = {"pairs": Pairing, "flow": Training, "refinement": Refining}
+    for name, section in variants.items():
+        check_name("variants", name, "all", "dedicated", "before")
+        recipes[name] = {
+            key: changed(kind, own[key], section[key], f"variants.{name}.{key}")
+            for key, kind in kinds.items()
+        }
+        recipes[name]["scales"] = own["scales"] if section["scales"] is None else section["scales"]
+        if beyond := set(recipes[name]["scales"]) - set(own["scales"]):
+            raise UserError(f"variants.{name} has scale {min(beyond):g}, which scales has not")
+    return recipes
+
+
+def check_devices(path: str, section: dict | None) -> None:
+    """UserError for a training on several: Lightning would start the study once for each."""
+    devices = 1 if section is None else section["trainer"].get("devices", 1)
+    if devices not in (1, "1", "auto") and not (isinstance(devices, list) and len(devices) == 1):
+        raise UserError(
+            f"{path}.trainer.devices={devices}: a study trains on one device; train on several by "
+            "`fit`, and name the run in `models` of its methods"
+        )
+
+
+def check_fits(fits: dict, discriminators: dict) -> None:
+    """UserError for a name that means something else, or a discriminator of nothing."""
+    for name in (*fits, *discriminators):
+        if name == "exact":
+            raise UserError("fits.exact: exact is the closed form of the data, choose another name")
+    for name, section in discriminators.items():
+        if section["of"] not in fits or name in fits or not 1 <= section["n"] <= FRESH:
+            raise UserError(
+                f"discriminators.{name} needs a name that is not in fits, of={section['of']} among "
+                f"fits ({', '.join(fits)}), and n={section['n']} from 1 to {FRESH}"
+            )
+
+
+def check_methods(methods: dict, fits: list[str], flows: dict) -> None:
+    """UserError unless the networks are there and guidance, sampler and flows fit each other."""
+    for name, section in methods.items():
+        check_roles(section["guidance"], section["models"])
+        for role, network in section["models"].items():
+            model, _ = path_and_weights(network)
+            _check_network(f"methods.{name}.models.{role}", model, fits)
+        if with_scale(section["guidance"], 1.0) is None:
+            method = named_guidance(section["guidance"])
+            raise UserError(f"methods.{name}: guidance {method} has no scale")
+        try:
+            check_together(section["guidance"], section["generation"]["sampler"])
+        except UserError as error:
+            raise UserError(f"methods.{name}: {error}") from None
+    for kind in flows:
+        if kind not in ("all", "dedicated"):
+            raise UserError(f"flows.{kind} is neither flows.all nor flows.dedicated")
+    for scale in flows.get("dedicated", []):
+        if not any(scale in section["scales"] for section in methods.values()):
+            raise UserError(f"flows.dedicated has scale {scale:g}, which scales has not")
+
+
+def _check_network(role: str, path: str, fits: list[str]) -> None:
+    if path not in fits and path != "exact" and not Path(path).exists():
+        raise UserError(
+            f"{role}={path} is neither one of fits ({', '.join(fits)}), nor exact, nor a path that "
+            "exists"
+        )
+
+
+def check_trace(trace: dict, kept: int, methods: dict, fits: list[str]) -> None:
+    """UserError unless there are trajectories, and classifiers to see them by."""
+    if not kept:
+        raise UserError("trace needs generation.trajectories, the number of them to keep")
+    if "own" in trace["classifiers"]:
+        raise UserError("trace.classifiers.own is the name of a method's own: choose another")
+    for name, path in trace["classifiers"].items():
+        _check_network(f"trace.classifiers.{name}", path, fits)
+    for name, section in methods.items():
+        if not trace["classifiers"] and "classifier" not in section["models"]:
+            raise UserError(f"trace.classifiers is empty, and methods.{name} has none of its own")
+
+
+def check_exact(data_sets: list, methods: dict, trace: dict | None) -> None:
+    """UserError where exact is meant of data whose density is not known."""
+    named = [
+        (f"methods.{name}.models.{role}", path_and_weights(network)[0])
+        for name, section in methods.items()
+        for role, network in section["models"].items()
+    ]
+    if trace is not None:
+        named += [(f"trace.classifiers.{k}", path) for k, path in trace["classifiers"].items()]
+    for role, path in named:
+        if path == "exact" and any(data_set.truth is None for data_set in data_sets):
+            raise UserError(f"{role}: exact needs data with a known density, such as Fractal")
+
+
+def check_published(section: dict, methods: dict, recipes: dict) -> None:
+    """UserError unless a published number has a place in the report."""
+    if section["method"] not in (None, *methods) or (
+        section["method"] is None and len(methods) > 1
+    ):
+        raise UserError(
+            f"published: method={section['method']} must be one of methods ({', '.join(methods)})"
+        )
+    for name, row in section["rows"].items():
+        if name not in ("before", *recipes):
+            raise UserError(
+                f"published: rows.{name} is neither before nor a flow ({', '.join(recipes)})"
+            )
+        for scale in row:
+            try:
+                float(scale)
+            except ValueError:
+                raise UserError(f"published: rows.{name}.{scale} is no guidance scale") from None

@@ -1,0 +1,31 @@
+"""What a study will take, counted before it starts."""
+
+import math
+
+from lightning_cfg.diffusion.noise import steps_of
+from lightning_cfg.studies.graph import Stage
+
+
+def cost(stages: dict[str, Stage], sampler: dict, shape: tuple[int, ...]) -> str:
+    """What the stages will take, in a line: what is done already is not taken off.
+
+    shape  of a sample, float32 each
+    """
+    of = {
+        verb: [stage.settings for stage in stages.values() if stage.verb == verb]
+        for verb in ("fit", "generate", "pair", "refine")
+    }
+    images = sum(fit["batch_size"] * fit["trainer"].get("max_steps", 0) for fit in of["fit"])
+    made = sum(settings["n"] for settings in of["generate"])
+    refined = sum(stages[one["samples"].stage].settings["n"] for one in of["refine"])
+    on_disk = made + 2 * sum(settings["n"] for settings in of["pair"]) + refined
+    each = ""
+    if "steps" in sampler:
+        steps = steps_of(sampler)
+        steps = 2 * steps - 1 if sampler["name"] == "heun" else steps
+        each = f" of {steps} evaluations of each network"
+    return (
+        f"{len(stages)} stages: {len(of['fit'])} trainings on {images / 1e6:.3g} M images, "
+        f"{made:,} samples{each}, {refined:,} refined, "
+        f"about {4 * math.prod(shape) * on_disk / 2**30:.2g} GiB of samples"
+    )

@@ -1,0 +1,207 @@
+"""A study as a graph of stages: one run of a verb each, and what it needs of the others."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_cfg.config import replaced
+from lightning_cfg.runs.inputs import CHECKPOINT
+from lightning_cfg.sampling.guided import with_scale
+from lightning_cfg.sampling.network import Networks, path_and_weights
+from lightning_cfg.studies.schema import Evaluation, Pairing, Tracing
+
+FRESH = 1_000_000  # samples that are evaluated have seeds from here on, sources below
+
+
+@dataclass(frozen=True)
+class Output:
+    """In a stage's settings, in the place of a path: the run directory of another stage."""
+
+    stage: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of a verb with these keys, without its run_dir."""
+
+    name: str
+    verb: str
+    settings: dict[str, Any]
+
+    @property
+    def needs(self) -> list[str]:
+        """The stages whose outputs it reads, by name."""
+        return sorted(set(_outputs(self.settings)))
+
+
+@dataclass
+class Scored:
+    """Where the report finds one method at one scale, by names of stages.
+
+    sets    {(before or after, kind of flow): the samples}
+    table   their scores
+    traced  their trajectories, measured
+    """
+
+    method: str
+    scale: float
+    sets: dict[tuple[str, str], str]
+    table: str
+    traced: str | None = None
+
+
+@dataclass
+class Graph:
+    """Every stage of a study on one data set, each once, and what is shown of them."""
+
+    case: str
+    stages: dict[str, Stage] = field(default_factory=dict)
+    scored: list[Scored] = field(default_factory=list)
+    real: str = ""  # the scores of real points
+    _known: dict[str, str] = field(default_factory=dict)  # by verb and settings
+
+    def add(self, name: str, verb: str, settings: dict) -> Output:
+        """One more stage, unless another is the same by another name, as variants share pairs."""
+        name = f"{self.case} {name}".strip()
+        asked = json.dumps([verb, settings], sort_keys=True, default=repr)
+        if asked not in self._known:
+            self._known[asked] = name
+            self.stages[name] = Stage(name, verb, settings)
+        return Output(self._known[asked])
+
+
+def _outputs(value: Any) -> Iterator[str]:
+    if isinstance(value, Output):
+        yield value.stage
+    elif isinstance(value, dict):
+        yield from _outputs(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _outputs(item)
+
+
+def graph_of(
+    asked: dict, recipes: dict[str, dict], *, case: str, data: dict, classes: int
+) -> Graph:
+    """The stages of a study on one data set, of so many classes.
+
+    asked    the study's keys, its methods with their own scales and generation
+    recipes  {kind of flow: its pairs, flow, refinement and scales}
+    case     the data set's name, which leads those of its stages
+    """
+    built = _Builder(asked, recipes, case, data)
+    fresh = max(1, asked["samples"] // max(1, classes))
+    built.graph.real = built.evaluate("real", {}, fresh=fresh).stage
+    return built.graph
+
+
+class _Builder:
+    """Goes through a study's sections in the order of the work."""
+
+    def __init__(self, asked: dict, recipes: dict[str, dict], case: str, data: dict):
+        self.asked, self.recipes, self.data = asked, recipes, data
+        self.first_seed = 2 * FRESH * asked["seed"]
+        self.graph = Graph(case)
+        self.fits: dict[str, Output] = {}
+        for name, section in asked["fits"].items():
+            self.fits[name] = self.fit(name, section, data)
+        for name, section in asked["discriminators"].items():
+            self.discriminator(name, section)
+        for name, section in asked["methods"].items():
+            self.method(name, section)
+
+    def add(self, name: str, verb: str, settings: dict) -> Output:
+        return self.graph.add(name, verb, {"seed": self.asked["seed"], **settings})
+
+    def fit(self, name: str, section: dict, data: dict) -> Output:
+        trainer = section["trainer"]
+        if trainer.get("devices") in (None, "auto"):
+            trainer = {**trainer, "devices": 1}  # not all that there are
+        return self.add(f"fit {name}", "fit", {**section, "trainer": trainer, "data": data})
+
+    def named(self, annotation: Any, section: Any) -> Any:
+        """A section in which names of fits stand for their checkpoints."""
+
+        def visit(mark: Any, value: Any, path: str) -> Any:
+            return self.fits.get(value, value) if mark == CHECKPOINT else value
+
+        return replaced(annotation, section, visit)
+
+    def discriminator(self, name: str, section: dict) -> None:
+        settings = {"models": {"model": self.fits[section["of"]]}, "guidance": {"name": "unguided"}}
+        settings |= {"n": section["n"], "data": self.data, "trajectories": 0}
+        settings |= {"seed": self.first_seed}
+        made = self.add(
+            f"generate for {name}", "generate", {**self.asked["generation"], **settings}
+        )
+        data = {"name": "RealOrGenerated", "real": self.data, "path": made}
+        self.fits[name] = self.fit(name, section["fit"], data)
+
+    def method(self, name: str, section: dict) -> None:
+        section = {**section, "models": self.named(Networks, section["models"])}
+        flows = self.flows(name, section)
+        for scale in section["scales"]:
+            before = self.generate(name, section, scale, self.asked["samples"], "fresh")
+            sets = {("before", ""): before}
+            for (kind, of), flow in flows.items():
+                recipe = self.recipes[kind]
+                if scale == of or (of is None and scale in recipe["scales"]):
+                    settings = {**recipe["refinement"], "flow": flow, "samples": before}
+                    stage = f"refine {name} {scale:g} {kind}"
+                    sets["after", kind] = self.add(stage, "refine", settings)
+            labels = {f"{when} {kind}".strip(): made for (when, kind), made in sets.items()}
+            table = self.evaluate(f"{name} {scale:g}", labels)
+            found = Scored(
+                name, scale, {key: made.stage for key, made in sets.items()}, table.stage
+            )
+            if self.asked["trace"] is not None:
+                found.traced = self.trace(name, section, scale, before).stage
+            self.graph.scored.append(found)
+
+    def flows(self, name: str, section: dict) -> dict[tuple[str, float | None], Output]:
+        """{(kind, its scale; None where it is for all): the flow of a method}."""
+        shared = sources_of(section, self.asked)
+        dedicated = [s for s in self.asked["flows"].get("dedicated", []) if s in section["scales"]]
+        n, source = self.asked["sources"], {}
+        for scale in sorted({*shared, *dedicated}):
+            own = n if scale in dedicated else -(-n // len(shared))
+            source[scale] = self.generate(name, section, scale, own, "sources")
+        found = {}
+        for kind, recipe in self.recipes.items():
+            for scale in dedicated if kind == "dedicated" else [None] if shared else []:
+                what, scales = (kind, shared) if scale is None else (f"{scale:g}", [scale])
+                settings = {"sources": [source[s] for s in scales], "n": n, "data": self.data}
+                pairs = {**self.named(Pairing, recipe["pairs"]), **settings}
+                paired = self.add(f"pair {name} {what}", "pair", pairs)
+                data = {"name": "Pairs", "path": paired}
+                found[kind, scale] = self.fit(f"flow {name} {what}", recipe["flow"], data)
+        return found
+
+    def generate(self, name: str, section: dict, scale: float, n: int, what: str) -> Output:
+        settings = {"models": section["models"], "n": n, "data": self.data}
+        settings |= {"guidance": with_scale(section["guidance"], scale)}
+        settings |= {"seed": self.first_seed + (FRESH if what == "fresh" else 0)}
+        settings |= {"trajectories": 0} if what == "sources" else {}
+        settings = {**section["generation"], **settings}
+        return self.add(f"generate {name} {scale:g} {what}", "generate", settings)
+
+    def evaluate(self, what: str, samples: dict[str, Output], **others: int) -> Output:
+        section = self.named(Evaluation, self.asked["evaluation"])
+        settings = {**section, "samples": samples, "data": self.data, **others}
+        return self.add(f"evaluate {what}", "evaluate", settings)
+
+    def trace(self, name: str, section: dict, scale: float, before: Output) -> Output:
+        asked = self.named(Tracing, self.asked["trace"])
+        against = asked["classifiers"]
+        if "classifier" in section["models"]:
+            own, _ = path_and_weights(section["models"]["classifier"])
+            against = {"own": own, **against}
+        settings = {"classifiers": against, "samples": {"before": before}, "data": self.data}
+        return self.add(f"trace {name} {scale:g}", "trace", {**asked, **settings})
+
+
+def sources_of(section: dict, asked: dict) -> list[float]:
+    """Scales of the sources of a method's flow for all scales: its own where it has its own."""
+    shared = asked["flows"].get("all", [])
+    return shared if not shared or section["scales"] == asked["scales"] else section["scales"]

@@ -1,0 +1,86 @@
+"""What stands in the sections of a study."""
+
+from typing import Annotated
+
+from lightning_cfg.config import Guidance, Verb
+from lightning_cfg.sampling.network import Networks
+
+GIVEN = ("data", "seed", "run_dir", "force")  # by the study, to every verb
+
+
+def _verb(name: str, *given: str) -> Verb:
+    return Verb(f"lightning_cfg.verbs.{name}.{name}", without=(*given, *GIVEN))
+
+
+Training = Annotated[dict, _verb("fit")]
+Generation = Annotated[dict, _verb("generate", "models", "guidance", "n", "class_label")]
+Pairing = Annotated[dict, _verb("pair", "sources", "n")]
+Refining = Annotated[dict, _verb("refine", "flow", "samples")]
+Evaluation = Annotated[dict, _verb("evaluate", "samples", "fresh")]
+Tracing = Annotated[dict, _verb("trace", "samples")]
+
+
+def method(
+    *,
+    models: Networks,
+    guidance: Guidance,
+    scales: list[float] | None = None,
+    generation: dict = {},  # noqa: B006  a default section, never changed
+) -> None:
+    """A guidance with its networks.
+
+    models      {model, weak, classifier, discriminator}: names in the study's `fits`, paths, or
+                exact; with weights of its own: {path: base, weights: 100_000}
+    scales      at which it is tried instead of the study's, as what is much for one is little for
+                another
+    generation  what is different from the study's `generation`, such as a sampler of fewer steps
+                where the method takes more evaluations each
+    """
+
+
+def discriminator(*, of: str, n: int, fit: Training) -> None:
+    """A noisy classifier of real data and a model's own samples.
+
+    of   one of the study's `fits`, whose unguided samples it tells from real data
+    n    of them
+    fit  how it is trained, on the data set RealOrGenerated
+    """
+
+
+def variant(
+    *,
+    pairs: dict = {},  # noqa: B006  default sections, never changed
+    flow: dict = {},  # noqa: B006
+    refinement: dict = {},  # noqa: B006
+    scales: list[float] | None = None,
+) -> None:
+    """Another way of pairing, training or refining, beside the study's own.
+
+    pairs       keys of the study's `pairs`
+    flow        keys of the study's `flow`
+    refinement  keys of the study's `refinement`
+    scales      at which it is tried; left out, at all of the study's
+    """
+
+
+def published(
+    *,
+    source: str,
+    metric: str,
+    rows: dict[str, dict[str, float]],
+    method: str | None = None,
+) -> None:
+    """Numbers of a paper that stand beside the study's own.
+
+    source  the paper and its table, as the report names them
+    metric  the column of ours beside which the numbers stand, such as fid: of fewer samples than
+            the paper's ours bears their number, and stands there all the same
+    rows    {before, all, dedicated or a variant: {guidance scale: number}}
+    method  one of the study's `methods`; left out, its only one
+    """
+
+
+Method = Annotated[dict, Verb("lightning_cfg.studies.schema.method")]
+Discriminator = Annotated[dict, Verb("lightning_cfg.studies.schema.discriminator")]
+Variant = Annotated[dict, Verb("lightning_cfg.studies.schema.variant")]
+Published = Annotated[dict, Verb("lightning_cfg.studies.schema.published")]
