@@ -24,7 +24,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_cfg.cli import run_own
+from lightning_cfg.cli import main_of
 from lightning_cfg.errors import UserError
 from lightning_cfg.weights import download, store
 from lightning_cfg.weights.catalogue import ASSETS, Asset
@@ -136,7 +136,7 @@ def cli(monkeypatch, capsys) -> Callable[..., SimpleNamespace]:
         monkeypatch.setattr(sys, "argv", ["assets", *words])
         capsys.readouterr()
         try:
-            run_own("assets")
+            main_of("assets")
         except SystemExit as stop:
             status = stop.code or 0
         out, err = capsys.readouterr()
@@ -310,11 +310,11 @@ def test_a_killed_download_is_gone_on_with(site, number, status):
     site.faults = ["stall"]
     code = f"""
 import signal, sys
-from lightning_cfg.cli import run_own
+from lightning_cfg.cli import main_of
 from lightning_cfg.weights.catalogue import ASSETS, Asset
 signal.signal(signal.SIGINT, signal.default_int_handler)  # even if the tests run in a background
 ASSETS["file"] = Asset(**{dataclasses.asdict(ASSETS["file"])})
-run_own("assets")
+main_of("assets")
 """
     command = [sys.executable, "-c", code, "fetch", "file"]
     part = folder() / "w.pth.part"

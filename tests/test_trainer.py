@@ -13,9 +13,9 @@ import lightning as L
 import pytest
 import torch
 import yaml
-from test_ddp import ROOT
+from helpers import ROOT
 
-from lightning_cfg.config import REQUEUE
+from lightning_cfg.cli import REQUEUE
 from lightning_cfg.runs.checkpoints import load
 from lightning_cfg.training.batches import KeyedBatches
 from lightning_cfg.training.trainer import leave_signals_alone
