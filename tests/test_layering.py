@@ -29,8 +29,6 @@ MAY_IMPORT_LIGHTNING = {
 }
 UPWARD = {  # what is still to be cut
     "evaluation/features.py -> verbs",
-    "evaluation/tables.py -> reports",
-    "reports/study.py -> verbs",
     "runs/pngs.py -> data",
     "studies/stages.py -> verbs",
     "training/evaluate_samples.py -> verbs",
@@ -110,6 +108,14 @@ def test_folders_import_downwards_only():
 )
 def test_an_upward_import_would_be_seen(source):
     assert folders(source) == {"verbs"}
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "pair"])
+def test_verbs_that_score_load_no_torchmetrics(verb):
+    """It takes seconds, and only `FrechetDistance` is one."""
+    code = f"import sys, lightning_cfg.verbs.{verb}; print('torchmetrics' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_importing_science_loads_no_lightning_and_no_search_library():

@@ -7,3 +7,9 @@ TRAJECTORIES = "samples/trajectories.safetensors"
 
 
 SHEET = ("figures/samples.png", "figures/samples.pdf")
+
+
+# of `trace`
+SUMMARY = "metrics/trajectories.json"
+CURVES = "metrics/curves.json"
+BOUNDARIES = "metrics/boundaries.json"

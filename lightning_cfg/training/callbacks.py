@@ -21,8 +21,9 @@ from tqdm import tqdm
 from lightning_cfg.config import Choice, Sampler
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance import classifier_free
-from lightning_cfg.reports import figures
-from lightning_cfg.reports.claims import meaning
+from lightning_cfg.metrics.meaning import meaning
+from lightning_cfg.reports.contact_sheet import contact_sheet
+from lightning_cfg.reports.panels import DPI
 from lightning_cfg.runs.checkpoints import LAST
 from lightning_cfg.runs.files import write
 from lightning_cfg.runs.pngs import drawable
@@ -57,16 +58,21 @@ class SaveLast(L.Callback):
     keep  so many of these are kept besides as checkpoints/best_<step>.ckpt: the best ones
     by    what that is decided by: the loss, as it was logged last, or a score that EvaluateSamples
           has found at the very step
-    Raises UserError for a score of which no end is the best, as of a density.
+    Raises UserError for a score of which no end is the best, as of a density, or is not declared.
     """
 
     def __init__(self, directory: Path, *, every: int, keep: int = 0, by: str = "loss"):
-        better = meaning(by.partition("/")[0])[0]
+        better = "lower" if by == "loss" else meaning(by.partition("/")[0]).better
         if better == "real":
             raise UserError(f"keep_by={by}: the best is what real data have, not less or more")
+        if better is None:
+            raise UserError(
+                f'keep_by={by}: nothing says which way is better: put @better("lower", ...) or '
+                '"higher" of lightning_cfg.metrics.meaning above the metric'
+            )
         self._sign = -1 if better == "higher" else 1
         self.path, self.every, self.keep, self.by = directory / LAST, every, keep, by
-        self.best: dict[int, float] = {}  # loss, or what has the lowest value at its best, by step
+        self.best: dict[int, float] = {}  # by step; of what is better higher, the negative
         self._saved = -1
 
     def state_dict(self) -> dict:
@@ -265,7 +271,7 @@ class Grids(L.Callback):
             denoise = classifier_free(model, scale=scale)
             *_, (_, x) = sample(limited, denoise, noise, c.to(learner.device), draw)
             groups[f"scale {scale:g}"] = x.float().cpu(), c
-        return figures.contact_sheet(groups, data.num_classes, columns=self.columns)
+        return contact_sheet(groups, data.num_classes, columns=self.columns)
 
 
 def check_generation(
@@ -287,7 +293,7 @@ def check_generation(
 
 def show(figure: Any, path: Path, name: str, trainer: L.Trainer) -> None:
     """Write a figure, and hand it to the loggers that take images."""
-    write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=figures.DPI))
+    write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, [str(path)], step=trainer.global_step)

@@ -17,7 +17,7 @@ from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import held, real_set
 from lightning_cfg.evaluation.tables import as_csv
 from lightning_cfg.guidance import classifier_free
-from lightning_cfg.reports import figures
+from lightning_cfg.reports.contact_sheet import contact_sheet
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import load_samples, output_of, sha256, write_text
 from lightning_cfg.runs.names import SAMPLES
@@ -227,7 +227,7 @@ class EvaluateSamples(L.Callback):
             logger.log_metrics(learner.scores, step=step)
             logger.save()
         if shown:
-            sheet = figures.contact_sheet(shown, self._classes, columns=self.columns)
+            sheet = contact_sheet(shown, self._classes, columns=self.columns)
             show(sheet, self.directory / f"figures/samples_{step:06d}.png", "evaluated", trainer)
 
     def _sets(

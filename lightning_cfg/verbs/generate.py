@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from lightning_cfg.config import Data, Guidance, Sampler, build
 from lightning_cfg.errors import UserError
-from lightning_cfg.reports import figures
+from lightning_cfg.reports.contact_sheet import contact_sheet
+from lightning_cfg.reports.panels import save
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import load_tensors, output_of, save_tensors
 from lightning_cfg.runs.names import SAMPLES, SHEET, TRAJECTORIES
@@ -127,8 +128,8 @@ def generate(
         out.append(save_images(place, x=x, c=c, seed=seeds, labelled=classes > 0))
     if drawable(shape):
         rows = classes if class_label is None else 0
-        sheet = figures.contact_sheet({"samples": (x, c)}, rows, columns=10)
-        figures.save(sheet, run.directory / "figures/samples", colours=32 if shape[0] == 1 else 0)
+        sheet = contact_sheet({"samples": (x, c)}, rows, columns=10)
+        save(sheet, run.directory / "figures/samples", colours=32 if shape[0] == 1 else 0)
         out += [run.directory / name for name in SHEET]
     facts = {"evaluations": evaluations, "seconds_per_sample": seconds}
     facts |= {"weights": weights, "num_classes": classes}

@@ -24,7 +24,8 @@ from lightning_cfg.evaluation.tables import as_csv
 from lightning_cfg.metrics.moments import Moments, frechet_distance
 from lightning_cfg.refinement.neighbours import AT_ONCE, nearest_in_shards
 from lightning_cfg.refinement.targets import balanced, effective, used_once, used_targets
-from lightning_cfg.reports import figures
+from lightning_cfg.reports.contact_sheet import contact_sheet
+from lightning_cfg.reports.panels import save
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import save_tensors, write_text
 from lightning_cfg.runs.pngs import drawable
@@ -178,8 +179,8 @@ def pair(
         first, last = (_read(points.chosen(index[:SHOWN, j])) for j in (0, k - 1))
         shown = {"generated": (x[:SHOWN], c[:SHOWN]), "the nearest real one": (first, c[:SHOWN])}
         shown |= {f"the {k}th": (last, c[:SHOWN])} if k > 1 else {}
-        sheet = figures.contact_sheet(shown, real.num_classes, columns=6)
-        figures.save(sheet, run.directory / "figures/pairs", colours=0)
+        sheet = contact_sheet(shown, real.num_classes, columns=6)
+        save(sheet, run.directory / "figures/pairs", colours=0)
         out += [run.directory / f"figures/pairs.{kind}" for kind in ("png", "pdf")]
     facts = {
         "direction": DIRECTION,

@@ -7,14 +7,11 @@ from typing import Annotated
 
 from lightning_cfg.config import Data, Verb, build, changed
 from lightning_cfg.errors import UserError
-from lightning_cfg.reports.study import (
-    Case,
-    Traced,
-    check_claims,
-    summary,
-    trends,
-    write_report,
-)
+from lightning_cfg.reports.case import Case, Traced
+from lightning_cfg.reports.claims import check_claims, summary
+from lightning_cfg.reports.rows import Cell
+from lightning_cfg.reports.study import write_report
+from lightning_cfg.reports.trajectories import trends
 from lightning_cfg.runs.names import SAMPLES, TRAJECTORIES
 from lightning_cfg.runs.ranks import alone
 from lightning_cfg.sampling.guided import check_roles, check_together, with_scale
@@ -261,7 +258,7 @@ def _case(stages: Stages, case: str, asked: dict, recipes: dict[str, dict]) -> C
                 {**named(asked["evaluation"]), "samples": labels, "data": data},
             )
             for when, kind in scored if stages.only is None else ():
-                key = (name, scale, when, kind)
+                key = Cell(name, scale, when, kind)
                 found.sets[key] = scored[when, kind] / SAMPLES
                 found.rows.extend(_rows(table, f"{when} {kind}".strip(), key, spent[key]))
             if asked["trace"] is not None:

@@ -19,13 +19,10 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.tables import as_csv
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import load_tensors, output_of, write_text
-from lightning_cfg.runs.names import TRAJECTORIES
+from lightning_cfg.runs.names import BOUNDARIES, CURVES, SUMMARY, TRAJECTORIES
 from lightning_cfg.runs.ranks import alone
 from lightning_cfg.runs.run import Run
 from lightning_cfg.sampling.prepared import network, pick_device
-
-SUMMARY, CURVES = "metrics/trajectories.json", "metrics/curves.json"
-BOUNDARIES = "metrics/boundaries.json"
 
 
 def trace(
