@@ -1,7 +1,8 @@
-"""What CI asks beside the tests: types that do not get worse."""
+"""What CI asks beside the tests: types that do not get worse, and no warnings of our own."""
 
 import importlib.util
 import json
+import warnings
 
 import pytest
 from helpers import ROOT
@@ -39,3 +40,10 @@ def test_the_errors_are_told(check, capsys):
     check(data=2)
     out = capsys.readouterr().out
     assert "data: 0\ndata: 1\ndata: 2 type errors, more than 1\n" in out
+
+
+def test_a_warning_that_a_line_of_the_package_calls_forth_is_an_error():
+    with pytest.raises(FutureWarning, match="old"):
+        warnings.warn_explicit("old", FutureWarning, "x.py", 1, module="lightning_cfg.diffusion.x")
+    with pytest.warns(FutureWarning, match="old"):
+        warnings.warn_explicit("old", FutureWarning, "x.py", 1, module="torch.nn")

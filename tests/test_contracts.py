@@ -20,8 +20,8 @@ from lightning_cfg.diffusion.mixture import GaussianMixture
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import DataSet, Model, Net, check_same
 from lightning_cfg.runs.checkpoints import build_model, restore
-from lightning_cfg.runs.files import load_tensors, save_tensors
 from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.sampling.prepared import ExactClassifier
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from lightning_cfg.cli import main
 from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import UserError
+from lightning_cfg.metrics.meaning import better
 from lightning_cfg.metrics.moments import Moments
-from lightning_cfg.reports import figures
 from lightning_cfg.runs.checkpoints import load
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
@@ -88,6 +88,7 @@ def breaks(denoise: Callable, noise: Tensor, c: Tensor, *, seed: int) -> Iterato
     yield 0.0, x
 
 
+@better("higher", "mean of the samples", column="mean")
 def refuses(x: Tensor, *, at: int = -1) -> dict[str, float]:
     """A metric that cannot be taken the time numbered `at`, counted from 0."""
     CALLS["refuses"] += 1
@@ -411,7 +412,7 @@ def judged(scored, tmp_path) -> Callable[..., dict[str, list[dict]]]:
 
 def test_scores_are_those_of_generate_refine_and_evaluate(call, images, made, judged, monkeypatch):
     """Of the same seeds and the first average, before and after refinement, at both scales."""
-    sheets, sheet = [], figures.contact_sheet
+    sheets, sheet = [], evaluation.contact_sheet
 
     def remembers(groups, *args, **kwargs):
         sheets.append((groups, kwargs))
@@ -419,7 +420,7 @@ def test_scores_are_those_of_generate_refine_and_evaluate(call, images, made, ju
 
     images["evaluation"] |= {"every": 10, "flow": made.flow, "rtol": 1e-4}
     with monkeypatch.context() as patch:
-        patch.setattr(figures, "contact_sheet", remembers)
+        patch.setattr(evaluation, "contact_sheet", remembers)
         assert call(fit, images, "run_dir=run", "trainer.max_steps=10").status == 0
     (scores,) = curves("run").values()
     by_hand = {}
@@ -722,11 +723,11 @@ def test_samples_that_diverge_leave_an_evaluation_out(call, points):
 
 
 def test_a_set_that_cannot_be_scored_is_left_out(call, images):
-    """The other one is scored, and what is kept is kept by the scores that there are."""
+    """The other one is scored, and the best of the scores that there are are kept: the highest."""
     # call 0 is of the points in place of samples, 1 and 2 are the two scales at step 5, and so on
     metrics = ["class_accuracy", {"name": f"{HERE}.refuses", "at": 4}]
     images["evaluation"] |= {"metrics": metrics}
-    run = call(fit, {**images, "keep": 4, "keep_by": "mean/scale_2"}, "run_dir=run")
+    run = call(fit, {**images, "keep": 2, "keep_by": "mean/scale_2"}, "run_dir=run")
     assert (run.status, run.err) == (0, "")
     (line,) = [line for line in run.out.splitlines() if "evaluation" in line]
     assert line == "evaluation of scale_2 at step 10 was left out: of such samples there is none"
@@ -737,8 +738,26 @@ def test_a_set_that_cannot_be_scored_is_left_out(call, images):
         if (step, scale) != ("10", "scale_2")
     ]
     assert curves("run")[10].keys() == {"class_accuracy/scale_1", "mean/scale_1"}
-    assert kept("run") == [5, 15, 20]
+    means = {step: row["mean/scale_2"] for step, row in curves("run").items() if step != 10}
+    assert list(means) == [5, 15, 20]
+    worst = min(means, key=means.__getitem__)
+    assert worst != max(means, key=means.__getitem__)
+    assert kept("run") == [step for step in means if step != worst]
     assert drawn("run")[1] == "samples_000010.png"
+
+
+def spread(x: Tensor) -> dict[str, float]:
+    """A metric that does not say which way it is better."""
+    return {"spread": x.double().std().item()}
+
+
+def test_nothing_is_kept_by_a_metric_that_does_not_say_which_way_is_better(call, images):
+    images["evaluation"] |= {"metrics": [f"{HERE}.spread"]}
+    refused(
+        call,
+        {**images, "keep": 2, "keep_by": "spread/scale_2"},
+        "keep_by=spread/scale_2: nothing says which way is better: put @better(",
+    )
 
 
 # The checkpoint that is kept by a score

@@ -4,7 +4,8 @@ import scipy.linalg
 import torch
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.metrics.moments import FrechetDistance, Moments, frechet_distance
+from lightning_cfg.metrics.moments import Moments, frechet_distance
+from lightning_cfg.metrics.torchmetric import FrechetDistance
 
 
 def draw(n, d, seed, offset=0.0):

@@ -17,7 +17,8 @@ from torch import Tensor
 from lightning_cfg.config import load
 from lightning_cfg.data import ImageFolder, ImageZip
 from lightning_cfg.errors import UserError
-from lightning_cfg.reports import figures
+from lightning_cfg.reports.contact_sheet import contact_sheet
+from lightning_cfg.reports.panels import save
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import sha256
 from lightning_cfg.runs.names import PAIRS, SAMPLES, SHEET, TRAJECTORIES
@@ -278,8 +279,10 @@ def seen(figure: object) -> np.ndarray:
 
 def test_contact_sheet_of_generated_images_has_a_row_per_class(made, tmp_path, monkeypatch):
     drawings = []
-    save = figures.save
-    monkeypatch.setattr(figures, "save", lambda f, *a, **k: (drawings.append(f), save(f, *a, **k)))
+    monkeypatch.setattr(
+        "lightning_cfg.verbs.generate.save",
+        lambda f, *a, **k: (drawings.append(f), save(f, *a, **k)),
+    )
     run = drawn(made.edm, tmp_path / "run", n=12)
     held, sheet = load_all(run), seen(drawings[0])
     assert sheet.shape == (2 * 9, 10 * 9, 3)
@@ -302,7 +305,7 @@ def test_contact_sheet_of_generated_images_has_a_row_per_class(made, tmp_path, m
 @pytest.mark.parametrize("n, rows", [(3, 1), (7, 3), (50, 10)])
 def test_contact_sheet_without_classes_is_filled_in_order(n, rows):
     x = torch.linspace(-1, 1, n)[:, None, None, None].expand(n, 1, 4, 4)
-    figure = figures.contact_sheet({"a": (x, torch.zeros(n).long())}, 0, columns=3)
+    figure = contact_sheet({"a": (x, torch.zeros(n).long())}, 0, columns=3)
     sheet = seen(figure)
     assert sheet.shape == (rows * 5, 15)
     corners = sheet[::5, ::5].flatten()[: min(n, 30)]

@@ -8,10 +8,10 @@ import torch
 from helpers.runs import assert_same, drawn
 from PIL import Image
 
-from lightning_cfg.reports import figures
 from lightning_cfg.runs.checkpoints import load
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.tensors import load_tensors
+from lightning_cfg.training import grids
 from lightning_cfg.training.grids import Grids
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
@@ -45,14 +45,14 @@ def test_resumed_with_grids_equals_uninterrupted_without(call, images, accumulat
 
 def test_grids_are_the_samples_that_generate_makes(call, images, monkeypatch):
     """Those of the first average of this step, by class, by scale, of the seeds from 0 on."""
-    sheets, sheet = [], figures.contact_sheet
+    sheets, sheet = [], grids.contact_sheet
 
     def remembers(groups, *args, **kwargs):
         sheets.append(groups)
         return sheet(groups, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(figures, "contact_sheet", remembers)
+        patch.setattr(grids, "contact_sheet", remembers)
         assert call(fit, {**images, "grids": GRIDS}, "run_dir=run").status == 0
     assert len(sheets) == 4
     assert not torch.equal(sheets[0]["scale 1"][0], sheets[-1]["scale 1"][0])

@@ -12,6 +12,7 @@ from lightning_cfg.data.mixture import GaussianMixture
 from torch import nn
 
 from lightning_cfg.diffusion import noise
+from lightning_cfg.diffusion.mixture import GaussianMixture
 from lightning_cfg.diffusion.models import EDM
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance import cads, classifier_free, discriminator_gradient, interval, rescale

@@ -7,7 +7,7 @@ import torch
 from lightning_cfg import metrics
 from lightning_cfg.data import Mixture
 from lightning_cfg.errors import UserError
-from lightning_cfg.metrics.known import known_of
+from lightning_cfg.metrics.cached import cached_on
 from lightning_cfg.metrics.moments import Moments
 
 
@@ -88,10 +88,10 @@ def test_what_real_points_alone_decide_is_worked_out_once():
         return len(seen)
 
     y = normal(5, 2)
-    assert [known_of(y, "how", compute) for _ in range(3)] == [1, 1, 1]
-    assert known_of(y.clone(), "how", compute) == 2  # other points, though equal
+    assert [cached_on(y, "how", compute) for _ in range(3)] == [1, 1, 1]
+    assert cached_on(y.clone(), "how", compute) == 2  # other points, though equal
     y += 1  # written into: what was known of it no longer holds
-    assert known_of(y, "how", compute) == 3
+    assert cached_on(y, "how", compute) == 3
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])

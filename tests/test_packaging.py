@@ -5,7 +5,6 @@ import subprocess
 import sys
 import tomllib
 
-import pytest
 import yaml
 from helpers import ROOT
 
@@ -23,7 +22,6 @@ def test_a_folder_of_the_packages_name_does_not_hide_it(tmp_path):
     assert done.stdout.split() == [lightning_cfg.__file__, lightning_cfg.__version__], done.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="lightning_cfg/__main__.py is not written yet")
 def test_the_command_exists():
     for target in PROJECT["scripts"].values():
         module, name = target.split(":")

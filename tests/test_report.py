@@ -11,8 +11,13 @@ import pytest
 import torch
 
 from lightning_cfg.data import Mixture
-from lightning_cfg.reports import figures
-from lightning_cfg.reports.study import Case, as_html, check_claims, summary, write_report
+from lightning_cfg.reports import points
+from lightning_cfg.reports.case import Case
+from lightning_cfg.reports.claims import check_claims, summary
+from lightning_cfg.reports.contact_sheet import contact_sheet
+from lightning_cfg.reports.markdown import as_html
+from lightning_cfg.reports.panels import few
+from lightning_cfg.reports.study import write_report
 from lightning_cfg.runs.tensors import save_tensors
 
 N = 1000
@@ -284,7 +289,7 @@ def test_images_have_contact_sheets(tmp_path):
 def test_contact_sheet_puts_a_seed_at_the_same_place_before_and_after():
     x = torch.linspace(-1, 1, 8)[:, None, None, None].expand(8, 3, 4, 4)
     c = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1])
-    figure = figures.contact_sheet({"before": (x, c), "after": (-x, c)}, 2, columns=3)
+    figure = contact_sheet({"before": (x, c), "after": (-x, c)}, 2, columns=3)
     before, after = (panel.images[0].get_array() for panel in figure.axes)
     third = (x[5, 0, 0, 0] + 1) / 2  # the third of class 1: second row, third column
     assert np.allclose(before[5:9, 10:14], third)
@@ -294,10 +299,10 @@ def test_contact_sheet_puts_a_seed_at_the_same_place_before_and_after():
 
 def test_boundary_of_two_equal_gaussians_is_the_line_between_them():
     truth = Mixture(means=[[-1.0, 0.0], [1.0, 0.0]], stds=[0.5, 0.5], labels=[0, 1]).truth
-    xs, _, margins = figures.boundary(truth, (-2.0, 2.0, -2.0, 2.0), cells=11)
+    xs, _, margins = points.boundary(truth, (-2.0, 2.0, -2.0, 2.0), cells=11)
     # log p(0, x) - log p(1, x) = -2 x / s^2
     assert np.allclose(margins, np.broadcast_to(-2 * xs / 0.25, (1, 11, 11)))
-    assert figures.boundary(None, (-2.0, 2.0, -2.0, 2.0)) is None
+    assert points.boundary(None, (-2.0, 2.0, -2.0, 2.0)) is None
 
 
 def test_zoom_finds_where_classes_meet():
@@ -306,11 +311,11 @@ def test_zoom_finds_where_classes_meet():
         stds=[0.2] * 4,
         labels=[0, 0, 1, 1],
     )
-    left, right, bottom, top = figures.most_entangled(*data_set.real("held_out", 2000))
+    left, right, bottom, top = points.most_entangled(*data_set.real("held_out", 2000))
     assert abs((left + right) / 2 - 1.05) < 0.15
     assert abs((bottom + top) / 2 - 1.0) < 0.15
 
 
 def test_few_scales_of_many_keep_the_ends():
-    assert figures.few([1.0, 2.0]) == [1.0, 2.0]
-    assert figures.few([float(s) for s in range(9)]) == [0.0, 2.0, 4.0, 6.0, 8.0]
+    assert few([1.0, 2.0]) == [1.0, 2.0]
+    assert few([float(s) for s in range(9)]) == [0.0, 2.0, 4.0, 6.0, 8.0]

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from lightning_cfg.data import Mixture
 from lightning_cfg.diffusion.trajectories import time_of
 from lightning_cfg.reports import trajectory_figures as figures
-from lightning_cfg.reports.study import Traced
+from lightning_cfg.reports.case import Case, Traced
+from lightning_cfg.reports.panels import save
 from lightning_cfg.runs.tensors import save_tensors
 
 SIGMA = torch.tensor([100.0, 10.0, 1.0, 0.1, 0.0], dtype=torch.float64)
@@ -54,8 +55,11 @@ def study(tmp_path):
                 file = tmp_path / f"{method}{scale}"
                 traced[method, scale] = trace(file, classifiers, **found)
                 sets[method, scale, "before", ""] = tmp_path / "x"
-        given = {"methods": METHODS, "traced": traced, "sets": sets}
-        return figures.draw(tmp_path / "figures", data_set=data_set, name="far", **given)
+        case = Case("far", data_set, sets=sets, traced=traced)
+        drawn = list(figures.draw(case, {"methods": METHODS}))
+        for one in drawn:
+            save(one.figure, tmp_path / "figures" / one.name, one.colours)
+        return [(one.caption, one.name) for one in drawn]
 
     return run
 

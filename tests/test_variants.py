@@ -492,6 +492,7 @@ def test_methods_are_compared_at_their_best_scale(compared):
 def test_methods_at_matched_distance():
     """The best class errors where a method is no farther from the data, between its scales too."""
     from lightning_cfg.reports.comparison import sections
+    from lightning_cfg.reports.rows import Rows
 
     def row(frechet: float, wrong: float) -> dict:
         return {"frechet": frechet, "wrong_class": wrong, "n": 10}
@@ -503,7 +504,7 @@ def test_methods_at_matched_distance():
         ("c", 1.0, "before", ""): row(1.1, 0.3), ("a", 2.0, "after", "all"): row(0.1, 0.0),
     }  # fmt: skip
     config = {"methods": {name: {} for name in "abc"}}
-    text = sections(averages, config, ["frechet", "wrong_class"])[-1]
+    text = sections(Rows(averages), config, ["frechet", "wrong_class"])[-1]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert rows[0] == ["method", "≤ 1 (1)", "≤ 2 (2)"]
     # b: from 50 % at .9 to 30 % at 1.5 it has 46.7 % at 1

@@ -1,11 +1,10 @@
 """The chosen metrics of a set of samples, against the same real side for every set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from lightning_cfg import metrics as known
 from lightning_cfg.config import resolve
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.features import Space
@@ -13,7 +12,10 @@ from lightning_cfg.evaluation.gather import ALL, Gathered, gather
 from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import SampleSet
 from lightning_cfg.interfaces import Classifier
+from lightning_cfg.metrics import IMAGES, MIXTURE
+from lightning_cfg.metrics.meaning import check_columns
 from lightning_cfg.metrics.moments import Moments
+from lightning_cfg.metrics.needs import OF_A_SPACE, needs
 
 
 class Scorer:
@@ -37,7 +39,7 @@ class Scorer:
         real: Real | None,
         spaces: dict[str, Space],
         statistics: dict[str, tuple[Moments, str]] | None = None,
-        references: list[str] = ("held_out",),
+        references: Sequence[str] = ("held_out",),
         classifier: Classifier | None = None,
         classifier_hash: str = "",
         cache: bool = True,
@@ -52,10 +54,9 @@ class Scorer:
             self.given["quantile"] = truth.quantile
         self.groups = [ALL] if real is None else real.groups
         self.metrics = self._chosen(metrics)
-        asked = set().union(*(known.needs(metric) for metric, _ in self.metrics))
-        self.wanted = asked & {"x", "logits", "head_logits"}
-        self.wanted |= {what for what in ("features", "moments") if f"{what}_x" in asked}
-        self._asked = asked
+        self._needed = set().union(*(needs(metric) for metric, _ in self.metrics))
+        self.wanted = self._needed & {"x", "logits", "head_logits"}  # of a set, for `gather`
+        self.wanted |= {what for what in ("features", "moments") if f"{what}_x" in self._needed}
 
     def to(self, device: torch.device) -> "Scorer":
         """Its networks on this device, where it works from now on."""
@@ -80,60 +81,34 @@ class Scorer:
 
         real  another real side than the usual one
         """
-        own, row, numbers = found.of(group), {}, []
-        base = {**self.given, "x": own.x, "logits": own.logits}
-        base["c"] = own.c if group == ALL else group
+        row, numbers, n = {}, [], len(found.of(group).c)
         for metric, keys in self.metrics:
-            needs = known.needs(metric)
-            splits = self.references if needs & REFERENCE else self.references[:1]
+            splits = self.references if needs(metric) & REFERENCE else self.references[:1]
             for i, split in enumerate(splits):
-                for name in self._spaces_of(needs, own):
-                    have = base | self._of_space(found, group, name)
-                    about = {}
-                    if i == 0 and "moments_y" in needs and name in self.statistics:
-                        have["moments_y"], about["reference"] = self.statistics[name]
-                    side, counts = self._real_side(needs - set(have), split, group, name, real)
-                    have |= side
-                    if counts and not about:
-                        about = {"reference": " and ".join(counts)}
-                        about["m"] = " and ".join(map(str, counts.values()))
-                    if "logits" in needs:
-                        about["classifier"] = self.classifier_hash
-                    values = metric(**{need: have[need] for need in needs}, **keys)
-                    if name is not None:
-                        about |= self.spaces[name].about
+                for name in self._spaces_of(needs(metric), found.of(group)):
+                    given, about = self._given(needs(metric), found, group, split, name, real)
+                    values = metric(**given, **keys)
+                    check_columns(metric, values)
                     for column, value in values.items():
                         if name is not None:
-                            column = column_of(column, name, self.spaces[name], len(own.c))
+                            column = column_of(column, name, self.spaces[name], n)
                         column += f"_vs_{split}" if i else ""
                         row[column] = value
-                        record = {"metric": column, "value": value, "n": len(own.c)}
-                        numbers.append({**record, **about})
+                        numbers.append({"metric": column, "value": value, "n": n, **about})
         return row, numbers
 
     def _chosen(self, sections: list[dict] | None) -> list[tuple[Callable, dict]]:
         """The metric functions with their numbers; left to choose, all of the defaults that fit."""
-        have = {"x", "c", *self.given}
-        have |= {"logits"} if self.classifier is not None else set()
-        if self.real is not None:
-            have |= {"y", "bank"}
-        if self.spaces:
-            have |= {"features_x", "moments_x"}
-            if self.real is not None:
-                have |= {f"features_{side}" for side in ("y", "held_out", "bank")} | {"moments_y"}
-            elif set(self.statistics) == set(self.spaces):
-                have |= {"moments_y"}
-            if any(space.head is not None for space in self.spaces.values()):
-                have |= {"head_logits"}
+        available = self._available()
         if sections is None:
-            names = known.MIXTURE if "truth" in self.given else known.IMAGES
-            functions = [getattr(known, name) for name in names]
-            return [(f, {}) for f in functions if known.needs(f) <= have]
+            names = MIXTURE if "truth" in self.given else IMAGES
+            functions = [resolve("lightning_cfg.metrics", name) for name in names]
+            return [(f, {}) for f in functions if needs(f) <= available]
         chosen = []
         for section in sections:
             section = {"name": section} if isinstance(section, str) else section
             function = resolve("lightning_cfg.metrics", section["name"])
-            missing = sorted(known.needs(function) - have)
+            missing = sorted(needs(function) - available)
             if missing:
                 raise UserError(
                     f"metric {function.__name__} needs {missing[0]}, "
@@ -142,42 +117,76 @@ class Scorer:
             chosen.append((function, {k: v for k, v in section.items() if k != "name"}))
         return chosen
 
-    def _spaces_of(self, needs: set[str], own: Gathered) -> list[str | None]:
+    def _available(self) -> set[str]:
+        """Names of all that a metric can be given here."""
+        out = {"x", "c", *self.given}
+        if self.classifier is not None:
+            out |= {"logits"}
+        if self.real is not None:
+            out |= set(SIDE) if self.spaces else set(SIDE) - OF_A_SPACE
+        if self.spaces:
+            out |= {"features_x", "moments_x"}
+            if set(self.statistics) == set(self.spaces):
+                out |= {"moments_y"}
+            if any(space.head is not None for space in self.spaces.values()):
+                out |= {"head_logits"}
+        return out
+
+    def _spaces_of(self, needed: set[str], own: Gathered) -> list[str | None]:
         """The spaces in which a metric is taken; [None] for one that asks for none."""
-        if not needs & known.OF_A_SPACE:
+        if not needed & OF_A_SPACE:
             return [None]
-        return [n for n in self.spaces if "head_logits" not in needs or n in own.head_logits]
+        return [n for n in self.spaces if "head_logits" not in needed or n in own.head_logits]
 
-    def _of_space(self, found: Gathered, group: Any, name: str | None) -> dict:
-        own = found.of(group)
-        whole = {"features_x": own.features, "head_logits": own.head_logits}
-        have = {what: held[name] for what, held in whole.items() if name in held}
-        if name in found.moments:
-            have["moments_x"] = found.moments[name][group]
-        return have
+    def _given(
+        self,
+        needed: set[str],
+        found: Gathered,
+        group: Any,
+        split: str,
+        space: str | None,
+        real: Real | None,
+    ) -> tuple[dict, dict]:
+        """What a metric is given by name, and of what its numbers depend."""
+        own, about, counts = found.of(group), {}, {}
+        given = {**self.given, "x": own.x, "logits": own.logits}
+        given["c"] = own.c if group == ALL else group
+        if space is not None:
+            given["features_x"] = own.features.get(space)
+            given["head_logits"] = own.head_logits.get(space)
+            given["moments_x"] = found.moments.get(space, {}).get(group)
+            if split == self.references[0] and "moments_y" in needed and space in self.statistics:
+                given["moments_y"], about["reference"] = self.statistics[space]
+        for name in sorted((needed - set(given)) & set(SIDE)):
+            of, what = SIDE[name][0] or split, SIDE[name][1]
+            held = self._real_split(real or self.real, of, split)
+            given[name], counts[of] = _part(held, what, group, space), len(held.of(group).c)
+        if counts and not about:
+            about = {
+                "reference": " and ".join(counts),
+                "m": " and ".join(map(str, counts.values())),
+            }
+        if "logits" in needed:
+            about["classifier"] = self.classifier_hash
+        if space is not None:
+            about |= self.spaces[space].about
+        return {name: given[name] for name in needed}, about
 
-    def _real_side(
-        self, needs: set[str], split: str, group: Any, name: str | None, real: Real | None
-    ) -> tuple[dict, dict[str, int]]:
-        """What a metric needs of the real side, and the splits it is of, with their sizes."""
-        real, side, counts = real or self.real, {}, {}
-        for need in sorted(needs & set(SIDE)):
-            of, what = SIDE[need]
-            of = of or split
-            # everything that any metric asks of this split at once: the images are read once
-            asked = (SIDE[name] for name in self._asked & set(SIDE))
-            wanted = {kept for whose, kept in asked if (whose or split) == of}
-            spaces = self.spaces
-            if wanted <= {"moments"} and of == self.references[0]:
-                spaces = {n: s for n, s in spaces.items() if n not in self.statistics}
-            held = real.gathered(of, wanted, spaces, cache=self.cache, **self.how)
-            part = held.of(group)
-            if what == "moments":
-                side[need] = held.moments[name][group]
-            else:
-                side[need] = part.x if what == "x" else part.features[name]
-            counts[of] = len(part.c)
-        return side, counts
+    def _real_split(self, real: Any, of: str, split: str) -> Gathered:
+        """All that any metric needs of a split of the real data, so that it is read once."""
+        needed = (SIDE[name] for name in self._needed & set(SIDE))
+        wanted = {what for whose, what in needed if (whose or split) == of}
+        spaces = self.spaces
+        if wanted <= {"moments"} and of == self.references[0]:  # given statistics stand for them
+            spaces = {n: s for n, s in spaces.items() if n not in self.statistics}
+        return real.gathered(of, wanted, spaces, cache=self.cache, **self.how)
+
+
+def _part(held: Gathered, what: str, group: Any, space: Any) -> Any:
+    """x, features or moments of one group."""
+    if what == "moments":
+        return held.moments[space][group]
+    return held.of(group).x if what == "x" else held.of(group).features[space]
 
 
 SIDE = {  # what a metric may need of the real side: (split, or "" for the reference's, what of it)

@@ -4,7 +4,7 @@ import csv
 import io
 from typing import Any
 
-from lightning_cfg.reports.claims import meaning, show
+from lightning_cfg.metrics.meaning import meaning, show
 
 FRONT = ("samples", "class", "draw", "n")
 
@@ -18,6 +18,12 @@ def as_csv(rows: list[dict]) -> str:
     for row in rows:
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
     return text.getvalue()
+
+
+def markdown_table(head: list[str], body: list[list[str]], *, left: int = 1) -> str:
+    """A table in markdown; the first `left` columns are to the left, numbers to the right."""
+    lines = [head, [":--"] * left + ["--:"] * (len(head) - left), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def spread(rows: list[dict]) -> list[dict]:
@@ -53,30 +59,29 @@ def as_text(rows: list[dict]) -> str:
 def as_markdown(rows: list[dict], numbers: list[dict]) -> str:
     """A line per metric and a column per set, then what each metric is, and how a set was made."""
     head, *body = _turned(rows)
-    lines = [f"| {' | '.join(line)} |" for line in (head, *body)]
-    lines.insert(1, "|:--" + "|--:" * (len(head) - 1) + "|")
     made: dict[str, list[str]] = {}
+    sets: dict[str, list[str]] = {}
     for number in numbers:
-        said = _made(number)
-        if said not in made.setdefault(number["metric"], []):
-            made[number["metric"]].append(said)
-    lines.append("")
+        _once(made, number["metric"], _made(number))
+        keys = ("source", "sampler", "guidance", "model_weights", "seeds")
+        keys += ("evaluations", "seconds_per_sample")  # of each network, and by the clock
+        _once(sets, number["samples"], ", ".join(f"{k} {number[k]}" for k in keys if number.get(k)))
+    columns = []
     for column, said in made.items():
         if "_std" in column:
             continue  # beside its mean
-        better, text = meaning(column)
-        way = {"lower": "; lower is better", "higher": "; higher is better"}.get(better, "")
-        lines.append(f"- `{column}`: {'; '.join([text + way, *filter(None, said)])}")
-    lines.append("")
-    sets: dict[str, list[str]] = {}
-    for number in numbers:
-        keys = ("source", "sampler", "guidance", "model_weights", "seeds")
-        keys += ("evaluations", "seconds_per_sample")  # of each network, and by the clock
-        said = ", ".join(f"{key} {number[key]}" for key in keys if number.get(key))
-        if said not in sets.setdefault(number["samples"], []):
-            sets[number["samples"]].append(said)
-    lines += [f"- **{label}**: {'; '.join(said)}" for label, said in sets.items()]
-    return "\n".join(lines) + "\n"
+        better, text = meaning(column)[:2]
+        way = f"; {better} is better" if better in ("lower", "higher") else ""
+        columns.append(f"- `{column}`: {'; '.join([text + way, *filter(None, said)])}")
+    labels = [f"- **{label}**: {'; '.join(said)}" for label, said in sets.items()]
+    parts = (markdown_table(head, body), *("\n".join(lines) for lines in (columns, labels)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _once(said: dict[str, list[str]], about: str, text: str) -> None:
+    """Note what is said about a column or a set, the same only once."""
+    if text not in said.setdefault(about, []):
+        said[about].append(text)
 
 
 def _turned(rows: list[dict]) -> list[list[str]]:

@@ -17,13 +17,11 @@ and, once for each feature space that is asked for,
     moments_x, moments_y                 Moments of x's and y's, in float64
     head_logits                          (n, K) of x by the space's own head
 
-It returns its columns by name. Keyword-only parameters are numbers with defaults. A metric of your
-own is one more such function. What the real points alone decide is worked out once for each tensor,
-so hand over the same one for every row of a table.
+It returns its columns by name, and `@better` above it declares what each means. Keyword-only
+parameters are numbers with defaults. A metric of your own is one more such function. What the real
+points alone decide is worked out once for each tensor, so hand over the same one for every row of a
+table.
 """
-
-import inspect
-from collections.abc import Callable
 
 from lightning_cfg.metrics.distances import frechet_features, frechet_infinity, kernel_distance
 from lightning_cfg.metrics.judged import class_accuracy, confidence, inception_score
@@ -33,6 +31,8 @@ from lightning_cfg.metrics.manifold import (
     nearest_train,
     precision_recall,
 )
+from lightning_cfg.metrics.needs import OF_A_SPACE as OF_A_SPACE
+from lightning_cfg.metrics.needs import needs as needs
 from lightning_cfg.metrics.points import (
     effective_targets,
     energy_distance,
@@ -86,18 +86,3 @@ IMAGES = (
     "recall",
     "effective_targets",
 )
-OF_A_SPACE = {  # what a metric is given once for each feature space
-    "features_x",
-    "features_y",
-    "features_held_out",
-    "features_bank",
-    "moments_x",
-    "moments_y",
-    "head_logits",
-}
-
-
-def needs(metric: Callable[..., dict[str, float]]) -> set[str]:
-    """Names of what a metric must be given: its parameters without a default."""
-    parameters = inspect.signature(metric).parameters.values()
-    return {p.name for p in parameters if p.default is p.empty}

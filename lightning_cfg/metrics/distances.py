@@ -6,9 +6,13 @@ from torch import Tensor
 
 from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import UserError
+from lightning_cfg.metrics.meaning import better
 from lightning_cfg.metrics.moments import Moments, frechet_distance
 
 
+@better("lower", "squared Fréchet distance in this feature space; falls with n", column="fd")
+@better("lower", "Fréchet distance in Inception's features", column="fid")
+@better("lower", "Fréchet distance in DINOv2's features", column="fd_dinov2")
 def frechet_features(
     moments_x: Moments, moments_y: Moments, *, allow_few: bool = False
 ) -> dict[str, float]:
@@ -20,6 +24,7 @@ def frechet_features(
     return {"fd": frechet_distance(moments_x, moments_y, allow_few=allow_few)}
 
 
+@better("lower", "squared Fréchet distance, extrapolated to endless samples", column="fd_infinity")
 def frechet_infinity(
     features_x: Tensor, moments_y: Moments, *, points: int = 15
 ) -> dict[str, float]:
@@ -49,6 +54,8 @@ def frechet_infinity(
     return {"fd_infinity": found.solution[0].item()}
 
 
+@better("lower", "kernel distance in this feature space, mean over random subsets", column="kd")
+@better("lower", "kernel distance in Inception's features, mean over random subsets", column="kid")
 def kernel_distance(
     features_x: Tensor, features_y: Tensor, *, subsets: int = 100, size: int = 1000
 ) -> dict[str, float]:

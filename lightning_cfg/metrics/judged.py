@@ -5,13 +5,16 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.errors import UserError
+from lightning_cfg.metrics.meaning import better, percent
 
 
+@better("higher", "share that a classifier reads as their class", format=percent)
 def class_accuracy(logits: Tensor, c: Tensor | int) -> dict[str, float]:
     """Share of samples that a classifier reads as their class c, one or (n,)."""
     return {"class_accuracy": (logits.argmax(1) == c).double().mean().item()}
 
 
+@better("higher", "mean probability that a classifier gives to their class", format=percent)
 def confidence(logits: Tensor, c: Tensor | int) -> dict[str, float]:
     """Mean probability p(c|x) that a classifier gives the samples' class c, one or (n,)."""
     c = torch.as_tensor(c, device=logits.device).expand(len(logits))
@@ -19,6 +22,7 @@ def confidence(logits: Tensor, c: Tensor | int) -> dict[str, float]:
     return {"confidence": p.mean().item()}
 
 
+@better("higher", "Inception score by this space's own classifier", column="is")
 def inception_score(head_logits: Tensor, *, splits: int = 10) -> dict[str, float]:
     """Inception score (Salimans et al. 2016), mean and deviation over splits of the samples.
 

@@ -7,11 +7,24 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.metrics.known import known_of
+from lightning_cfg.metrics.cached import cached_on
+from lightning_cfg.metrics.meaning import better, percent
 from lightning_cfg.refinement.neighbours import nearest
 from lightning_cfg.runs.precision import matmul
 
 
+@better(
+    "higher",
+    "share of samples within reach of real points (improved precision)",
+    column="precision",
+    format=percent,
+)
+@better(
+    "higher",
+    "share of real points within reach of samples (improved recall)",
+    column="recall",
+    format=percent,
+)
 def precision_recall(features_x: Tensor, features_y: Tensor, *, k: int = 3) -> dict[str, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019), with balls of k neighbours.
 
@@ -28,6 +41,15 @@ def precision_recall(features_x: Tensor, features_y: Tensor, *, k: int = 3) -> d
     return {f"precision_k{k}": _share(torch.cat(inside)), f"recall_k{k}": _share(covered)}
 
 
+@better(
+    "real", "samples within reach of a real point, over k; about 1 for real data", column="density"
+)
+@better(
+    "higher",
+    "share of real points with a sample within their reach",
+    column="coverage",
+    format=percent,
+)
 def density_coverage(features_x: Tensor, features_y: Tensor, *, k: int = 5) -> dict[str, float]:
     """Density and coverage (Naeem et al. 2020), with balls of k neighbours around real points.
 
@@ -48,6 +70,13 @@ def density_coverage(features_x: Tensor, features_y: Tensor, *, k: int = 5) -> d
     }
 
 
+@better("real", "mean distance to the nearest training point in this space")
+@better(
+    "lower",
+    "share of samples three times nearer to one training point than to the next",
+    column="memorised",
+    format=percent,
+)
 def nearest_train(features_x: Tensor, features_bank: Tensor) -> dict[str, float]:
     """Distance to the nearest training point, and the share that is memorised.
 
@@ -62,6 +91,11 @@ def nearest_train(features_x: Tensor, features_bank: Tensor) -> dict[str, float]
     return {"nearest_train": d1.mean().item(), "memorised": _share(d1 < d2 / 3)}
 
 
+@better(
+    "real",
+    "share of samples nearer to a training point than all but 1 % of held-out real ones",
+    format=percent,
+)
 def near_copies(
     features_x: Tensor, features_held_out: Tensor, features_bank: Tensor, *, quantile: float = 0.01
 ) -> dict[str, float]:
@@ -92,9 +126,10 @@ def radii(points: Tensor, k: int) -> Tensor:
             f"balls of k = {k} neighbours need more than {max(k, 0)} points and k of 1 or more, "
             f"got {len(points)} points"
         )
-    # the first neighbour is the point itself, or its double; the k of both metrics at once
+    # the first neighbour is the point itself (or a copy of it); one search serves k = 3 and k = 5,
+    # the defaults of precision_recall and density_coverage
     most = min(max(k, 5), len(points) - 1)
-    found = known_of(points, ("radii", most), lambda: nearest(points, points, k=most + 1)[0])
+    found = cached_on(points, ("radii", most), lambda: nearest(points, points, k=most + 1)[0])
     return found[:, k]
 
 
@@ -105,7 +140,7 @@ def _to_bank(points: Tensor, bank: Tensor, *, k: int) -> Tensor:
         return bank, nearest(points, bank, k=k)[0].sqrt()  # the bank too: its id stays its own
 
     version = 0 if bank.is_inference() else bank._version
-    return known_of(points, ("to bank", id(bank), version, k), found)[1]
+    return cached_on(points, ("to bank", id(bank), version, k), found)[1]
 
 
 Within = Callable[[Tensor, Callable], Tensor]

@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import write
@@ -23,8 +23,8 @@ class Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean: Tensor | None = None  # (d,) float64
-        self.scatter: Tensor | None = None  # (d, d) float64
+        self.mean = torch.zeros(0, dtype=torch.float64)  # (d,), and d is 0 as long as count is
+        self.scatter = torch.zeros(0, 0, dtype=torch.float64)  # (d, d)
 
     @classmethod
     def from_sums(cls, count: int, total: Tensor, outer: Tensor) -> "Moments":
@@ -52,7 +52,7 @@ class Moments:
         for part in features.split(8192):  # a float64 copy of all of them at once would be large
             part, batch = part.to(torch.float64, copy=True), Moments()
             batch.count, batch.mean = len(part), part.mean(0)
-            batch.scatter = _gram(part.sub_(batch.mean))
+            batch.scatter = gram(part.sub_(batch.mean))
             self.merge(batch)
         return self
 
@@ -85,8 +85,8 @@ class Moments:
 
         if not (distributed.is_available() and distributed.is_initialized()):
             return self
-        sizes = [None] * distributed.get_world_size()
-        distributed.all_gather_object(sizes, 0 if self.mean is None else len(self.mean))
+        sizes: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(sizes, len(self.mean))
         d = max(sizes)
         if d == 0:
             return self
@@ -94,13 +94,12 @@ class Moments:
             raise UserError(f"the processes hold features of several sizes, {sorted(set(sizes))}")
         cuda = distributed.get_backend() == "nccl"
         place = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-        own = torch.zeros(d, dtype=torch.float64) if self.mean is None else self.mean
-        own = own.to(place)
+        own = (self.mean if self.count else torch.zeros(d, dtype=torch.float64)).to(place)
         sums = torch.cat([own.new_tensor([self.count]), self.count * own])
         distributed.all_reduce(sums)
         mean, gap = sums[1:] / sums[0], own - sums[1:] / sums[0]
         scatter = self.count * torch.outer(gap, gap)
-        if self.scatter is not None:
+        if self.count:
             scatter += self.scatter.to(place)
         distributed.all_reduce(scatter)
         self.count, self.mean, self.scatter = round(sums[0].item()), mean, scatter
@@ -108,12 +107,12 @@ class Moments:
 
     def save(self, path: str | Path, about: dict) -> Path:
         """Write an npz of mu, sigma, count, and `about`, what they were taken of and how."""
-        statistics = {"mu": self.mean.cpu().numpy(), "sigma": self.covariance.cpu().numpy()}
-        text = json.dumps(about, sort_keys=True)
+        mu, sigma = self.mean.cpu().numpy(), self.covariance.cpu().numpy()
+        count, text = np.int64(self.count), np.str_(json.dumps(about, sort_keys=True))
 
         def put(temporary: Path) -> None:
             with open(temporary, "wb") as file:  # numpy would add .npz to another name
-                np.savez(file, **statistics, count=np.int64(self.count), about=np.str_(text))
+                np.savez(file, mu=mu, sigma=sigma, count=count, about=text)
 
         return write(path, put)
 
@@ -160,48 +159,6 @@ def frechet_distance(a: Moments, b: Moments, *, allow_few: bool = False) -> floa
     return max(distance.item(), 0.0)
 
 
-class FrechetDistance(Metric):
-    """Fréchet distance between real and generated features, as a metric of Lightning's.
-
-    The states are sums in float64 (count, sum of f, sum of f f^T, for either side), so that ranks
-    reduce by addition and every sample counts once. Sums lose about (mean / deviation)^2 * 1e-16
-    of the covariance: centre features that lie further out than 1e5 of their deviations.
-
-    dimension: d, the size of the features. `update(features (N, d), real)`; `compute()` ->
-    () float64; raises UserError as `frechet_distance` does.
-    """
-
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
-
-    def __init__(self, dimension: int, *, allow_few: bool = False, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.dimension, self.allow_few = dimension, allow_few
-        zeros = torch.zeros(dimension, dtype=torch.float64)
-        for side in ("real", "fake"):
-            self.add_state(f"{side}_count", torch.tensor(0), dist_reduce_fx="sum")
-            self.add_state(f"{side}_sum", zeros, dist_reduce_fx="sum")
-            self.add_state(f"{side}_outer", torch.outer(zeros, zeros), dist_reduce_fx="sum")
-
-    def update(self, features: Tensor, real: bool) -> None:
-        """Take in a batch of features (N, d) of the real or the generated side."""
-        if features.ndim != 2 or features.shape[1] != self.dimension:
-            shape = tuple(features.shape)
-            raise UserError(f"expected features of shape (N, {self.dimension}), got {shape}")
-        side, features = "real" if real else "fake", features.double()
-        setattr(self, f"{side}_count", getattr(self, f"{side}_count") + len(features))
-        setattr(self, f"{side}_sum", getattr(self, f"{side}_sum") + features.sum(0))
-        setattr(self, f"{side}_outer", getattr(self, f"{side}_outer") + _gram(features))
-
-    def compute(self) -> Tensor:
-        """Squared Fréchet distance of all that was taken in, () float64."""
-        real = Moments.from_sums(int(self.real_count), self.real_sum, self.real_outer)
-        fake = Moments.from_sums(int(self.fake_count), self.fake_sum, self.fake_outer)
-        distance = frechet_distance(real, fake, allow_few=self.allow_few)
-        return self.real_sum.new_tensor(distance)
-
-
 def load_statistics(path: str | Path) -> tuple[Moments, dict | None]:
     """The moments in an npz of mu (d,) and sigma (d, d), and what the file says of itself.
 
@@ -240,12 +197,12 @@ def load_statistics(path: str | Path) -> tuple[Moments, dict | None]:
     return Moments.from_statistics(mu, sigma, count), about
 
 
-def _gram(f: Tensor) -> Tensor:
+def gram(f: Tensor) -> Tensor:
     """f^T f, (N, d) -> (d, d); numpy sees that it is symmetric and computes one half only."""
     if f.device.type != "cpu":
         return f.T @ f
-    f = f.numpy()
-    return torch.from_numpy(f.T @ f)
+    rows = f.numpy()
+    return torch.from_numpy(rows.T @ rows)
 
 
 def _eigenvalues(symmetric: Tensor) -> Tensor:

@@ -8,22 +8,32 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.metrics.known import known_of
+from lightning_cfg.metrics.cached import cached_on
+from lightning_cfg.metrics.meaning import better, percent
 from lightning_cfg.metrics.moments import Moments, frechet_distance
 from lightning_cfg.refinement.neighbours import nearest
 
 
+@better(
+    "lower",
+    "squared Fréchet distance of the points' mean and covariance to held-out real ones', "
+    "squared units of the data",
+)
 def frechet(x: Tensor, y: Tensor, *, allow_few: bool = False) -> dict[str, float]:
     """Squared Fréchet distance in plain coordinates, |mu_x - mu_y|^2 + tr(S_x + S_y - 2 root).
 
-    In squared units of the data; see `frechet.frechet_distance`. Raises UserError where n or m is
+    In squared units of the data; see `moments.frechet_distance`. Raises UserError where n or m is
     not above the dimension, unless `allow_few`.
     """
-    moments = known_of(y, "moments", lambda: Moments().add(y.flatten(1)))
+    moments = cached_on(y, "moments", lambda: Moments().add(y.flatten(1)))
     distance = frechet_distance(Moments().add(x.flatten(1)), moments, allow_few=allow_few)
     return {"frechet": distance}
 
 
+@better(
+    "lower",
+    "energy distance to held-out real points, units of the data; scatters around 0 for real data",
+)
 def energy_distance(x: Tensor, y: Tensor) -> dict[str, float]:
     """Energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Székely & Rizzo 2013).
 
@@ -33,11 +43,16 @@ def energy_distance(x: Tensor, y: Tensor) -> dict[str, float]:
     points.
     """
     within_x = _mean_distance_within(x)
-    within_y = known_of(y, "within", lambda: _mean_distance_within(y))
+    within_y = cached_on(y, "within", lambda: _mean_distance_within(y))
     across = _distances(x, y) / (len(x) * len(y))
     return {"energy_distance": 2 * across - within_x - within_y}
 
 
+@better(
+    "lower",
+    "Wasserstein-1 distance to the exact conditional distribution, units of the data; of a "
+    "fresh draw it is the sampling error",
+)
 def wasserstein(x: Tensor, c: int, quantile: Callable) -> dict[str, float]:
     """Wasserstein-1 distance of one-dimensional samples to their exact conditional distribution.
 
@@ -51,6 +66,10 @@ def wasserstein(x: Tensor, c: int, quantile: Callable) -> dict[str, float]:
     return {"wasserstein": (x - quantile(u, c)).abs().mean().item()}
 
 
+@better(
+    "real", "mean of -log p(x given its class) under the exact density, nats", column="nll_mean"
+)
+@better("real", "median of the same, nats", column="nll_median")
 def negative_log_density(x: Tensor, c: int, truth: Any) -> dict[str, float]:
     """Mean and median of -log p(x|c) in nats, under the class's own exact density.
 
@@ -60,6 +79,7 @@ def negative_log_density(x: Tensor, c: int, truth: Any) -> dict[str, float]:
     return {"nll_mean": nll.mean().item(), "nll_median": nll.quantile(0.5).item()}
 
 
+@better("lower", "share of samples less likely than all but 0.1 % of real points", format=percent)
 def outliers(x: Tensor, c: int, truth: Any) -> dict[str, float]:
     """Share of samples less likely than all but 0.1 % of real points: log p(x|c) < q_0.001.
 
@@ -69,6 +89,7 @@ def outliers(x: Tensor, c: int, truth: Any) -> dict[str, float]:
     return {"outliers": _share(_log_density(x, c, truth) < _outlier_threshold(truth, c))}
 
 
+@better("real", "share that the exact posterior gives to another class", format=percent)
 def wrong_class(x: Tensor, c: int, truth: Any) -> dict[str, float]:
     """Share of samples that the exact posterior gives to another class: argmax p(k|x) != c.
 
@@ -78,6 +99,7 @@ def wrong_class(x: Tensor, c: int, truth: Any) -> dict[str, float]:
     return {"wrong_class": _share(torch.cat(guesses) != c)}
 
 
+@better("real", "mean distance to the nearest held-out real sample, units of the data")
 def nearest_real(x: Tensor, y: Tensor) -> dict[str, float]:
     """Mean Euclidean distance from a sample to the nearest held-out real point.
 
@@ -88,6 +110,7 @@ def nearest_real(x: Tensor, y: Tensor) -> dict[str, float]:
     return {"nearest_real": squared.sqrt().mean().item()}
 
 
+@better("higher", "share of real points within reach of samples (improved recall)", format=percent)
 def recall(x: Tensor, y: Tensor, *, k: int = 5) -> dict[str, float]:
     """Improved recall (Kynkäänniemi et al. 2019): share of real points that samples cover.
 
@@ -111,6 +134,9 @@ def recall(x: Tensor, y: Tensor, *, k: int = 5) -> dict[str, float]:
     return {"recall": _share(torch.cat(covered))}
 
 
+@better(
+    "higher", "effective number of distinct real training points that are nearest to some sample"
+)
 def effective_targets(x: Tensor, bank: Tensor) -> dict[str, float]:
     """Effective number of distinct real points that are nearest to some sample.
 
@@ -153,7 +179,7 @@ def _log_density(x: Tensor, c: int, truth: Any) -> Tensor:
         parts = zip(x.split(4096), label.split(4096), strict=True)
         return torch.cat([truth.log_density(part, k) for part, k in parts])
 
-    return known_of(x, ("log density", c, truth), compute)
+    return cached_on(x, ("log density", c, truth), compute)
 
 
 @lru_cache(maxsize=64)

@@ -131,9 +131,10 @@ def _candidate_search(queries: Tensor, bank: Tensor, rows: int) -> Callable:
     import faiss
 
     dtype = torch.promote_types(torch.promote_types(queries.dtype, bank.dtype), torch.float32)
-    mean = (sum(part.sum(0, dtype=torch.float64) for part in bank.split(rows)) / len(bank)).to(
-        dtype
-    )
+    total = torch.zeros(bank.shape[1], dtype=torch.float64, device=bank.device)
+    for part in bank.split(rows):
+        total += part.sum(0, dtype=torch.float64)
+    mean = (total / len(bank)).to(dtype)
     blocks = (part for points in (queries, bank) for part in points.split(rows) if part.numel())
     scale = max((part.to(dtype) - mean).abs().max().item() for part in blocks) or 1.0
 
@@ -147,13 +148,15 @@ def _candidate_search(queries: Tensor, bank: Tensor, rows: int) -> Callable:
         for part in bank.split(rows):
             index.add(centred(part).numpy())
         find = index.search
-    else:  # an index would hold its points twice while it grows
+    else:  # without an index, which needs twice the memory of its points while they are added
         points, resources = np.empty((m, d), np.float32), None
         for start in range(0, m, rows):
             points[start : start + rows] = centred(bank[start : start + rows]).numpy()
 
-        def find(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        def compared(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
             return faiss.knn(x, points, count)
+
+        find = compared
 
     def search(some: Tensor, count: int, keep: object = resources) -> tuple[Tensor, Tensor, Tensor]:
         x = centred(some)

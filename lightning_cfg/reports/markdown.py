@@ -31,18 +31,13 @@ def as_html(markdown: str, directory: Path) -> str:
             table.insert(0, f"<tr>{_html_cells(lines[0], 'th')}</tr>")
             out.append("<div class=table><table>\n" + "\n".join(table) + "\n</table></div>")
         elif part.startswith("!["):
-            says, file = re.fullmatch(r"!\[(.*)\]\((.*)\)", part).groups()
+            says, file = part.removeprefix("![").removesuffix(")").rsplit("](", 1)
             data = base64.b64encode((directory / file).read_bytes()).decode()
             out.append(f'<img src="data:image/png;base64,{data}" alt="{html.escape(says)}">')
         else:
             out.append(f"<p>{_inline(part)}</p>")
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{CSS}</style>'
     return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n" + "\n".join(out) + "\n"
-
-
-def table(head: list[str], body: list[list[str]]) -> str:
-    lines = [head, [":--", *["--:"] * (len(head) - 1)], *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _html_cells(line: str, tag: str) -> str:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from lightning_cfg.evaluation.tables import FRONT, as_csv
-from lightning_cfg.reports import figures
-from lightning_cfg.reports.claims import meaning, show
+from lightning_cfg.evaluation.tables import FRONT, as_csv, markdown_table
+from lightning_cfg.metrics.meaning import meaning, show
+from lightning_cfg.reports.panels import Line, per_name, save, turn
 from lightning_cfg.runs.files import write_text
 
 Values = dict[str, Any]  # of the swept parameters
@@ -33,7 +33,7 @@ def write_report(folder: Path, runs: list[tuple[Values, list[dict]]]) -> str:
     )
     if along is not None and metrics_of(rows, names.values()):
         figure = against(rows, along, [name for name in names.values() if name in swept], names)
-        figures.save(figure, folder / f"against_{along}", colours=64)
+        save(figure, folder / f"against_{along}")
     return f"{table}\n{folder}: {sum(bool(found) for _, found in runs)} of {len(runs)} runs"
 
 
@@ -43,11 +43,9 @@ def shortened(names: list[str]) -> dict[str, str]:
     short = {}
     for name in names:
         parts = name.split(".")
-        for n in range(1, len(parts) + 1):
-            tail = ".".join(parts[-n:])
-            if sum(f".{other}".endswith(f".{tail}") for other in names) == 1:
-                break
-        short[name] = tail
+        tails = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+        alone = (t for t in tails if sum(f".{other}".endswith(f".{t}") for other in names) == 1)
+        short[name] = next(alone, name)
     return short
 
 
@@ -70,69 +68,63 @@ def axis(values: list[Values]) -> str | None:
 
 def against(rows: list[dict], along: str, swept: list[str], names: dict[str, str]) -> Any:
     """A panel per metric, a line per combination of the other parameters; real data dotted."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    metrics, others = metrics_of(rows, names.values()), [name for name in swept if name != along]
-    several = len({row.get("samples") for row in rows} - {FLOOR, None}) > 1
+    metrics = metrics_of(rows, names.values())
+    samples = [row for row in rows if row.get("samples") != FLOOR]
+    several = len({row.get("samples") for row in samples} - {None}) > 1
     classes = len({row.get("class") for row in rows} - {None}) > 1
+    others = [name for name in swept if name != along]
     others += ["samples"] * several + ["class"] * classes
+    groups: dict[str, list[dict]] = {}
+    for row in samples:
+        label = ", ".join(_said(row.get(name), name) for name in others) or "all runs"
+        groups.setdefault(label, []).append(row)
+    floors = {} if classes else {metric: _floor(rows, metric) for metric in metrics}
+    xs = [row[along] for row in samples]
+    wide = along.split(".")[-1] != "scale" and all(map(_number, xs))
+    wide = wide and min(xs) > 0 and max(xs) >= 10 * min(xs)  # such as learning rates
 
-    def line_of(row: dict) -> str:
-        return ", ".join(_said(row.get(name), name) for name in others) or "all runs"
+    def lines(metric: str) -> list[Line]:
+        return [
+            Line(label, _points(own, along, metric), {**turn(i), "marker": "o", "lw": 1.5})
+            for i, (label, own) in enumerate(groups.items())
+        ]
 
-    of_samples = [row for row in rows if row.get("samples") != FLOOR]
-    lines = list(dict.fromkeys(line_of(row) for row in of_samples))
-    across = min(4, len(metrics))
-    down = -(-len(metrics) // across)
-    with matplotlib.rc_context(figures.STYLE):
-        figure = Figure(figsize=(2.6 * across + 1.7, 2.3 * down), layout="constrained")
-        panels = figure.subplots(down, across, squeeze=False)
-        for panel in panels.flat[len(metrics) :]:
-            panel.axis("off")
-        for panel, metric in zip(panels.flat, metrics, strict=False):
-            for i, line in enumerate(lines):
-                points = [
-                    (row[along] if _number(row[along]) else str(row[along]), row[metric])
-                    for row in of_samples
-                    if line_of(row) == line and metric in row
-                ]
-                if points and all(_number(x) for x, _ in points):
-                    points.sort()
-                colour = figures.COLOURS[i % len(figures.COLOURS)]
-                dashes = ("-", "--", ":")[i // len(figures.COLOURS) % 3]
-                xs, ys = zip(*points, strict=True) if points else ((), ())
-                panel.plot(xs, ys, dashes, marker="o", ms=3, color=colour, label=line)
-            floor = [row[metric] for row in rows if row.get("samples") == FLOOR and metric in row]
-            if floor and not classes:
-                panel.axhline(sum(floor) / len(floor), color="black", lw=0.8, ls=":", label=FLOOR)
-            better = meaning(metric)[0]
-            way = f" ({better} is better)" if better in ("lower", "higher") else ""
-            panel.set(title=f"{metric}{way}", xlabel=along)
-            xs = [row[along] for row in of_samples]
-            numbers = along.split(".")[-1] != "scale" and all(_number(x) for x in xs)
-            if numbers and min(xs) > 0 and max(xs) >= 10 * min(xs):  # such as learning rates
-                panel.set_xscale("log")
-            panel.grid(alpha=0.3, lw=0.4)
-        found = [panel.get_legend_handles_labels() for panel in panels.flat]
-        handles = {name: h for pair in found for h, name in zip(*pair, strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
-    return figure
+    return per_name(
+        {metric: f"{metric}{_way(metric)}" for metric in metrics}, lines, xlabel=along,
+        floors=floors, floor=":", panel=(2.6, 2.3),
+        finish=lambda panel, metric: panel.set_xscale("log") if wide else None,
+    )  # fmt: skip
+
+
+def _points(rows: list[dict], along: str, metric: str) -> list[tuple[Any, float]]:
+    """(swept value, metric) of a line, by the value where it is a number."""
+    numbers = all(_number(row[along]) for row in rows if metric in row)
+    points = [(row[along] if _number(row[along]) else str(row[along]), row[metric])
+              for row in rows if metric in row]  # fmt: skip
+    return sorted(points) if numbers else points
+
+
+def _floor(rows: list[dict], metric: str) -> float | None:
+    """Of real data, averaged over the runs that drew them."""
+    found = [row[metric] for row in rows if row.get("samples") == FLOOR and metric in row]
+    return sum(found) / len(found) if found else None
+
+
+def _way(metric: str) -> str:
+    better = meaning(metric).better
+    return f" ({better} is better)" if better in ("lower", "higher") else ""
 
 
 def as_markdown(rows: list[dict], parameters: int) -> str:
     """A line per run and sample set: what was swept, then what was found."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [
-        f"| {' | '.join(columns)} |",
-        "|:--" * parameters + "|--:" * (len(columns) - parameters) + "|",
-    ]
+    body = []
     for row in rows:
         cells = [_cell(name, row[name]) if name in row else "" for name in columns]
         if len(row) <= parameters and len(columns) > parameters:
             cells[parameters] = "not finished"
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        body.append(cells)
+    return markdown_table(columns, body, left=parameters) + "\n"
 
 
 def _cell(name: str, value: Any) -> str:

@@ -1,9 +1,10 @@
 """Figures of trajectories, in the manner of Figs. 1-3 of Zhao & Schwing (2025).
 
 In all of them t/T of the DDPM runs from 1 (noise) at the left to 0 (data) at the right, and up
-stands u = x / sqrt(1 + sigma^2). `traced` is {(method, scale): report.Traced}.
+stands u = x / sqrt(1 + sigma^2). `traced` is {(method, scale): Traced}.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 
 from lightning_cfg.diffusion.trajectories import scaled, time_of
-from lightning_cfg.reports.figures import COLOURS, STYLE, few, save
+from lightning_cfg.reports.case import Case, Traced
+from lightning_cfg.reports.panels import COLOURS, Drawn, few, framed
+from lightning_cfg.reports.rows import Cell, Cells, mean
 from lightning_cfg.runs.tensors import load_tensors
 
 GUIDANCE = {  # in words
@@ -26,63 +29,51 @@ SIMPLER = 0.5  # pixels by which their lines may differ from all levels joined: 
 MOST_ROWS = 6  # methods in one grid
 MOST_COLUMNS = 5  # methods in one row of curves
 BINS = 80
-TIME = {"xlim": (1, 0), "xticks": np.linspace(1, 0, 5), "xticklabels": ["1", "", "0.5", "", "0"]}
+AT: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+BELOW = {"loc": "outside lower center"}
+TICKS = {"xticks": np.linspace(1, 0, 5), "xticklabels": ["1", "", "0.5", "", "0"]}
+TIME: dict[str, Any] = {"xlim": (1, 0), **TICKS}
 APART = 1e-4  # zeros closer in u are one: `trace` looks for them class by class
 JUMP = 0.5  # zeros of neighbouring levels farther apart in u are not on one line
+GRID = (
+    "Trajectories with the {} denoiser, from noise (left) to data (right): a row per method, a "
+    "column per guidance scale. Black: a classifier's decision boundary at every noise level, in "
+    "dots where a level has several. Beside each panel the finished samples and, as lines, the "
+    "true density of each class; peaks higher than twice the true one are cut off. Straightness "
+    "is arc over chord, 1 for a straight line; distance is the mean signed one to the boundary of "
+    "the method's own classifier, or to the dashed one where it has none, above 0 on the class's "
+    "own side."
+)
+EACH = "a panel per method, a line per guidance scale, classes averaged."
+DISTANCE = (
+    f"Mean signed distance to the decision boundary in u, from noise to data: {EACH} Above 0 is "
+    "the class's own side. Dashed: the 10 % and the 90 % quantile over trajectories, at the "
+    "smallest and the largest scale."
+)
+CONFIDENCE = (
+    "Mean probability that the classifier gives the class asked for, from noise to data: "
+    f"{EACH} Dotted: all classes alike."
+)
 DASHES = ("-", (0, (3, 1.5)), (0, (1, 1)))  # the own classifier's boundary, others'
 
 
-def draw(
-    directory: Path, *, data_set: Any, name: str, methods: dict, traced: dict, sets: dict
-) -> list[tuple[str, str]]:
-    """Write every figure that the data allow; (caption, file name without ending) of each.
-
-    name     of the case, "" where it is the only one
-    methods  {method: {"models", "guidance"}} of the study's config
-    sets     {(method, scale, "before", ""): sample file}
-    """
-    methods = {m: about for m, about in methods.items() if any(m == key[0] for key in traced)}
-    formula = data_set.formula
-    case = (f", {name}" if name else "") + (f" ({formula})" if formula else "")
-    drawn = []
-
-    def keep(caption: str, stem: str, figure: Any, colours: int = 64) -> None:
-        save(figure, directory / stem, colours)
-        drawn.append((caption, stem))
-
-    if tuple(data_set.shape) == (1,):
-        for group, part in grouped(methods).items():
-            kind = group.partition("_")[0]
-            keep(
-                f"Trajectories with the {kind} denoiser, from noise (left) to data (right): a row "
-                "per method, a column per guidance scale. Black: a classifier's decision boundary "
-                "at every noise level, in dots where a level has several. Beside each panel the "
-                "finished samples and, as lines, the true density of each class; peaks higher "
-                "than twice the true one are cut off. Straightness is arc over chord, 1 for a "
-                "straight line; distance is the mean signed one to the boundary of the method's "
-                "own classifier, or to the dashed one where it has none, above 0 on the class's "
-                "own side.",
-                f"trajectories_{group}",
-                grid(data_set, f"Trajectories, {kind} denoiser{case}", part, traced, sets),
-                colours=32,
-            )
-    if methods:
-        each = "a panel per method, a line per guidance scale, classes averaged."
-        keep(
-            f"Mean signed distance to the decision boundary in u, from noise to data: {each} Above "
-            "0 is the class's own side. Dashed: the 10 % and the 90 % quantile over trajectories, "
-            "at the smallest and the largest scale.",
-            "distance",
-            curves(f"Distance to the decision boundary{case}", methods, traced, "distance"),
-        )
-        chance, title = 1 / data_set.num_classes, f"Probability of the class asked for{case}"
-        keep(
-            "Mean probability that the classifier gives the class asked for, from noise to data: "
-            f"{each} Dotted: all classes alike.",
-            "confidence",
-            curves(title, methods, traced, "confidence", level=chance),
-        )
-    return drawn
+def draw(case: Case, config: dict) -> Iterator[Drawn]:
+    """Grids in one dimension, and everywhere the curves of all methods."""
+    data_set, traced = case.data_set, case.traced
+    methods = {m: config["methods"][m] for m in config["methods"] if any(m == n for n, _ in traced)}
+    if not methods:
+        return
+    formula = getattr(data_set, "formula", "")
+    name = (f", {case.name}" if case.name else "") + (f" ({formula})" if formula else "")
+    for group, part in grouped(methods).items() if tuple(data_set.shape) == (1,) else ():
+        kind = group.partition("_")[0]
+        figure = grid(data_set, f"Trajectories, {kind} denoiser{name}", part, traced, case.sets)
+        yield Drawn(f"trajectories_{group}", GRID.format(kind), figure, 32)
+    title = f"Distance to the decision boundary{name}"
+    yield Drawn("distance", DISTANCE, curves(title, methods, traced, "distance"))
+    chance, title = 1 / data_set.num_classes, f"Probability of the class asked for{name}"
+    figure = curves(title, methods, traced, "confidence", level=chance)
+    yield Drawn("confidence", CONFIDENCE, figure)
 
 
 def grouped(methods: dict) -> dict[str, dict]:
@@ -97,46 +88,36 @@ def grouped(methods: dict) -> dict[str, dict]:
     return groups
 
 
-def grid(data_set: Any, title: str, methods: dict, traced: dict, sets: dict) -> Any:
+def grid(
+    data_set: Any, title: str, methods: dict, traced: dict[tuple, Traced], sets: Cells[Path]
+) -> Any:
     """Panels of 1-D trajectories, methods down and scales across, each with its final histogram."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     scales = few(sorted({scale for _, scale in traced}))
     down, across = len(methods), len(scales)
     boundaries = _dashes([one for (method, _), one in traced.items() if method in methods])
     limits = _limits([one for (_, scale), one in traced.items() if scale in scales])
-    at = {"xycoords": "axes fraction", "textcoords": "offset points"}
-    with matplotlib.rc_context(STYLE):
-        size = max(7.0, 2.5 * across + 1.75), 1.5 * down + 1
-        figure = Figure(figsize=size, layout="constrained")
+    size = max(7.0, 2.5 * across + 1.75), 1.5 * down + 1
+    with framed(down, across, size, sharex=True, sharey=True) as (figure, panels):
         figure.get_layout_engine().set(rect=(0, 0, 0.995, 1))  # or the last frame is cut
-        panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
         panels[0, 0].set(ylim=limits, **TIME)
         for row, (method, about) in zip(panels, methods.items(), strict=True):
-            guidance = about["guidance"]["name"]
-            lines = [GUIDANCE.get(guidance, guidance.replace("_", " "))]
-            for role, path in about["models"].items():
-                lines.append(f"{'denoiser' if role == 'model' else role}: {Path(path).name}")
-            row[0].annotate(method, (0, 0.5), (-42, 4), **at, ha="right", va="bottom", fontsize=9)
-            row[0].annotate("\n".join(lines), (0, 0.5), (-42, 1), **at, ha="right", va="top")
-            row[0].set_ylabel("u = x / √(1 + σ²)")
+            _name(row[0], method, about)
             for panel, scale in zip(row, scales, strict=True):
                 if (method, scale) not in traced:
                     panel.set_frame_on(False)
                     panel.tick_params(left=False, bottom=False)
                     continue
                 _trajectories(panel, traced[method, scale], boundaries)
-                if scale == 1 and guidance in PLAIN:
+                if scale == 1 and about["guidance"]["name"] in PLAIN:
                     box = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1.5}
                     place = {"transform": panel.transAxes, "ha": "right", "va": "top"}
                     panel.text(0.97, 0.95, "the plain conditional model", **place, bbox=box)
                 beside = panel.inset_axes([1.02, 0, 0.24, 1], sharey=panel)
-                _finals(beside, data_set, sets.get((method, scale, "before", "")), limits)
+                _finals(beside, data_set, sets.get(Cell(method, scale, "before", "")), limits)
                 if row[0] is panels[-1, 0]:
                     beside.set_xlabel("density", labelpad=15)  # beside the other labels
         for panel, scale in zip(panels[0], scales, strict=True):
-            panel.annotate(f"scale {scale:g}", (0.5, 1), (0, 15), **at, ha="center", fontsize=9)
+            panel.annotate(f"scale {scale:g}", (0.5, 1), (0, 15), **AT, ha="center", fontsize=9)
         for panel in panels[-1]:
             panel.set_xlabel("t/T (1: noise, 0: data)")
         _legend(figure, data_set, boundaries, columns=4 if across < 3 else 7)
@@ -144,37 +125,40 @@ def grid(data_set: Any, title: str, methods: dict, traced: dict, sets: dict) -> 
     return figure
 
 
-def curves(title: str, methods: dict, traced: dict, quantity: str, *, level: float = 0.0) -> Any:
+def _name(panel: Any, method: str, about: dict) -> None:
+    """At the left of a row: the method, its guidance and its networks."""
+    guidance = about["guidance"]["name"]
+    lines = [GUIDANCE[guidance] if guidance in GUIDANCE else guidance.replace("_", " ")]
+    for role, path in about["models"].items():
+        lines.append(f"{'denoiser' if role == 'model' else role}: {Path(path).name}")
+    panel.annotate(method, (0, 0.5), (-42, 4), **AT, ha="right", va="bottom", fontsize=9)
+    panel.annotate("\n".join(lines), (0, 0.5), (-42, 1), **AT, ha="right", va="top")
+    panel.set_ylabel("u = x / √(1 + σ²)")
+
+
+def curves(
+    title: str, methods: dict, traced: dict[tuple, Traced], quantity: str, *, level: float = 0.0
+) -> Any:
     """A panel per method: the mean of a column of curves.csv against t/T, a line per scale.
 
     level  where the dotted line is
     """
     import matplotlib
-    from matplotlib.figure import Figure
 
     scales = sorted({scale for _, scale in traced})
-    shades = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1, len(scales)))
+    colours = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1, len(scales)))
+    shades = dict(zip(scales, colours, strict=True))
     across = min(MOST_COLUMNS, len(methods))
     down = -(-len(methods) // across)
-    with matplotlib.rc_context(STYLE):
-        size = max(5.0, 1.9 * across + 0.5), 1.75 * down + 0.8
-        figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    size, legend = (max(5.0, 1.9 * across + 0.5), 1.75 * down + 0.8), {**BELOW, "ncols": 8}
+    with framed(down, across, size, legend, sharex=True, sharey=True) as (figure, panels):
         panels[0, 0].set(**TIME)
         for panel, (method, about) in zip(panels.flat, methods.items(), strict=False):
-            for scale, shade in zip(scales, shades, strict=True):
-                if (method, scale) not in traced:
-                    continue
-                one = traced[method, scale]
-                classifier = one.guide
-                t, mean = curve(one, classifier, quantity)
-                panel.plot(t, mean, color=shade, lw=1.1)
-                if quantity == "distance" and scale in (scales[0], scales[-1]):
-                    for p in (10, 90):
-                        edge = curve(one, classifier, f"distance_{p}")[1]
-                        panel.plot(t, edge, color=shade, lw=0.6, ls="--")
-            own = Path(about["models"].get("classifier", "")).name
-            whose = f"its classifier: {own}" if classifier == "own" else f"read by: {classifier}"
+            own = {scale: one for (name, scale), one in traced.items() if name == method}
+            _curves(panel, own, shades, quantity)
+            guide = own[max(own)].guide
+            classifier = Path(about["models"].get("classifier", "")).name
+            whose = f"its classifier: {classifier}" if guide == "own" else f"read by: {guide}"
             panel.set_title(f"{method}\n{whose}")
             panel.axhline(level, color="black", lw=0.7, ls=":")
             panel.grid(alpha=0.3, lw=0.4)
@@ -185,32 +169,40 @@ def curves(title: str, methods: dict, traced: dict, quantity: str, *, level: flo
             panel.tick_params(labelbottom=True)
         for panel in panels[:, 0]:
             panel.set_ylabel("distance in u" if quantity == "distance" else "p(class)")
-        for scale, shade in zip(scales, shades, strict=True):
+        for scale, shade in shades.items():
             panels[0, 0].plot([], [], color=shade, label=f"scale {scale:g}")
         if quantity == "distance":
             panels[0, 0].plot([], [], "--", color="#777777", lw=0.6, label="10 % and 90 %")
-        handles = panels[0, 0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=8, frameon=False)
         figure.suptitle(title, fontsize=10, wrap=True)
     return figure
 
 
-def averaged(rows: list[dict], one: Any, quantity: str) -> float:
-    """A column of some rows, classes averaged, weighted by n; NaN where none of them has it."""
-    counts = {(row["classifier"], row["class"]): row["n"] for row in one.rows}
-    known = [row for row in rows if row[quantity] is not None]
-    weights = [counts[row["classifier"], row["class"]] for row in known]
-    return float(np.average([r[quantity] for r in known], weights=weights)) if known else np.nan
+def _curves(panel: Any, own: dict[float, Traced], shades: dict[float, Any], quantity: str) -> None:
+    """One method's lines; of distances the quantiles too, at the first and the last scale."""
+    for scale in sorted(own):
+        t, value = curve(own[scale], own[scale].guide, quantity)
+        panel.plot(t, value, color=shades[scale], lw=1.1)
+        if quantity == "distance" and scale in (min(shades), max(shades)):
+            for p in (10, 90):
+                edge = curve(own[scale], own[scale].guide, f"distance_{p}")[1]
+                panel.plot(t, edge, color=shades[scale], lw=0.6, ls="--")
 
 
-def curve(one: Any, classifier: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
+def curve(one: Traced, classifier: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
     """t/T, falling, and a column of curves.csv there, classes averaged; NaN where none has it."""
+    counts = {row["class"]: row["n"] for row in one.of(classifier)}
     levels: dict[float, list[dict]] = {}
     for row in one.curves:
         if row["classifier"] == classifier:
-            levels.setdefault(row["sigma"], []).append(row)
+            levels.setdefault(row["sigma"], []).append({**row, "n": counts[row["class"]]})
     t = np.array([rows[0]["t"] for rows in levels.values()])
-    return t, np.array([averaged(rows, one, quantity) for rows in levels.values()])
+    return t, np.array([_known(rows, quantity) for rows in levels.values()])
+
+
+def _known(rows: list[dict], quantity: str) -> float:
+    """Mean over the classes that have it; NaN where none has."""
+    value = mean([row for row in rows if row[quantity] is not None], quantity)
+    return np.nan if value is None else value
 
 
 def joined(levels: list[float], zeros: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
@@ -236,7 +228,7 @@ def joined(levels: list[float], zeros: list[tuple[float, float]]) -> tuple[np.nd
     return np.array(line).reshape(-1, 2).T, np.array(dots).reshape(-1, 2).T
 
 
-def _limits(some: list) -> tuple[float, float]:
+def _limits(some: list[Traced]) -> tuple[float, float]:
     """Of u, for all panels: nearly all that the trajectories reach, and a margin."""
     held = [load_tensors(one.file, "path", "sigma") for one in some]
     u = np.concatenate([scaled(h["path"], h["sigma"]).flatten().numpy() for h in held])
@@ -244,7 +236,7 @@ def _limits(some: list) -> tuple[float, float]:
     return low - 0.05 * (high - low), high + 0.05 * (high - low)
 
 
-def _trajectories(panel: Any, one: Any, boundaries: dict[str, Any]) -> None:
+def _trajectories(panel: Any, one: Traced, boundaries: dict[str, Any]) -> None:
     held = load_tensors(one.file, "path", "sigma", "c")
     t, u = time_of(held["sigma"]).numpy(), scaled(held["path"], held["sigma"])[..., 0].numpy()
     for k in held["c"].unique().tolist():
@@ -260,9 +252,9 @@ def _trajectories(panel: Any, one: Any, boundaries: dict[str, Any]) -> None:
         line, dots = joined(levels, zeros)
         panel.plot(*line, color="black", lw=1.1, ls=dashes)
         panel.plot(*dots, ".", color="black", ms=3, mew=0)
-    rows = [row for row in one.rows if row["classifier"] == one.guide]
-    distance = averaged(rows, one, "distance")
-    says = f"straightness {averaged(rows, one, 'straightness'):.2f}"
+    rows = one.of(one.guide)
+    distance = _known(rows, "distance")
+    says = f"straightness {_known(rows, 'straightness'):.2f}"
     says += "" if np.isnan(distance) else f", distance {distance:.2f}"
     panel.set_title(says, loc="left", fontsize=7, pad=3)
 
@@ -289,7 +281,7 @@ def _finals(panel: Any, data_set: Any, file: Path | None, limits: tuple[float, f
     panel.tick_params(left=False, labelleft=False)
 
 
-def _dashes(some: list) -> dict[str, Any]:
+def _dashes(some: list[Traced]) -> dict[str, Any]:
     """{classifier with a boundary: its line's style}, the own one first."""
     names = {row["classifier"] for one in some for row in one.boundaries}
     others = {name: DASHES[1 + i % 2] for i, name in enumerate(sorted(names - {"own"}))}
@@ -309,4 +301,4 @@ def _legend(figure: Any, data_set: Any, boundaries: dict[str, Any], columns: int
     handles.append(Patch(color="#999999", alpha=0.5, lw=0, label="finished samples"))
     if data_set.truth is not None:
         handles.append(Line2D([], [], color="#555555", lw=0.9, label="true density"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    figure.legend(handles=handles, **BELOW, ncols=columns, frameon=False)

@@ -1,20 +1,25 @@
-"""The report's part on a study's flows: every one against the scale, with a paper's rows beside."""
+"""A study's flows: every one against the scale and its cost, with a paper's rows beside."""
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
-from lightning_cfg.reports.claims import kind_of, meaning, show
-from lightning_cfg.reports.figures import STAGES
-from lightning_cfg.reports.markdown import table
+from lightning_cfg.evaluation.tables import markdown_table
+from lightning_cfg.metrics.meaning import kind_of, meaning, show
+from lightning_cfg.reports.case import Case
+from lightning_cfg.reports.panels import COLOURS, Drawn, Line, per_name, spread_out, turn
+from lightning_cfg.reports.rows import SAMPLE_KINDS, Rows, best, bold
 
+DISTANCES = ("fid", "fd_dinov2", "fd", "frechet")
 # What is told of every flow: how close it comes to the data, and what that may have been bought by.
-TOLD = ("fid", "fd_dinov2", "fd", "frechet", "outliers", "recall", "coverage", "near_copies")
-NAMES = {flow: name for (_, flow), name in STAGES.items() if flow} | {"": "before"}
+TOLD = (*DISTANCES, "outliers", "recall", "coverage", "near_copies")
+NAMES = {flow: name for (_, flow), name in SAMPLE_KINDS.items() if flow} | {"": "before"}
+SOLVING = {"method", "steps", "rtol", "atol", "max_evaluations"}  # of `refinement`
 
 
-def sections(averages: dict[tuple, dict], config: dict, metrics: list[str]) -> list[str]:
+def sections(case: Case, config: dict) -> list[str]:
     """Markdown: what the variants change, and a table per method and metric, scales across.
 
-    averages  {(method, scale, stage, flow): {nfe, n, metrics}}
     The best of a scale is bold. Rows of a paper stand below ours; nothing where a study has neither
     variants nor published numbers.
     """
@@ -31,61 +36,51 @@ def sections(averages: dict[tuple, dict], config: dict, metrics: list[str]) -> l
         "`evaluations` are those of the flow, per sample, averaged over the scales. The best of "
         "ours at each scale is bold, samples before refinement among them."
     )
+    averages = case.averages
     for method in config["methods"]:
-        for metric in (m for m in metrics if kind_of(m) in TOLD):
-            parts += _table(method, metric, averages, config)
+        for metric in (m for m in case.metrics if kind_of(m) in TOLD):
+            own = averages.where(method=method)
+            parts += _table(metric, own, averages.real.get(metric), method, config)
     return parts
 
 
-def _table(method: str, metric: str, averages: dict[tuple, dict], config: dict) -> list[str]:
-    better, _ = meaning(metric)
-    own = {key: row for key, row in averages.items() if key[0] == method and metric in row}
-    first = "_vs_" not in metric  # a paper's number is against the first reference
-    papers = [
-        section
-        for section in config["published"]
-        if section["method"] in (method, None)
-        and (section["metric"] == metric or (section["metric"] == kind_of(metric) and first))
-    ]
-    known = {flow for section in papers for flow in section["rows"]}
-    scales = sorted(
-        {key[1] for key in own}
-        | {float(s) for section in papers for row in section["rows"].values() for s in row}
-    )
-    flows = ["", *(key for key in ("dedicated", "all", *config["variants"]))]
-    flows = [f for f in flows if any(key[3] == f for key in own) or (f or "before") in known]
-    real = averages.get(("real", None, "real", ""), {}).get(metric)
-    floor = f" (fresh real draw: {show(metric, real)})" if real is not None else ""
-    best = {scale: _best(better, [r[metric] for k, r in own.items() if k[1] == scale], real)
-            for scale in scales}  # fmt: skip
+def _table(metric: str, averages: Rows, real: float | None, method: str, config: dict) -> list[str]:
+    """A row per flow of one method, the papers' below each, a column per scale."""
+    own, papers = averages.having(metric), _papers(metric, method, config["published"])
+    tried = {float(s) for paper in papers for row in paper["rows"].values() for s in row}
+    scales = sorted(tried | set(own.scales()))
+    top = {scale: best(metric, [row[metric] for row in own.where(scale=scale).values()], real)
+           for scale in scales}  # fmt: skip
     body = []
-    for flow in flows:
-        rows = {key[1]: row for key, row in own.items() if key[3] == flow}
-        before = {scale: own[method, scale, "before", ""]["nfe"] for scale in rows}
-        spent = [row["nfe"] - before[scale] for scale, row in rows.items()]
-        cells = [f"{sum(spent) / len(spent):.0f}" if flow and spent else ""]
-        for scale in scales:
-            value = rows.get(scale, {}).get(metric)
-            text = show(metric, value)
-            cells.append(f"**{text}**" if value is not None and value == best[scale] else text)
-        body.append([NAMES.get(flow, flow), *cells])
-        for section in papers:
-            row = section["rows"].get(flow or "before", {})
-            numbers = {float(scale): value for scale, value in row.items()}
+    for flow in ["", "dedicated", "all", *config["variants"]]:
+        rows = own.where(flow=flow)
+        found = dict(rows.line(metric))
+        published = [(paper, paper["rows"].get(flow or "before")) for paper in papers]
+        if rows or any(numbers is not None for _, numbers in published):
+            cells = [bold(metric, found.get(scale), top[scale]) for scale in scales]
+            body.append([NAMES.get(flow, flow), _spent(rows, averages), *cells])
+        for paper, numbers in published:
             if numbers:
-                cells = [show(section["metric"], numbers.get(scale)) for scale in scales]
-                body.append([f"· {section['source']}", "", *cells])
+                there = {float(scale): value for scale, value in numbers.items()}
+                cells = [show(paper["metric"], there.get(scale)) for scale in scales]
+                body.append([f"· {paper['source']}", "", *cells])
+    if not body:
+        return []
+    floor = f" (fresh real draw: {show(metric, real)})" if real is not None else ""
     head = ["samples", "evaluations", *(f"scale {scale:g}" for scale in scales)]
-    return [f"**{method}: `{metric}`**{floor}", table(head, body)] if body else []
+    return [f"**{method}: `{metric}`**{floor}", markdown_table(head, body)]
 
 
-def _best(better: str | None, values: list[float], real: float | None) -> float | None:
-    """The best of the values; None where no way is better."""
-    if not values or better is None or (better == "real" and real is None):
-        return None
-    if better == "real":
-        return min(values, key=lambda value: abs(value - real))
-    return min(values) if better == "lower" else max(values)
+def _papers(metric: str, method: str, published: list[dict]) -> list[dict]:
+    """What papers have in the place of a column: their numbers are against the first reference."""
+    names = {metric} if "_vs_" in metric else {metric, kind_of(metric)}
+    return [p for p in published if p["method"] in (method, None) and p["metric"] in names]
+
+
+def _spent(rows: Rows, averages: Rows) -> str:
+    """Evaluations of a flow, averaged over the scales; nothing before refinement."""
+    spent = [row["nfe"] - averages[cell.before]["nfe"] for cell, row in rows.items() if cell.flow]
+    return f"{sum(spent) / len(spent):.0f}" if spent else ""
 
 
 def dotted(change: dict) -> str:
@@ -100,3 +95,83 @@ def _leaves(value: Any, path: str) -> list[tuple[str, Any]]:
     if isinstance(value, dict):
         value = " ".join([value["name"], *(f"{k}={v}" for k, v in value.items() if k != "name")])
     return [(path, value)]
+
+
+def draw(case: Case, config: dict) -> Iterator[Drawn]:
+    """The figures that a study with variants has."""
+    variants, averages = config["variants"], case.averages
+    if not variants:
+        return
+    shown = [m for m in case.metrics if kind_of(m) in TOLD]
+    distances = [m for m in shown if kind_of(m) in DISTANCES]
+    solved = ["", "all", *(name for name, change in variants.items() if _solves(change))]
+    for method in config["methods"]:
+        own = averages.where(method=method)
+        figure = against_scale(own, ["", "all", "dedicated", *variants], shown, averages.real)
+        says = "every flow against the guidance scale; grey: before, dashed: a fresh real draw."
+        yield Drawn(f"variants_{method}", f"{method}: {says}", figure)
+        if len(solved) > 2 and distances:
+            figure = against_evaluations(own, solved, distances, averages.real)
+            says = (
+                "quality against the evaluations of the flow; 0 is before refinement, the point "
+                "with the most is by dopri5."
+            )
+            yield Drawn(f"evaluations_{method}", f"{method}: {says}", figure)
+
+
+def against_scale(averages: Rows, flows: list[str], metrics: list[str], real: dict) -> Any:
+    """Of one method: a panel per metric, a line per flow over the guidance scale."""
+    flows = [flow for flow in flows if averages.where(flow=flow)]
+
+    def lines(metric: str) -> list[Line]:
+        out = []
+        for i, flow in enumerate(flows):
+            style = {"marker": "o", **(turn(i - 1) if flow else {"color": "#777777"})}
+            line = averages.where(flow=flow).line(metric)
+            out.append(Line(NAMES.get(flow, flow), line, style))
+        return out
+
+    return per_name(
+        {metric: metric for metric in metrics}, lines, xlabel="guidance scale", floors=real, most=3,
+        panel=(2.7, 2.2), beside=1.6, finish=_logarithmic,
+    )  # fmt: skip
+
+
+def against_evaluations(averages: Rows, flows: list[str], metrics: list[str], real: dict) -> Any:
+    """Of one method: a panel per metric, a line per scale over the flow's evaluations."""
+
+    def lines(metric: str) -> list[Line]:
+        out = []
+        for i, scale in enumerate(averages.scales()):
+            rows = averages.where(scale=scale).having(metric)
+            points = [(row["nfe"] - averages[cell.before]["nfe"], row[metric])
+                      for cell, row in rows.items() if cell.flow in flows]  # fmt: skip
+            style = {"marker": "o", "color": COLOURS[i % len(COLOURS)]}
+            out.append(Line(f"scale {scale:g}", sorted(points), style))
+        return out
+
+    def finish(panel: Any, metric: str) -> None:
+        panel.set_xscale("symlog", linthresh=1, base=2)
+        most = max(x for line in panel.get_lines() for x in line.get_xdata())
+        ticks = [0, *(2**i for i in range(0, math.ceil(math.log2(most)) + 1, 2))]
+        panel.set_xticks(ticks, map(str, ticks))
+        _logarithmic(panel, metric)
+
+    return per_name(
+        {metric: metric for metric in metrics}, lines, xlabel="evaluations of the flow",
+        floors=real, most=len(metrics), panel=(2.9, 2.4), beside=1.2, finish=finish,
+    )  # fmt: skip
+
+
+def _solves(change: dict) -> bool:
+    """Does a variant change nothing but how the same flow is integrated?"""
+    refinement = change.get("refinement", {})
+    others = [change.get("pairs"), change.get("flow")]
+    return bool(refinement) and not any(others) and set(refinement) <= SOLVING
+
+
+def _logarithmic(panel: Any, metric: str) -> None:
+    """Where lower is better and values differ much."""
+    values = [y for line in panel.get_lines() for y in line.get_ydata()]
+    if meaning(metric).better == "lower" and spread_out(values):
+        panel.set_yscale("log")

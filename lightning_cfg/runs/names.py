@@ -6,3 +6,8 @@ TRAJECTORIES = "samples/trajectories.safetensors"
 SHEET = ("figures/samples.png", "figures/samples.pdf")
 PAIRS = "pairs/pairs.safetensors"
 METRICS = "metrics/metrics.json"
+
+# of `trace`
+SUMMARY = "metrics/trajectories.json"
+CURVES = "metrics/curves.json"
+BOUNDARIES = "metrics/boundaries.json"

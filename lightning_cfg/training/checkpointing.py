@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.reports.claims import meaning
+from lightning_cfg.metrics.meaning import meaning
 from lightning_cfg.runs.checkpoints import LAST
 from lightning_cfg.runs.files import write
 from lightning_cfg.training.each_step import EachStep
@@ -43,16 +43,21 @@ class SaveLast(EachStep):
     keep  so many of these are kept besides as checkpoints/best_<step>.ckpt: the best ones
     by    what that is decided by: the loss, as it was logged last, or a score that EvaluateSamples
           has found at the very step
-    Raises UserError for a score of which no end is the best, as of a density.
+    Raises UserError for a score of which no end is the best, as of a density, or is not declared.
     """
 
     def __init__(self, directory: Path, *, every: int, keep: int = 0, by: str = "loss"):
-        better = meaning(by.partition("/")[0])[0]
+        better = "lower" if by == "loss" else meaning(by.partition("/")[0]).better
         if better == "real":
             raise UserError(f"keep_by={by}: the best is what real data have, not less or more")
+        if better is None:
+            raise UserError(
+                f'keep_by={by}: nothing says which way is better: put @better("lower", ...) or '
+                '"higher" of lightning_cfg.metrics.meaning above the metric'
+            )
         self._sign = -1 if better == "higher" else 1
         self.path, self.every, self.keep, self.by = directory / LAST, every, keep, by
-        self.best: dict[int, float] = {}  # loss, or what has the lowest value at its best, by step
+        self.best: dict[int, float] = {}  # by step; of what is better higher, the negative
         self._saved = -1
 
     def state_dict(self) -> dict:

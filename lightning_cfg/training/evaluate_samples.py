@@ -19,7 +19,7 @@ from lightning_cfg.evaluation.sample_sets import held, real_set
 from lightning_cfg.evaluation.tables import as_csv
 from lightning_cfg.interfaces import check_same
 from lightning_cfg.refinement.solver import Solver, refined
-from lightning_cfg.reports import figures
+from lightning_cfg.reports.contact_sheet import contact_sheet
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import write_text
 from lightning_cfg.runs.pngs import drawable
@@ -223,7 +223,7 @@ class EvaluateSamples(EachStep):
             logger.log_metrics(learner.scores, step=step)
             logger.save()
         if shown:
-            sheet = figures.contact_sheet(shown, self._classes, columns=self.columns)
+            sheet = contact_sheet(shown, self._classes, columns=self.columns)
             show(sheet, self.directory / f"figures/samples_{step:06d}.png", "evaluated", trainer)
 
     def _sets(self, trainer: L.Trainer, learner: Learner) -> Samples:

@@ -12,7 +12,8 @@ from PIL import Image
 from lightning_cfg.config import Choice, Sampler
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance import classifier_free
-from lightning_cfg.reports import figures
+from lightning_cfg.reports.contact_sheet import contact_sheet
+from lightning_cfg.reports.panels import DPI
 from lightning_cfg.runs.files import write
 from lightning_cfg.runs.pngs import drawable
 from lightning_cfg.sampling.prepared import within_limits
@@ -78,7 +79,7 @@ class Grids(EachStep):
             denoise = classifier_free(model, scale=scale)
             *_, (_, x) = sample(limited, denoise, noise, c.to(learner.device), draw)
             groups[f"scale {scale:g}"] = x.float().cpu(), c
-        return figures.contact_sheet(groups, data.num_classes, columns=self.columns)
+        return contact_sheet(groups, data.num_classes, columns=self.columns)
 
 
 def check_generation(
@@ -100,7 +101,7 @@ def check_generation(
 
 def show(figure: Any, path: Path, name: str, trainer: L.Trainer) -> None:
     """Write a figure, and hand it to the loggers that take images."""
-    write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=figures.DPI))
+    write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, [str(path)], step=trainer.global_step)

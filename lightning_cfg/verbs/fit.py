@@ -112,8 +112,6 @@ def fit(
     asked = {"compile": compile, "channels_last": channels_last}
     speed = speed_of(trainer, data_set.shape, **asked, matmul_precision=matmul_precision)
     module = _learner(recipe, data_set, speed)
-    save = SaveLast(run.directory, every=checkpoint_every, keep=keep, by=keep_by)
-    stop = StopWhenAsked(save)
     callbacks: list[L.Callback] = [Progress()]
     scores = None
     if evaluation is not None:
@@ -125,6 +123,8 @@ def fit(
         scores.check(module, data_set, data, device=device_of(trainer))
         callbacks.append(scores)
     _check_keep(keep, keep_by, checkpoint_every, scores)
+    save = SaveLast(run.directory, every=checkpoint_every, keep=keep, by=keep_by)
+    stop = StopWhenAsked(save)
     callbacks.append(save)  # after the evaluation of the same step, by which it may be kept
     if grids is not None:
         callbacks.append(Grids(run.directory, **grids))

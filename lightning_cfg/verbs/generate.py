@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lightning_cfg.config import Data, Free, Guidance, Sampler
 from lightning_cfg.errors import UserError
-from lightning_cfg.reports import figures
+from lightning_cfg.reports.contact_sheet import contact_sheet
+from lightning_cfg.reports.panels import save
 from lightning_cfg.runs.names import SAMPLES, SHEET, TRAJECTORIES
 from lightning_cfg.runs.pngs import IMAGES, check_images, drawable, save_images
 from lightning_cfg.runs.progress import progress
@@ -107,9 +108,9 @@ def generate(
         out.append(save_images(place, x=x, c=c, seed=seeds, labelled=labelled))
     if drawable(ready.shape):
         rows = ready.classes if class_label is None else 0
-        sheet = figures.contact_sheet({"samples": (x, c)}, rows, columns=10)
+        sheet = contact_sheet({"samples": (x, c)}, rows, columns=10)
         colours = 32 if ready.shape[0] == 1 else 0
-        figures.save(sheet, run.directory / "figures/samples", colours=colours)
+        save(sheet, run.directory / "figures/samples", colours=colours)
         out += [run.directory / name for name in SHEET]
     facts = {"evaluations": evaluations, "seconds_per_sample": seconds}
     facts |= {"weights": weights, "num_classes": ready.classes}

@@ -20,7 +20,8 @@ from lightning_cfg.metrics.moments import Moments, frechet_distance
 from lightning_cfg.refinement.condition import distance_condition, scale_condition
 from lightning_cfg.refinement.neighbours import nearest_in_shards
 from lightning_cfg.refinement.targets import balanced, effective, used_once, used_targets
-from lightning_cfg.reports import figures
+from lightning_cfg.reports.contact_sheet import contact_sheet
+from lightning_cfg.reports.panels import save
 from lightning_cfg.runs.files import write_text
 from lightning_cfg.runs.names import PAIRS
 from lightning_cfg.runs.pngs import drawable
@@ -213,8 +214,8 @@ def _drawn(
     first, last = (all_of(points.chosen(index[:SHOWN, j])) for j in (0, k - 1))
     shown = {"generated": (x[:SHOWN], c[:SHOWN]), "the nearest real one": (first, c[:SHOWN])}
     shown |= {f"the {k}th": (last, c[:SHOWN])} if k > 1 else {}
-    sheet = figures.contact_sheet(shown, classes, columns=6)
-    figures.save(sheet, directory / "figures/pairs", colours=0)
+    sheet = contact_sheet(shown, classes, columns=6)
+    save(sheet, directory / "figures/pairs", colours=0)
     return [directory / f"figures/pairs.{kind}" for kind in ("png", "pdf")]
 
 

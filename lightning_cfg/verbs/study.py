@@ -7,14 +7,11 @@ from typing import Literal
 from lightning_cfg.config import Data, changed, completed
 from lightning_cfg.data.build import build_data
 from lightning_cfg.errors import UserError
-from lightning_cfg.reports.study import (
-    Case,
-    Traced,
-    check_claims,
-    summary,
-    trends,
-    write_report,
-)
+from lightning_cfg.reports.case import Case, Traced
+from lightning_cfg.reports.claims import check_claims, summary
+from lightning_cfg.reports.rows import Cell
+from lightning_cfg.reports.study import write_report
+from lightning_cfg.reports.trajectories import trends
 from lightning_cfg.runs.names import METRICS, SAMPLES, TRAJECTORIES
 from lightning_cfg.runs.ranks import alone
 from lightning_cfg.sampling.guided import named as named_guidance
@@ -191,7 +188,7 @@ def _found(graph: Graph, data_set: object, places: dict[str, Path]) -> Case:
         name, scale = scored.method, scored.scale
         spent = _spent(scored, places)
         for when, kind in scored.sets:
-            key = (name, scale, when, kind)
+            key = Cell(name, scale, when, kind)
             found.sets[key] = places[scored.sets[when, kind]] / SAMPLES
             label = f"{when} {kind}".strip()
             found.rows.extend(_rows(places[scored.table], label, key, spent[when, kind]))

@@ -20,14 +20,11 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.tables import as_csv
 from lightning_cfg.runs.files import output_of, write_text
 from lightning_cfg.runs.inputs import Checkpoint, Trajectories
-from lightning_cfg.runs.names import TRAJECTORIES
+from lightning_cfg.runs.names import BOUNDARIES, CURVES, SUMMARY, TRAJECTORIES
 from lightning_cfg.runs.ranks import alone
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import load_tensors
 from lightning_cfg.sampling.prepared import network, pick_device
-
-SUMMARY, CURVES = "metrics/trajectories.json", "metrics/curves.json"
-BOUNDARIES = "metrics/boundaries.json"
 
 
 @verb()

@@ -1,0 +1,103 @@
+"""What the columns of a metric mean: which way is better, a definition, how a value is written."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from lightning_cfg.errors import UserError
+from lightning_cfg.metrics.needs import OF_A_SPACE, needs
+
+WAYS = ("lower", "higher", "real")
+
+
+def digits(value: float) -> str:
+    """Three significant digits; counts, and what has more than three before the point, whole."""
+    return f"{value:,.0f}" if abs(value) >= 1000 or isinstance(value, int) else f"{value:.3g}"
+
+
+def percent(value: float) -> str:
+    """A share, in per cent."""
+    return f"{100 * value:.3g} %"
+
+
+class Meaning(NamedTuple):
+    """Of one column."""
+
+    better: str | None  # lower, higher, or real: closer to what real data have; None: not declared
+    text: str
+    format: Callable[[float], str] = digits
+    metric: str = ""  # its name
+    in_spaces: bool = False  # the label of a feature space follows the column's name
+
+
+UNDECLARED = Meaning(None, "a metric of one's own")
+COLUMNS: dict[str, Meaning] = {}  # all that is declared
+
+
+def better(
+    way: str, text: str, *, column: str = "", format: Callable[[float], str] = digits
+) -> Callable[[Callable], Callable]:
+    """Declare what a column of a metric means, in one line above it for each of its columns.
+
+    way     lower or higher is better, or real: closer to what a fresh draw of real data has
+    text    definition, with the unit
+    column  left out: called like the metric
+    format  how a value is written in tables; `percent` for shares
+    Raises UserError for another way, or one that contradicts what is declared of the column.
+    """
+    if way not in WAYS:
+        raise UserError(f"@better('{way}', ...): a metric is better {', '.join(WAYS[:2])} or real")
+
+    def declared(metric: Callable) -> Callable:
+        name = column or metric.__name__
+        if COLUMNS.get(name, (way,))[0] != way:
+            raise UserError(
+                f"@better('{way}', ...) of {metric.__name__}: column {name} of "
+                f"{COLUMNS[name].metric} is better {COLUMNS[name].better}: call it otherwise"
+            )
+        in_spaces = bool(needs(metric) & OF_A_SPACE)
+        COLUMNS.setdefault(name, Meaning(way, text, format, metric.__name__, in_spaces))
+        return metric
+
+    return declared
+
+
+def kind_of(column: str) -> str:
+    """The declared column that this one of a table is of; the column itself where there is none.
+
+    In a table a feature space's label, a metric's numbers and a second reference follow the name.
+    """
+    words = column.split("_")
+    for i in range(len(words), 0, -1):
+        start, rest = "_".join(words[:i]), words[i:]
+        if start in COLUMNS and (COLUMNS[start].in_spaces or rest[:1] in ([], ["vs"])):
+            return start
+    return column
+
+
+def meaning(column: str) -> Meaning:
+    """What a column of a table means; of one that nobody has declared, no way is better."""
+    kind = kind_of(column)
+    found = COLUMNS.get(kind, UNDECLARED)
+    if kind != column and "_std" in column:
+        return Meaning(None, f"deviation of {kind} over the subsets or splits")
+    if kind != column and "_infinity" in column:
+        return found._replace(text=f"{found.text}, extrapolated to endless samples")
+    return found
+
+
+def show(column: str, value: Any) -> str:
+    """A value as the metric of the column says; words as they are, nothing for None."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return meaning(column).format(value)
+
+
+def check_columns(metric: Callable, columns: Iterable[str]) -> None:
+    """UserError for a column that tables would take for another metric's."""
+    for column in columns:
+        kind = kind_of(column)
+        if kind != column and COLUMNS[kind].metric != metric.__name__:
+            raise UserError(
+                f"metric {metric.__name__}: its column {column} would be read as {kind} of "
+                f"{COLUMNS[kind].metric}: declare it with @better of lightning_cfg.metrics.meaning"
+            )

@@ -1,0 +1,64 @@
+"""What a study found on one data set, as its report is given it."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_cfg.reports.rows import Cells, Rows
+from lightning_cfg.runs.names import BOUNDARIES, CURVES, SUMMARY
+
+FRONT = ("method", "scale", "class", "stage", "flow", "nfe", "evaluations", "seconds", "n")
+
+
+@dataclass
+class Traced:
+    """Trajectories of one method at one scale, and what `trace` measured along them."""
+
+    file: Path  # of trajectories
+    rows: list[dict]  # a row per class and classifier
+    curves: list[dict]  # and noise level
+    boundaries: list[dict]  # in one dimension: t and u of each zero of the margin
+
+    @property
+    def guide(self) -> str:
+        """The classifier whose boundary is meant: the method's own, otherwise the first."""
+        names = [row["classifier"] for row in self.rows]
+        return "own" if "own" in names else names[0]
+
+    def of(self, classifier: str) -> list[dict]:
+        """The rows by one classifier, a class each."""
+        return [row for row in self.rows if row["classifier"] == classifier]
+
+    @classmethod
+    def read(cls, file: Path, run: Path) -> "Traced":
+        """From the trajectory file and the run of `trace` that read it."""
+        tables = []
+        for name in (SUMMARY, CURVES, BOUNDARIES):
+            tables.append(json.loads((run / name).read_text()) if (run / name).is_file() else [])
+        return cls(file, *tables)
+
+
+@dataclass
+class Case:
+    """What a study found on one data set."""
+
+    name: str  # "" where it is the only one
+    data_set: Any
+    # of the table: FRONT, then the metrics
+    rows: list[dict] = field(default_factory=list)
+    # {(method, scale, stage, flow): sample file}
+    sets: Cells[Path] = field(default_factory=Cells)
+    # {(method, scale): trajectories before refinement}
+    traced: dict[tuple, Traced] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.sets = Cells(self.sets)
+
+    @property
+    def averages(self) -> Rows:
+        return Rows.averaged(self.rows)
+
+    @property
+    def metrics(self) -> list[str]:
+        return [name for name in self.rows[0] if name not in FRONT] if self.rows else []

@@ -1,0 +1,79 @@
+"""Images side by side, a row per class."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_cfg.reports.case import Case
+from lightning_cfg.reports.panels import DPI, STYLE, Drawn
+from lightning_cfg.reports.rows import SAMPLE_KINDS, Cell
+from lightning_cfg.runs.tensors import load_tensors
+
+LEFT, TOP, GAP = 20, 20, 12  # pixels: class numbers, titles, between sheets
+
+
+def draw(case: Case, config: dict) -> Iterator[Drawn]:
+    """A sheet for every method and scale of a study."""
+    if len(case.data_set.shape) != 3:
+        return
+    real, colours = case.data_set.real("held_out"), 32 if case.data_set.shape[0] == 1 else 0
+    for method, scale in dict.fromkeys((cell.method, cell.scale) for cell in case.sets):
+        groups = {"real": real}
+        for kind, title in SAMPLE_KINDS.items():
+            if (cell := Cell(method, scale, *kind)) in case.sets:
+                held = load_tensors(case.sets[cell], "x", "c")
+                groups[title] = held["x"], held["c"]
+        figure = contact_sheet(groups, case.data_set.num_classes)
+        caption = (
+            f"{method}, scale {scale:g}: real images, and the same seeds before and after "
+            "refinement; a row per class."
+        )
+        yield Drawn(f"images_{method}_{scale:g}", caption, figure, colours)
+
+
+def contact_sheet(
+    groups: dict[str, tuple[Tensor, Tensor]], num_classes: int, *, columns: int = 6
+) -> Any:
+    """Images in [-1, 1] side by side, {title: (x (N, C, H, W), c (N,))}; a row per class.
+
+    The first 10 classes; of fewer than 2 classes, rows that are filled in order, 10 at most.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    of_classes = num_classes > 1
+    if not of_classes:
+        groups = {title: (x, torch.arange(len(x)) // columns) for title, (x, _) in groups.items()}
+        num_classes = -(-max(len(x) for x, _ in groups.values()) // columns)
+    rows = min(num_classes, 10)
+    sheets = {title: _sheet(x, c, rows, columns) for title, (x, c) in groups.items()}
+    height, width = next(iter(sheets.values())).shape[:2]
+    zoom = max(1, 56 // (height // rows - 1))  # a whole number, or digits look ragged
+    size = LEFT + len(sheets) * (zoom * width + GAP), TOP + zoom * height
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI)
+        for i, (title, sheet) in enumerate(sheets.items()):
+            x0 = LEFT + i * (zoom * width + GAP)
+            place = x0 / size[0], 0, zoom * width / size[0], zoom * height / size[1]
+            panel = figure.add_axes(place)
+            colours = {"cmap": "gray", "vmin": 0, "vmax": 1} if sheet.shape[2] == 1 else {}
+            panel.imshow(sheet.squeeze(), interpolation="none", aspect="auto", **colours)
+            panel.set_title(title, pad=3)
+            panel.set_axis_off()
+        for i in range(rows) if of_classes else ():
+            y = 1 - (TOP + zoom * (i + 0.5) * height / rows) / size[1]
+            figure.text(0.5 * LEFT / size[0], y, str(i), ha="center", va="center")
+    return figure
+
+
+def _sheet(x: Tensor, c: Tensor, rows: int, columns: int) -> Any:
+    """The first images of each class in a row, a white pixel apart: numpy (., ., C) in [0, 1]."""
+    _, depth, h, w = x.shape
+    sheet = torch.ones(depth, rows * (h + 1), columns * (w + 1))
+    for i in range(rows):
+        for j, image in enumerate(x[(c == i).nonzero()[:columns, 0]]):
+            top, left = i * (h + 1), j * (w + 1)
+            sheet[:, top : top + h, left : left + w] = image.clamp(-1, 1)
+    return ((sheet + 1) / 2).permute(1, 2, 0).numpy()
