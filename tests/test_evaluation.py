@@ -27,13 +27,13 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.metrics.meaning import better
 from lightning_cfg.metrics.moments import Moments
 from lightning_cfg.runs.checkpoints import load
-from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.runs.names import EVALUATIONS, SAMPLES
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.sampling.seeds import seeded
 from lightning_cfg.training import evaluate_samples as evaluation
 from lightning_cfg.training import learners
 from lightning_cfg.training.checkpointing import SaveLast
-from lightning_cfg.training.evaluate_samples import TABLE, EvaluateSamples
+from lightning_cfg.training.evaluate_samples import EvaluateSamples
 from lightning_cfg.training.learners import Diffusion
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
@@ -217,7 +217,7 @@ def curves(run: str) -> dict[int, dict[str, float]]:
 
 
 def table(run: str) -> list[dict[str, str]]:
-    with open(Path(run, TABLE), newline="") as file:
+    with open(Path(run, EVALUATIONS), newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -254,7 +254,7 @@ def test_resumed_with_evaluation_equals_uninterrupted_without(call, images, accu
     assert call(fit, images, "run_dir=parts").status == 0
     assert_same("without", "whole")
     assert_same("without", "parts")
-    assert Path("parts", TABLE).read_text() == Path("whole", TABLE).read_text()
+    assert Path("parts", EVALUATIONS).read_text() == Path("whole", EVALUATIONS).read_text()
     assert [row["step"] for row in table("whole")] == [
         s for s in ("5", "10", "15", "20") for _ in "12"
     ]
@@ -337,7 +337,7 @@ def test_killed_and_resumed_equals_uninterrupted(call, points, processes, tmp_pa
     assert call(fit, points, "run_dir=killed").status == 0
     assert call(fit, points, "run_dir=whole").status == 0
     assert_same("whole", "killed")
-    assert Path("killed", TABLE).read_text() == Path("whole", TABLE).read_text()
+    assert Path("killed", EVALUATIONS).read_text() == Path("whole", EVALUATIONS).read_text()
 
 
 def test_evaluation_may_change_on_resume(call, points):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning_cfg.data.mixture import GaussianMixture
 from torch import nn
 
 from lightning_cfg.diffusion import noise

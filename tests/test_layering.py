@@ -1,4 +1,4 @@
-"""Folders import downwards only, and only training and the verb `fit` know Lightning."""
+"""Folders import downwards only, and only training knows Lightning."""
 
 import ast
 import subprocess
@@ -24,7 +24,7 @@ ORDER = [  # a folder may import those on its own line and on the lines above
     VERBS | {"__main__"},
 ]
 TRAINING = "batches checkpointing each_step evaluate_samples grids learners progress stop trainer"
-MAY_IMPORT_LIGHTNING = {"verbs/fit.py", *(f"training/{name}.py" for name in TRAINING.split())}
+MAY_IMPORT_LIGHTNING = {f"training/{name}.py" for name in TRAINING.split()}
 
 
 def imported(source: str) -> set[str]:

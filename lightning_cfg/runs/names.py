@@ -11,3 +11,4 @@ METRICS = "metrics/metrics.json"
 SUMMARY = "metrics/trajectories.json"
 CURVES = "metrics/curves.json"
 BOUNDARIES = "metrics/boundaries.json"
+EVALUATIONS = "metrics/evaluations.csv"  # of a training

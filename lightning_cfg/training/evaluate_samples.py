@@ -22,6 +22,7 @@ from lightning_cfg.refinement.solver import Solver, refined
 from lightning_cfg.reports.contact_sheet import contact_sheet
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import write_text
+from lightning_cfg.runs.names import EVALUATIONS
 from lightning_cfg.runs.pngs import drawable
 from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.run import content_of
@@ -29,8 +30,6 @@ from lightning_cfg.training.each_step import EachStep
 from lightning_cfg.training.evaluated import FromFiles, FromNoise, Samples
 from lightning_cfg.training.grids import show
 from lightning_cfg.training.learners import Classification, Learner, Refinement
-
-TABLE = "metrics/evaluations.csv"
 
 
 class EvaluateSamples(EachStep):
@@ -178,7 +177,7 @@ class EvaluateSamples(EachStep):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
-        self._rows, table = [], self.directory / TABLE
+        self._rows, table = [], self.directory / EVALUATIONS
         if table.is_file():
             self._rows = _rows_before(table, trainer.global_step)
         self._scorer.to(trainer.strategy.root_device)
@@ -218,7 +217,7 @@ class EvaluateSamples(EachStep):
                 continue
             learner.scores |= {f"{name}/{label}": value for name, value in scores.items()}
             self._rows.append({"step": step, "samples": label, "n": n, **scores})
-        write_text(self.directory / TABLE, as_csv(self._rows))
+        write_text(self.directory / EVALUATIONS, as_csv(self._rows))
         for logger in trainer.loggers:
             logger.log_metrics(learner.scores, step=step)
             logger.save()

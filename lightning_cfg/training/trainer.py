@@ -1,13 +1,8 @@
-"""Lightning's Trainer with this package's defaults, its loggers, and what it may say and change."""
+"""Lightning's Trainer with this package's defaults, and its loggers."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 
@@ -37,10 +32,6 @@ REFUSED = {  # keys of lightning.Trainer that fit sets itself, or that would cha
     **dict.fromkeys(("val_check_interval", "check_val_every_n_epoch"), NO_VALIDATION),
     "num_sanity_val_steps": NO_VALIDATION,
 }
-ASKED_FOR = (  # Lightning's loggers of what is printed only if `trainer` asks for it
-    "lightning.pytorch.callbacks.model_summary",
-    "lightning.pytorch.profilers.profiler",
-)
 
 
 def trainer_for(
@@ -124,29 +115,3 @@ def logger_of(name: str, run: Run) -> Logger:
     from lightning.pytorch.loggers import CSVLogger
 
     return CSVLogger(run.directory, name="logs")  # each resume in a folder of its own
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Give back what a training changes of the whole process: generators, determinism, loggers.
-
-    In the meantime Lightning prints no advertising and no advice for other data loaders than ours.
-    """
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", *ASKED_FOR)]
-    levels = [logger.level for logger in loggers]
-    strict = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
-    with torch.random.fork_rng(devices), warnings.catch_warnings():
-        for advice in (".*srun.*", ".*LeafSpec.*", ".*GPU available.*"):
-            warnings.filterwarnings("ignore", advice)
-        for logger in loggers:
-            logger.setLevel(logging.INFO if logger.name in ASKED_FOR else logging.WARNING)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-            torch.use_deterministic_algorithms(strict, warn_only=warn_only)
-            torch.backends.cudnn.benchmark = benchmark

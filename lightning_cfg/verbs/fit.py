@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import lightning as L
 import torch
 
 from lightning_cfg.config import (
@@ -25,19 +24,13 @@ from lightning_cfg.errors import Preempted, RankLost, UserError, did_you_mean
 from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.checkpoints import LAST, build_model, load
 from lightning_cfg.runs.files import output_of
+from lightning_cfg.runs.names import EVALUATIONS
 from lightning_cfg.runs.precision import matmul
 from lightning_cfg.runs.ranks import Launch, launched, lost, told_lost, with_launch
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.training import preemption
-from lightning_cfg.training.batches import KeyedBatches
-from lightning_cfg.training.checkpointing import SaveLast
-from lightning_cfg.training.evaluate_samples import TABLE, EvaluateSamples
-from lightning_cfg.training.grids import Grids
-from lightning_cfg.training.learners import Described
-from lightning_cfg.training.progress import Progress
 from lightning_cfg.training.speed import device_of, prepare, speed_of
-from lightning_cfg.training.stop import StopWhenAsked
-from lightning_cfg.training.trainer import logger_of, trainer_for, undisturbed
+from lightning_cfg.training.undisturbed import undisturbed
 
 GridKeys = Annotated[dict, Keywords("lightning_cfg.training.grids.Grids"), Free]
 EvaluationKeys = Annotated[
@@ -108,11 +101,20 @@ def fit(
         return run.directory
     start = None if run.again else _start(resume, last, recipe, trainer["max_steps"])
 
+    # only now, as Lightning takes seconds, and a study reads this verb's keys too
+    from lightning_cfg.training.batches import KeyedBatches
+    from lightning_cfg.training.checkpointing import SaveLast
+    from lightning_cfg.training.evaluate_samples import EvaluateSamples
+    from lightning_cfg.training.grids import Grids
+    from lightning_cfg.training.progress import Progress
+    from lightning_cfg.training.stop import StopWhenAsked
+    from lightning_cfg.training.trainer import logger_of, trainer_for
+
     data_set = build_data(data)
     asked = {"compile": compile, "channels_last": channels_last}
     speed = speed_of(trainer, data_set.shape, **asked, matmul_precision=matmul_precision)
     module = _learner(recipe, data_set, speed)
-    callbacks: list[L.Callback] = [Progress()]
+    callbacks: list[Any] = [Progress()]
     scores = None
     if evaluation is not None:
         if data_set.condition is not None:
@@ -186,6 +188,8 @@ def _learner(recipe: dict, data_set: Any, speed: dict) -> Any:
     torch.manual_seed(key("init", recipe["seed"]))
     network = build_model(recipe, data_set.shape, data_set.num_classes)
     prepare(network, speed)
+    from lightning_cfg.training.learners import Described
+
     module = build("lightning_cfg.training.learners", recipe["learner"], network)
     module.check(data_set)
     module.described = Described.of(recipe, data_set)
@@ -197,10 +201,10 @@ def _begin(run: Run) -> None:
     run.begin()
     if run.again:
         shutil.rmtree((run.directory / LAST).parent, ignore_errors=True)
-        (run.directory / TABLE).unlink(missing_ok=True)
+        (run.directory / EVALUATIONS).unlink(missing_ok=True)
 
 
-def _ranks_in_words(launch: Launch, engine: L.Trainer, batch_size: int, rows: int) -> str:
+def _ranks_in_words(launch: Launch, engine: Any, batch_size: int, rows: int) -> str:
     tasks = launch.tasks if launch.by else engine.num_devices
     return (
         f"{launch.by or 'fit'}: nodes {engine.num_nodes}, tasks per node {tasks}, "
@@ -210,9 +214,7 @@ def _ranks_in_words(launch: Launch, engine: L.Trainer, batch_size: int, rows: in
     )
 
 
-def _train(
-    engine: L.Trainer, module: L.LightningModule, batches: KeyedBatches, start: Path | None
-) -> None:
+def _train(engine: Any, module: Any, batches: Any, start: Path | None) -> None:
     """The training itself, from a checkpoint or the beginning; RankLost where a rank ends early."""
     try:
         with preemption.watching():
@@ -223,7 +225,7 @@ def _train(
         raise
 
 
-def _check_keep(keep: int, by: str, every: int, evaluation: EvaluateSamples | None) -> None:
+def _check_keep(keep: int, by: str, every: int, evaluation: Any) -> None:
     """UserError if there is no such score to keep checkpoints by, or not when they are written."""
     if by == "loss":
         return
