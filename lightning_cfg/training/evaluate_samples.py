@@ -113,6 +113,10 @@ class EvaluateSamples(EachStep):
         section  of the training data in the config
         """
         self._check_learner(learner)
+        if data.condition is not None:
+            raise UserError(
+                "evaluation: the flow of pairs with a condition is scored by refine and evaluate"
+            )
         own = data if self.data is None else build_data(self.data)
         if tuple(own.shape) != tuple(data.shape):
             raise UserError(

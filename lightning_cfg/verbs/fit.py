@@ -102,53 +102,36 @@ def fit(
     trainer = with_launch(trainer, launch)
     recipe = {"data": data, "net": net, "model": model, "learner": learner}
     recipe |= {"seed": seed, "batch_size": batch_size}
-    last = run.directory / LAST
     if run.finished() and run.manifest["step"] == trainer["max_steps"]:
         run.say(f"finished already, {run.manifest['step']} steps")
         return run.directory
-    start = None if run.again else _start(resume, last, recipe, trainer["max_steps"])
+    start = (
+        None if run.again else _start(resume, run.directory / LAST, recipe, trainer["max_steps"])
+    )
 
     data_set = build_data(data)
     asked = {"compile": compile, "channels_last": channels_last}
     speed = speed_of(trainer, data_set.shape, **asked, matmul_precision=matmul_precision)
     module = _learner(recipe, data_set, speed)
-    callbacks: list[L.Callback] = [Progress()]
     scores = None
     if evaluation is not None:
-        if data_set.condition is not None:
-            raise UserError(
-                "evaluation: the flow of pairs with a condition is scored by refine and evaluate"
-            )
         scores = EvaluateSamples(run.directory, **evaluation)
         scores.check(module, data_set, data, device=device_of(trainer))
-        callbacks.append(scores)
     _check_keep(keep, keep_by, checkpoint_every, scores)
     save = SaveLast(run.directory, every=checkpoint_every, keep=keep, by=keep_by)
     stop = StopWhenAsked(save)
-    callbacks.append(save)  # after the evaluation of the same step, by which it may be kept
-    if grids is not None:
-        callbacks.append(Grids(run.directory, **grids))
-        callbacks[-1].check(module, data_set)
-    engine = trainer_for(
-        {**trainer, "precision": speed["precision"]},
-        run.directory,
-        logger=logger_of(logger, run),
-        log_every=log_every,
-        callbacks=[*callbacks, stop],
-    )
+    pictures = _pictures(run, grids, module, data_set)
+    # a checkpoint after the evaluation of the same step, by which it may be kept
+    callbacks = [Progress(), *filter(None, (scores, save, pictures)), stop]
+    how = {"logger": logger_of(logger, run), "log_every": log_every, "callbacks": callbacks}
+    engine = trainer_for({**trainer, "precision": speed["precision"]}, run.directory, **how)
     batches = KeyedBatches(data_set, seed=seed, batch_size=batch_size)
-    # a size that does not divide, or data that cannot be read, stop before anything is written
-    rows = batches.rows_per_batch(engine)
-    if scores is not None and scores.n < engine.world_size:
-        raise UserError(f"evaluation.n={scores.n} is less than the {engine.world_size} ranks")
-    data_set.batch(Draws(seed=seed, step=0, batch_size=1))
+    rows = _tried(batches, engine, scores)
     first = engine.is_global_zero  # the rank that writes and speaks for all
     if first:
-        _begin(run)
+        _begin(run, None if logger != "wandb" else engine.logger.version)
         if launch.by or engine.world_size > 1:
             print(_ranks_in_words(launch, engine, batch_size, rows), flush=True)
-        if logger == "wandb":
-            wandb_run.keep_id(run.directory, engine.logger.version)
     try:
         with matmul(speed["matmul_precision"]):
             _train(engine, module, batches, start)
@@ -162,13 +145,7 @@ def fit(
             f"{run_dir}: {stop.signal} ended it at step {engine.global_step}, where it is saved; "
             "started again it goes on"
         )
-    if not last.is_file() or engine.global_step > load(last)["global_step"]:
-        engine.save_checkpoint(last)  # stopped by something other than max_steps
-    facts = {"step": engine.global_step, **speed, "device": str(engine.strategy.root_device)}
-    facts |= {"loss": module.logged.get("loss")}  # as it was logged last
-    if first:
-        run.finish(last, **facts, seconds=round(load(last)["seconds"], 1))
-        print(f"{run_dir}: {engine.global_step} steps")
+    _finish(run, engine, loss=module.logged.get("loss"), **speed)
     return run.directory
 
 
@@ -192,12 +169,43 @@ def _learner(recipe: dict, data_set: Any, speed: dict) -> Any:
     return module
 
 
-def _begin(run: Run) -> None:
+def _tried(batches: KeyedBatches, engine: L.Trainer, scores: EvaluateSamples | None) -> int:
+    """Rows of a process's batch; a size that does not divide, or data that cannot be read, stop
+    before anything is written."""
+    rows = batches.rows_per_batch(engine)
+    if scores is not None and scores.n < engine.world_size:
+        raise UserError(f"evaluation.n={scores.n} is less than the {engine.world_size} ranks")
+    batches.data.batch(Draws(seed=batches.seed, step=0, batch_size=1))
+    return rows
+
+
+def _pictures(run: Run, grids: dict | None, module: Any, data_set: Any) -> Grids | None:
+    if grids is None:
+        return None
+    found = Grids(run.directory, **grids)
+    found.check(module, data_set)
+    return found
+
+
+def _begin(run: Run, wandb_id: str | None) -> None:
     """The directory is this run's from now on; of one that is done again nothing is kept."""
     run.begin()
+    if wandb_id is not None:
+        wandb_run.keep_id(run.directory, wandb_id)
     if run.again:
         shutil.rmtree((run.directory / LAST).parent, ignore_errors=True)
         (run.directory / TABLE).unlink(missing_ok=True)
+
+
+def _finish(run: Run, engine: L.Trainer, **facts: object) -> None:
+    """The last step is saved, and the manifest tells of the training."""
+    last = run.directory / LAST
+    if not last.is_file() or engine.global_step > load(last)["global_step"]:
+        engine.save_checkpoint(last)  # stopped by something other than max_steps
+    if engine.is_global_zero:
+        facts |= {"step": engine.global_step, "device": str(engine.strategy.root_device)}
+        run.finish(last, **facts, seconds=round(load(last)["seconds"], 1))
+        print(f"{run.directory}: {engine.global_step} steps")
 
 
 def _ranks_in_words(launch: Launch, engine: L.Trainer, batch_size: int, rows: int) -> str:
