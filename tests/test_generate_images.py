@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_cfg.config import load
 from lightning_cfg.data import ImageFolder, ImageZip
 from lightning_cfg.errors import UserError
+from lightning_cfg.interfaces import DataSet, complete
 from lightning_cfg.reports import figures
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import load_samples, load_tensors, save_tensors, sha256
@@ -711,7 +712,10 @@ class Own:
 
 def test_a_path_that_is_not_known_to_be_a_file_stays_part_of_the_run():
     section = {"name": "mine.Own", "path": "a", "root": "b"}
-    assert content_of(section, Own(path="a")) == ({"name": "mine.Own", "path": "a"}, {})
+    assert content_of(section, complete(Own(path="a"), DataSet, "data")) == (
+        {"name": "mine.Own", "path": "a"},
+        {},
+    )
 
 
 # A study on a zip
