@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -174,7 +174,7 @@ def dinov2(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*xFormers.*")
         try:
-            net = torch.hub.load(str(folder), name, source="local", pretrained=False)
+            net: Any = torch.hub.load(str(folder), name, source="local", pretrained=False)
             net.load_state_dict(_state(file))
         except FileNotFoundError as error:
             raise UserError(f"{folder} is no checkout of DINOv2: {_first(error)}") from error
@@ -198,8 +198,8 @@ def dinov2(
         "resize": {"torch": "torch antialiased bicubic 224", "pil": "PIL bicubic 224"}[resize],
         "weights": sha256(file),
     }
-    names = {"frechet": "fd_dinov2"} if tokens == "cls" and not registers else {}
-    return Space(extract, about, net=net, at_once=(16, 128), standard=50_000, **names)
+    frechet = "fd_dinov2" if tokens == "cls" and not registers else None
+    return Space(extract, about, net=net, at_once=(16, 128), frechet=frechet, standard=50_000)
 
 
 def _torch_bicubic(y: Tensor) -> Tensor:

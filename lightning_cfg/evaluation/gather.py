@@ -1,6 +1,6 @@
 """One pass over a set of samples: all that its metrics need of it, in every feature space."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +76,7 @@ def gather(
     spaces: dict[str, Space],
     *,
     classifier: Classifier | None = None,
-    groups: list = (ALL,),
+    groups: Sequence = (ALL,),
     device: torch.device | str = "cpu",
     batch_size: int = 512,
     progress: Callable[[int], Any] = lambda n: None,

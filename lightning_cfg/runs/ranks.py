@@ -131,15 +131,16 @@ class Ranks:
 
     def together(self, work: Callable[[], T]) -> T:
         """work() on every rank; a UserError of one of them is raised on all, and none waits."""
-        found, trouble = None, ""
+        found: list[T] = []
+        trouble = None
         try:
-            found = work()
+            found.append(work())
         except UserError as error:
             trouble = str(error)
-        first = next(filter(None, self.told(trouble)), "")
-        if first:
-            raise UserError(first)
-        return found
+        for told in self.told(trouble):
+            if told is not None:
+                raise UserError(told)
+        return found[0]
 
     def collect(self, own: "Tensor") -> "Tensor | None":
         """All rows in order, (n, ...), on the first rank, of every rank's own; None on others."""

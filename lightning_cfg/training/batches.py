@@ -33,12 +33,13 @@ class KeyedBatches(L.LightningDataModule):
         return self
 
     def __iter__(self) -> Iterator[dict]:
-        ranks, micro_batches = self.trainer.world_size, self.trainer.accumulate_grad_batches
-        size = self.rows_per_batch(self.trainer)
-        step = self.trainer.global_step
+        trainer = self.trainer
+        assert trainer is not None
+        ranks, micro_batches = trainer.world_size, trainer.accumulate_grad_batches
+        size, step = self.rows_per_batch(trainer), trainer.global_step
         while True:
             for micro in range(micro_batches):
-                start = (micro * ranks + self.trainer.global_rank) * size
+                start = (micro * ranks + trainer.global_rank) * size
                 draws = Draws(
                     seed=self.seed,
                     step=step,

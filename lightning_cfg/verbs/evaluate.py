@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tqdm import tqdm
-
 from lightning_cfg.config import Data, Features, Free, Metric, Verb
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.build import (
@@ -132,7 +130,7 @@ def evaluate(
     if fresh is not None:
         sets["real"], others = fresh_points(side, fresh)
     parts = {label: 1 if label == "real" else draws for label in sets}
-    with _bar(sets, draws) as bar:
+    with progress(_total(sets, draws), " samples", shown=launched().rank == 0) as bar:
         with sharing() as ranks:
             pieces = gather_sets(sets, parts, scorer, ranks, bar.update)
             if ranks.size > 1:  # all are gathered, and the ranks part, before the first one scores
@@ -164,11 +162,10 @@ def _check(samples: dict, generate: dict, draws: int, batch_size: int) -> None:
         check_roles(keys["guidance"], keys["models"])
 
 
-def _bar(sets: dict[str, SampleSet], draws: int) -> tqdm:
-    """Over all samples, of which those of seeds are made anew for each draw."""
+def _total(sets: dict[str, SampleSet], draws: int) -> int:
+    """All samples, of which those of seeds are made anew for each draw."""
     drawn = {label: draws if isinstance(held, Generated) else 1 for label, held in sets.items()}
-    total = sum(len(held) * drawn[label] for label, held in sets.items())
-    return progress(total, " samples", shown=launched().rank == 0)
+    return sum(len(held) * drawn[label] for label, held in sets.items())
 
 
 def _scored(

@@ -1,14 +1,12 @@
 """`generate`: seeds become samples under a guidance method."""
 
 import itertools
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lightning_cfg.config import Data, Free, Guidance, Sampler
 from lightning_cfg.errors import UserError
@@ -16,6 +14,7 @@ from lightning_cfg.reports.contact_sheet import contact_sheet
 from lightning_cfg.reports.panels import save
 from lightning_cfg.runs.names import SAMPLES, SHEET, TRAJECTORIES
 from lightning_cfg.runs.pngs import IMAGES, check_images, drawable, save_images
+from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import Ranks, launched, sharing
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
@@ -151,8 +150,7 @@ def _made(
     """
     xs, cs, paths, levels = [], [], [], []
     own, wanted = ranks.share(seeds), len(ranks.share(seeds[:trajectories]))
-    hidden = not (ranks.first and sys.stderr.isatty())
-    with tqdm(total=len(seeds), unit="sample", disable=hidden) as bar:
+    with progress(len(seeds), "sample", shown=ranks.first) as bar:
         for some in own.split(batch_size):
             rows = min(max(0, wanted - sum(map(len, xs))), len(some))
             c, steps = ready.start(some, rows)

@@ -1,12 +1,10 @@
 """`pair`: generated samples and their nearest real neighbours of the same class."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lightning_cfg.config import Data, Features, Free, build
 from lightning_cfg.data.build import build_data
@@ -27,6 +25,7 @@ from lightning_cfg.reports.panels import save
 from lightning_cfg.runs.files import write_text
 from lightning_cfg.runs.names import PAIRS
 from lightning_cfg.runs.pngs import drawable
+from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import launched, sharing
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import save_tensors
@@ -181,8 +180,8 @@ def _nearest(
     It is the search that takes time, so each rank has the whole bank, `rows` of it at once.
     moments  are added up over the bank
     """
-    queries, hidden = space(x), launched().rank > 0 or not sys.stderr.isatty()
-    with tqdm(total=len(points), unit=" real", disable=hidden) as bar:
+    queries = space(x)
+    with progress(len(points), " real", shown=launched().rank == 0) as bar:
 
         def seen(features: Tensor) -> None:
             bar.update(len(features))

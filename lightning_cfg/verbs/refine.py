@@ -1,13 +1,11 @@
 """`refine`: samples follow the flow to where their real neighbours are."""
 
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lightning_cfg.config import Free
 from lightning_cfg.data.pairs import Pairs
@@ -20,6 +18,7 @@ from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.inputs import Checkpoint
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import IMAGES, check_images, save_images
+from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import sharing
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import save_tensors
@@ -94,8 +93,8 @@ def refine(
         own, began = source.chosen(ranks.share(torch.arange(total))), time.monotonic()
 
         def work() -> tuple[Tensor, int]:
-            parts, spent, hidden = [], 0, not (ranks.first and sys.stderr.isatty())
-            with tqdm(total=total, unit="sample", disable=hidden) as bar:
+            parts, spent = [], 0
+            with progress(total, "sample", shown=ranks.first) as bar:
                 for x, c in own.batches(batch_size):
                     c = c if condition is None else condition.told(x, c, source.scale)
                     moved, evaluations = refined(model, x, c, solver)
