@@ -23,7 +23,9 @@ ORDER = [  # a folder may import those on its own line and on the lines above
     {"cli"},
     VERBS | {"__main__"},
 ]
-TRAINING = "batches checkpointing each_step evaluate_samples grids learners progress stop trainer"
+TRAINING = (
+    "batches checkpointing each_step evaluate_samples grids learners progress stop train trainer"
+)
 MAY_IMPORT_LIGHTNING = {f"training/{name}.py" for name in TRAINING.split()}
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lightning_cfg.data import Mixture
+from lightning_cfg.interfaces import DataSet, complete
 from lightning_cfg.reports import points
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.claims import check_claims, summary
@@ -275,9 +276,10 @@ def test_html_of_each_kind_of_block(tmp_path):
 def test_images_have_contact_sheets(tmp_path):
     generator = torch.Generator().manual_seed(0)
     y, c = torch.rand(30, 1, 28, 28, generator=generator) * 2 - 1, torch.arange(3).repeat(10)
-    data_set = SimpleNamespace(
+    images = SimpleNamespace(
         shape=(1, 28, 28), num_classes=3, truth=None, real=lambda split, per_class=None: (y, c)
     )
+    data_set = complete(images, DataSet, "data")
     scores = {"fd_classifier": 2.0, "class_accuracy": 0.9}
     rows, sets = study_of(data_set, tmp_path, scores, scores, scores, kinds=("all",))
     case = Case("", data_set, rows, sets)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from lightning_cfg.data import Mixture
 from lightning_cfg.diffusion.trajectories import time_of
+from lightning_cfg.interfaces import DataSet, complete
 from lightning_cfg.reports import trajectory_figures as figures
 from lightning_cfg.reports.case import Case, Traced
 from lightning_cfg.reports.panels import save
@@ -84,7 +85,7 @@ def test_two_dimensions_have_curves_alone(study):
 
 
 def test_no_boundary_and_no_known_truth_are_drawn_too(study):
-    unknown = SimpleNamespace(shape=(1,), num_classes=2, truth=None)
+    unknown = complete(SimpleNamespace(shape=(1,), num_classes=2, truth=None), DataSet, "data")
     assert len(study(unknown, zeros=(), distance=(None, None))) == 4
 
 

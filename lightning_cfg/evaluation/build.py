@@ -115,6 +115,8 @@ def real_side(
     """
     section = json.loads(data)
     data_set = build_data(section)
+    if not by_class and data_set.truth is not None:
+        raise UserError("by_class=false is for data without a known density: it is the classes'")
     return Real(
         data_set,
         section=section,

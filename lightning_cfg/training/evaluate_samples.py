@@ -8,7 +8,8 @@ from typing import Any
 import lightning as L
 import torch
 
-from lightning_cfg.config import Choice, Data, Features, Metric, Sampler
+from lightning_cfg.config import Data, Features, Metric, Sampler
+from lightning_cfg.config.check import check
 from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.errors import UserError
@@ -90,7 +91,7 @@ class EvaluateSamples(EachStep):
         self.directory, self.every, self.n, self.columns = directory, every, n, columns
         self.batch_size, self.data, self.flow_path = batch_size, data, flow
         self.solver = Solver(rtol=rtol, atol=atol)
-        sampler = Choice("lightning_cfg.diffusion.samplers").check(sampler, "evaluation.sampler")
+        sampler = check(Sampler, sampler, "evaluation.sampler")
         self.samples = (
             FromFiles(n, sources)
             if sources
@@ -112,6 +113,10 @@ class EvaluateSamples(EachStep):
         section  of the training data in the config
         """
         self._check_learner(learner)
+        if data.condition is not None:
+            raise UserError(
+                "evaluation: the flow of pairs with a condition is scored by refine and evaluate"
+            )
         own = data if self.data is None else build_data(self.data)
         if tuple(own.shape) != tuple(data.shape):
             raise UserError(

@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from lightning_cfg.config import Choice, Sampler
+from lightning_cfg.config import Sampler
+from lightning_cfg.config.check import check
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance import classifier_free
 from lightning_cfg.reports.contact_sheet import contact_sheet
@@ -52,7 +53,7 @@ class Grids(EachStep):
         self.directory, self.every, self.columns = directory / "figures", every, columns
         self.scales = list(scales)
         # with the keys that were left out, or the limits of the model would not be put in
-        self.sampler = Choice("lightning_cfg.diffusion.samplers").check(sampler, "grids.sampler")
+        self.sampler = check(Sampler, sampler, "grids.sampler")
 
     def check(self, learner: Learner, data: Any) -> None:
         """UserError if these samples cannot be drawn, before anything is trained."""

@@ -18,7 +18,7 @@ from lightning_cfg.evaluation.build import (
     scorer_of,
 )
 from lightning_cfg.evaluation.reference import Real
-from lightning_cfg.evaluation.sample_sets import Generated, Samples, generated, read_set
+from lightning_cfg.evaluation.sample_sets import Generated, Samples, SampleSet, generated, read_set
 from lightning_cfg.evaluation.scorer import Scorer
 from lightning_cfg.evaluation.tables import as_csv, as_markdown, as_text, spread
 from lightning_cfg.runs import wandb_run
@@ -105,13 +105,11 @@ def evaluate(
         run.say("finished already")
         return run.directory
 
-    side = None
-    if data is not None:
-        side = real_side(json.dumps(data), content_of(data)[1], real, bank, by_class)
-        if not by_class and side.data.truth is not None:
-            raise UserError(
-                "by_class=false is for data without a known density: it is the classes'"
-            )
+    side = (
+        None
+        if data is None
+        else real_side(json.dumps(data), content_of(data)[1], real, bank, by_class)
+    )
     scorer = scorer_of(
         metrics=metrics,
         features=features,
@@ -125,18 +123,14 @@ def evaluate(
     )
     data_set = None if side is None else side.data
     sets = {label: read_set(path, data_set) for label, path in samples.items()}
-    for label, keys in generate.items():
-        sets[label] = generated(**keys, device=device)
+    sets |= {label: generated(**keys, device=device) for label, keys in generate.items()}
     for label, held in sets.items():
         check_set(label, held, data_set, draws, needs_classes=by_class or classifier is not None)
     others = None
     if fresh is not None:
         sets["real"], others = fresh_points(side, fresh)
-
     parts = {label: 1 if label == "real" else draws for label in sets}
-    total = sum(len(held) * (parts[k] if isinstance(held, Generated) else 1)
-                for k, held in sets.items())  # fmt: skip
-    with progress(total, " samples", shown=launched().rank == 0) as bar:
+    with progress(_total(sets, draws), " samples", shown=launched().rank == 0) as bar:
         with sharing() as ranks:
             pieces = gather_sets(sets, parts, scorer, ranks, bar.update)
             if ranks.size > 1:  # all are gathered, and the ranks part, before the first one scores
@@ -146,15 +140,8 @@ def evaluate(
         rows, numbers = _scored(pieces, scorer, others)
     rows = spread(rows)
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
-    folder = run.directory / "metrics"
-    out = [
-        write_text(folder / "metrics.csv", as_csv(rows)),
-        write_text(run.directory / METRICS, json.dumps(rows, indent=1)),
-        write_text(folder / "numbers.csv", as_csv(numbers)),
-        write_text(folder / "numbers.json", json.dumps(numbers, indent=1)),
-        write_text(folder / "table.md", as_markdown(rows, numbers)),
-    ]
-    run.finish(*out, metrics=[metric.__name__ for metric, _ in scorer.metrics])
+    names = [metric.__name__ for metric, _ in scorer.metrics]
+    run.finish(*_written(run.directory, rows, numbers), metrics=names)
     _send(run)
     if sys.stdout.isatty():
         print(as_text(rows))
@@ -173,6 +160,12 @@ def _check(samples: dict, generate: dict, draws: int, batch_size: int) -> None:
         raise UserError(f"samples and generate both have {sorted(both)[0]}: choose another name")
     for keys in generate.values():
         check_roles(keys["guidance"], keys["models"])
+
+
+def _total(sets: dict[str, SampleSet], draws: int) -> int:
+    """All samples, of which those of seeds are made anew for each draw."""
+    drawn = {label: draws if isinstance(held, Generated) else 1 for label, held in sets.items()}
+    return sum(len(held) * drawn[label] for label, held in sets.items())
 
 
 def _scored(
@@ -194,6 +187,18 @@ def _scored(
             rows.append({**front, "n": n, **row})
             numbers += [{**front, **record, **some.about} for record in records]
     return rows, numbers
+
+
+def _written(directory: Path, rows: list[dict], numbers: list[dict]) -> list[Path]:
+    """The files of a table and of its numbers."""
+    folder = directory / "metrics"
+    return [
+        write_text(folder / "metrics.csv", as_csv(rows)),
+        write_text(directory / METRICS, json.dumps(rows, indent=1)),
+        write_text(folder / "numbers.csv", as_csv(numbers)),
+        write_text(folder / "numbers.json", json.dumps(numbers, indent=1)),
+        write_text(folder / "table.md", as_markdown(rows, numbers)),
+    ]
 
 
 def _send(run: Run) -> None:

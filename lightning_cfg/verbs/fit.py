@@ -1,10 +1,7 @@
 """`fit`: a config becomes a trained checkpoint."""
 
-import shutil
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import torch
+from typing import Annotated, Literal
 
 from lightning_cfg.config import (
     Data,
@@ -14,22 +11,14 @@ from lightning_cfg.config import (
     Model,
     Net,
     TrainerKeys,
-    build,
     identity_difference,
     identity_of,
 )
-from lightning_cfg.data.build import build_data
-from lightning_cfg.diffusion.draws import Draws, key
-from lightning_cfg.errors import Preempted, RankLost, UserError, did_you_mean
-from lightning_cfg.runs import wandb_run
-from lightning_cfg.runs.checkpoints import LAST, build_model, load
+from lightning_cfg.errors import UserError
+from lightning_cfg.runs.checkpoints import LAST, load
 from lightning_cfg.runs.files import output_of
-from lightning_cfg.runs.names import EVALUATIONS
-from lightning_cfg.runs.precision import matmul
-from lightning_cfg.runs.ranks import Launch, launched, lost, told_lost, with_launch
+from lightning_cfg.runs.ranks import launched, with_launch
 from lightning_cfg.runs.run import Run, verb
-from lightning_cfg.training import preemption
-from lightning_cfg.training.speed import device_of, prepare, speed_of
 from lightning_cfg.training.undisturbed import undisturbed
 
 GridKeys = Annotated[dict, Keywords("lightning_cfg.training.grids.Grids"), Free]
@@ -91,86 +80,35 @@ def fit(
     float32. What was chosen is in the manifest.
     """
     _check_numbers(trainer, checkpoint_every, log_every, keep)
-    launch = launched()
-    trainer = with_launch(trainer, launch)
+    trainer = with_launch(trainer, launched())
     recipe = {"data": data, "net": net, "model": model, "learner": learner}
     recipe |= {"seed": seed, "batch_size": batch_size}
-    last = run.directory / LAST
     if run.finished() and run.manifest["step"] == trainer["max_steps"]:
         run.say(f"finished already, {run.manifest['step']} steps")
         return run.directory
-    start = None if run.again else _start(resume, last, recipe, trainer["max_steps"])
-
-    # only now, as Lightning takes seconds, and a study reads this verb's keys too
-    from lightning_cfg.training.batches import KeyedBatches
-    from lightning_cfg.training.checkpointing import SaveLast
-    from lightning_cfg.training.evaluate_samples import EvaluateSamples
-    from lightning_cfg.training.grids import Grids
-    from lightning_cfg.training.progress import Progress
-    from lightning_cfg.training.stop import StopWhenAsked
-    from lightning_cfg.training.trainer import logger_of, trainer_for
-
-    data_set = build_data(data)
-    asked = {"compile": compile, "channels_last": channels_last}
-    speed = speed_of(trainer, data_set.shape, **asked, matmul_precision=matmul_precision)
-    module = _learner(recipe, data_set, speed)
-    callbacks: list[Any] = [Progress()]
-    scores = None
-    if evaluation is not None:
-        if data_set.condition is not None:
-            raise UserError(
-                "evaluation: the flow of pairs with a condition is scored by refine and evaluate"
-            )
-        scores = EvaluateSamples(run.directory, **evaluation)
-        scores.check(module, data_set, data, device=device_of(trainer))
-        callbacks.append(scores)
-    _check_keep(keep, keep_by, checkpoint_every, scores)
-    save = SaveLast(run.directory, every=checkpoint_every, keep=keep, by=keep_by)
-    stop = StopWhenAsked(save)
-    callbacks.append(save)  # after the evaluation of the same step, by which it may be kept
-    if grids is not None:
-        callbacks.append(Grids(run.directory, **grids))
-        callbacks[-1].check(module, data_set)
-    engine = trainer_for(
-        {**trainer, "precision": speed["precision"]},
-        run.directory,
-        logger=logger_of(logger, run),
-        log_every=log_every,
-        callbacks=[*callbacks, stop],
+    start = (
+        None if run.again else _start(resume, run.directory / LAST, recipe, trainer["max_steps"])
     )
-    batches = KeyedBatches(data_set, seed=seed, batch_size=batch_size)
-    # a size that does not divide, or data that cannot be read, stop before anything is written
-    rows = batches.rows_per_batch(engine)
-    if scores is not None and scores.n < engine.world_size:
-        raise UserError(f"evaluation.n={scores.n} is less than the {engine.world_size} ranks")
-    data_set.batch(Draws(seed=seed, step=0, batch_size=1))
-    first = engine.is_global_zero  # the rank that writes and speaks for all
-    if first:
-        _begin(run)
-        if launch.by or engine.world_size > 1:
-            print(_ranks_in_words(launch, engine, batch_size, rows), flush=True)
-        if logger == "wandb":
-            wandb_run.keep_id(run.directory, engine.logger.version)
-    try:
-        with matmul(speed["matmul_precision"]):
-            _train(engine, module, batches, start)
-    finally:
-        if logger == "wandb" and engine.logger is not None:
-            engine.logger.experiment.finish()  # or the next fit of this process writes to it too
-    if stop.signal and not (first or launch.by):
-        return run.directory  # the first one's child, whose status must be 0 or Lightning kills it
-    if stop.signal:
-        raise Preempted(
-            f"{run_dir}: {stop.signal} ended it at step {engine.global_step}, where it is saved; "
-            "started again it goes on"
-        )
-    if not last.is_file() or engine.global_step > load(last)["global_step"]:
-        engine.save_checkpoint(last)  # stopped by something other than max_steps
-    facts = {"step": engine.global_step, **speed, "device": str(engine.strategy.root_device)}
-    facts |= {"loss": module.logged.get("loss")}  # as it was logged last
-    if first:
-        run.finish(last, **facts, seconds=round(load(last)["seconds"], 1))
-        print(f"{run_dir}: {engine.global_step} steps")
+
+    # only now: Lightning takes seconds to import, and a study reads this verb's keys too
+    from lightning_cfg.training.train import train
+
+    train(
+        run,
+        recipe,
+        start,
+        trainer,
+        compile=compile,
+        channels_last=channels_last,
+        matmul_precision=matmul_precision,
+        checkpoint_every=checkpoint_every,
+        keep=keep,
+        keep_by=keep_by,
+        log_every=log_every,
+        grids=grids,
+        evaluation=evaluation,
+        logger=logger,
+    )
     return run.directory
 
 
@@ -181,66 +119,6 @@ def _check_numbers(trainer: dict, checkpoint_every: int, log_every: int, keep: i
         raise UserError(f"{checkpoint_every=} and {log_every=} must be at least 1")
     if keep < 0:
         raise UserError(f"{keep=} must be 0 or more")
-
-
-def _learner(recipe: dict, data_set: Any, speed: dict) -> Any:
-    """The learner of a new model, its network initialised by the seed and laid out."""
-    torch.manual_seed(key("init", recipe["seed"]))
-    network = build_model(recipe, data_set.shape, data_set.num_classes)
-    prepare(network, speed)
-    from lightning_cfg.training.learners import Described
-
-    module = build("lightning_cfg.training.learners", recipe["learner"], network)
-    module.check(data_set)
-    module.described = Described.of(recipe, data_set)
-    return module
-
-
-def _begin(run: Run) -> None:
-    """The directory is this run's from now on; of one that is done again nothing is kept."""
-    run.begin()
-    if run.again:
-        shutil.rmtree((run.directory / LAST).parent, ignore_errors=True)
-        (run.directory / EVALUATIONS).unlink(missing_ok=True)
-
-
-def _ranks_in_words(launch: Launch, engine: Any, batch_size: int, rows: int) -> str:
-    tasks = launch.tasks if launch.by else engine.num_devices
-    return (
-        f"{launch.by or 'fit'}: nodes {engine.num_nodes}, tasks per node {tasks}, "
-        f"devices per node {engine.num_devices}, world size {engine.world_size}, global "
-        f"batch {batch_size} = {engine.world_size} ranks x "
-        f"{engine.accumulate_grad_batches} accumulated x {rows}"
-    )
-
-
-def _train(engine: Any, module: Any, batches: Any, start: Path | None) -> None:
-    """The training itself, from a checkpoint or the beginning; RankLost where a rank ends early."""
-    try:
-        with preemption.watching():
-            engine.fit(module, batches, ckpt_path=start, weights_only=True)
-    except RuntimeError as error:
-        if engine.world_size > 1 and lost(error):
-            raise RankLost(told_lost(engine.global_rank, error)) from error
-        raise
-
-
-def _check_keep(keep: int, by: str, every: int, evaluation: Any) -> None:
-    """UserError if there is no such score to keep checkpoints by, or not when they are written."""
-    if by == "loss":
-        return
-    if keep == 0:
-        raise UserError(f"keep_by={by} needs keep, how many checkpoints are kept")
-    if evaluation is None:
-        raise UserError(f"keep_by={by} needs an evaluation, or is loss")
-    if by not in evaluation.names:
-        hint = did_you_mean(by, evaluation.names)
-        raise UserError(f"keep_by: the evaluation has no score '{by}'; {hint}")
-    if evaluation.every % every:
-        raise UserError(
-            f"keep_by={by}: evaluation.every={evaluation.every} is no multiple of "
-            f"checkpoint_every={every}, so there would be no checkpoint of what was scored"
-        )
 
 
 def _start(resume: str, last: Path, recipe: dict, max_steps: int) -> Path | None:

@@ -11,7 +11,7 @@ from lightning_cfg.data.build import build_data
 from lightning_cfg.data.pairs import DIRECTION
 from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import UserError
-from lightning_cfg.evaluation.features import as_space
+from lightning_cfg.evaluation.features import Space, as_space
 from lightning_cfg.evaluation.sample_sets import Samples, SampleSet, real_set
 from lightning_cfg.evaluation.size import Size
 from lightning_cfg.evaluation.sources import all_of, feature_shards, own_reach, read_sources
@@ -26,7 +26,7 @@ from lightning_cfg.runs.files import write_text
 from lightning_cfg.runs.names import PAIRS
 from lightning_cfg.runs.pngs import drawable
 from lightning_cfg.runs.progress import progress
-from lightning_cfg.runs.ranks import sharing
+from lightning_cfg.runs.ranks import launched, sharing
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import save_tensors
 from lightning_cfg.sampling.prepared import pick_device
@@ -89,11 +89,8 @@ def pair(
         return run.directory
 
     x, c, source, named, scales = read_sources(sources, real, n)
-    if condition == "scale" and None in scales:
-        raise UserError(
-            f"condition=scale: {sources[scales.index(None)]} does not say its guidance scale, as "
-            "runs of `generate` do"
-        )
+    if condition == "scale":
+        _check_scales(sources, scales)
     space = as_space(build("lightning_cfg.evaluation.features", features), features["name"])
     space.to(pick_device(device))
     points = real_set(real, split, bank)
@@ -105,23 +102,10 @@ def pair(
         if ranks.first:
             print(size.told(rows))
         mine = ranks.share(torch.arange(len(x)))
-        enough = size.d < min(len(x), len(points)) and size.d <= WIDEST and ranks.first
         classes = c[mine] if same_class else None
-
-        def search() -> tuple[Tensor, ...]:
-            """Of this rank's samples; it is the search that takes time, so each has the bank."""
-            queries = space(x[mine])
-            with progress(len(points), " real", shown=ranks.first) as bar:
-
-                def seen(features: Tensor) -> None:
-                    bar.update(len(features))
-                    if enough:
-                        moments.add(features.flatten(1))
-
-                shards = feature_shards(points, space, rows, seen)
-                return *nearest_in_shards(queries, shards, k=k, c=classes), queries
-
-        found = ranks.together(search)
+        enough = size.d < min(len(x), len(points)) and size.d <= WIDEST and ranks.first
+        of = moments if enough else None
+        found = ranks.together(lambda: _nearest(x[mine], classes, points, space, k, rows, of))
         distance, index, queries = (ranks.collect(part) for part in found)
     if not ranks.first:
         return run.directory
@@ -138,29 +122,21 @@ def pair(
     tensors = _tensors(x, c, source, distance, neighbours, targets, own)
     tensors |= {"num_classes": torch.tensor(real.num_classes)}
     tensors |= {"weights": weights} if balance else {}
-    if condition == "scale":
-        tensors |= scale_condition(scales, source)
-    if condition == "distance":
-        tensors |= distance_condition(x, c, targets, points.c[used])
+    told = {"scale": lambda: scale_condition(scales, source)}
+    told |= {"distance": lambda: distance_condition(x, c, targets, points.c[used])}
+    tensors |= told[condition]() if condition else {}
     table = used_targets(distance.sqrt(), index, c, source, named, weights)
     out = [save_tensors(run.directory / PAIRS, **tensors)]
     out.append(write_text(run.directory / "metrics/pairs.csv", as_csv(table)))
     out += _drawn(run.directory, x, c, points, index, real.num_classes)
-    facts = {
-        "direction": DIRECTION,
-        "pairs": len(x),
-        "mean_distance": float(distance.sqrt().mean()),
-        "distinct_targets": len(used),
-        "effective_targets": effective(index, weights),
-        "used_once": used_once(index),
-        "kept_close": float(own.double().mean()),
-    }
-    if moments.count:  # what a perfect flow would reach, beside where it starts
+    facts = {"direction": DIRECTION, "pairs": len(x), "distinct_targets": len(used)}
+    facts |= {"mean_distance": float(distance.sqrt().mean())}
+    facts |= {"effective_targets": effective(index, weights), "used_once": used_once(index)}
+    facts |= {"kept_close": float(own.double().mean())}
+    if moments.count:
         drawn = torch.multinomial(weights, 1, generator=keyed("targets", seed))
         ends = tensors["targets"][tensors["neighbours"].gather(1, drawn)[:, 0]]
-        for what, features in (("sources", queries), ("targets", space(ends))):
-            told = Moments().add(features.flatten(1))
-            facts[f"frechet_{what}"] = frechet_distance(told, moments)
+        facts |= _distances(moments, sources=queries, targets=space(ends))
     run.finish(*out, **facts)
     _say(run, facts, k, len(points), keep_close)
     return run.directory
@@ -179,6 +155,49 @@ def _check(sources: list[str], n: int | None, k: int, keep_close: float) -> None
         raise UserError(f"keep_close={keep_close} must be a share from 0 to below 1")
     if not sources:
         raise UserError("sources must name at least one run of `generate` or set of samples")
+
+
+def _check_scales(sources: list[str], scales: list[float | None]) -> None:
+    for source, scale in zip(sources, scales, strict=True):
+        if scale is None:
+            raise UserError(
+                f"condition=scale: {source} does not say its guidance scale, as runs of `generate` "
+                "do"
+            )
+
+
+def _nearest(
+    x: Tensor,
+    c: Tensor | None,
+    points: SampleSet,
+    space: Space,
+    k: int,
+    rows: int,
+    moments: Moments | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of this rank's samples x the neighbours' squared distances and rows, and its own features.
+
+    It is the search that takes time, so each rank has the whole bank, `rows` of it at once.
+    moments  are added up over the bank
+    """
+    queries = space(x)
+    with progress(len(points), " real", shown=launched().rank == 0) as bar:
+
+        def seen(features: Tensor) -> None:
+            bar.update(len(features))
+            if moments is not None:
+                moments.add(features.flatten(1))
+
+        shards = feature_shards(points, space, rows, seen)
+        return *nearest_in_shards(queries, shards, k=k, c=c), queries
+
+
+def _distances(real: Moments, **sets: Tensor) -> dict[str, float]:
+    """Where a perfect flow starts, and what it would reach: distances to the real points."""
+    return {
+        f"frechet_{what}": frechet_distance(Moments().add(features.flatten(1)), real)
+        for what, features in sets.items()
+    }
 
 
 def _tensors(

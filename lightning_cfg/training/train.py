@@ -1,0 +1,180 @@
+"""A training from its recipe to the last checkpoint: what the verb `fit` does with Lightning."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from lightning_cfg.config import build
+from lightning_cfg.data.build import build_data
+from lightning_cfg.diffusion.draws import Draws, key
+from lightning_cfg.errors import Preempted, RankLost, UserError, did_you_mean
+from lightning_cfg.runs import wandb_run
+from lightning_cfg.runs.checkpoints import build_model, load
+from lightning_cfg.runs.names import EVALUATIONS, LAST
+from lightning_cfg.runs.precision import matmul
+from lightning_cfg.runs.ranks import Launch, launched, lost, told_lost
+from lightning_cfg.runs.run import Run
+from lightning_cfg.training import preemption
+from lightning_cfg.training.batches import KeyedBatches
+from lightning_cfg.training.checkpointing import SaveLast
+from lightning_cfg.training.evaluate_samples import EvaluateSamples
+from lightning_cfg.training.grids import Grids
+from lightning_cfg.training.learners import Described
+from lightning_cfg.training.progress import Progress
+from lightning_cfg.training.speed import device_of, prepare, speed_of
+from lightning_cfg.training.stop import StopWhenAsked
+from lightning_cfg.training.trainer import logger_of, trainer_for
+
+
+def train(
+    run: Run,
+    recipe: dict,
+    start: Path | None,
+    trainer: dict,
+    *,
+    checkpoint_every: int,
+    keep: int,
+    keep_by: str,
+    log_every: int,
+    grids: dict | None,
+    evaluation: dict | None,
+    logger: str,
+    **asked: Any,
+) -> None:
+    """Train, and finish the run; the keys are those of `fit`.
+
+    recipe  data, net, model, learner, seed and batch_size
+    start   the checkpoint to go on from
+    asked   of the speed: see `speed_of`
+    Raises UserError before anything is written, Preempted after a signal, RankLost, Diverged.
+    """
+    launch, data_set = launched(), build_data(recipe["data"])
+    speed = speed_of(trainer, data_set.shape, **asked)
+    module = _learner(recipe, data_set, speed)
+    scores = None
+    if evaluation is not None:
+        scores = EvaluateSamples(run.directory, **evaluation)
+        scores.check(module, data_set, recipe["data"], device=device_of(trainer))
+    _check_keep(keep, keep_by, checkpoint_every, scores)
+    save = SaveLast(run.directory, every=checkpoint_every, keep=keep, by=keep_by)
+    stop = StopWhenAsked(save)
+    pictures = _pictures(run, grids, module, data_set)
+    # a checkpoint after the evaluation of the same step, by which it may be kept
+    callbacks = [Progress(), *filter(None, (scores, save, pictures)), stop]
+    how = {"logger": logger_of(logger, run), "log_every": log_every, "callbacks": callbacks}
+    engine = trainer_for({**trainer, "precision": speed["precision"]}, run.directory, **how)
+    batches = KeyedBatches(data_set, seed=recipe["seed"], batch_size=recipe["batch_size"])
+    rows = _tried(batches, engine, scores)
+    first = engine.is_global_zero  # the rank that writes and speaks for all
+    if first:
+        _begin(run, None if logger != "wandb" else engine.logger.version)
+        if launch.by or engine.world_size > 1:
+            print(_ranks_in_words(launch, engine, recipe["batch_size"], rows), flush=True)
+    try:
+        with matmul(speed["matmul_precision"]):
+            _train(engine, module, batches, start)
+    finally:
+        if logger == "wandb" and engine.logger is not None:
+            engine.logger.experiment.finish()  # or the next fit of this process writes to it too
+    if stop.signal and not (first or launch.by):
+        return  # the first one's child, whose status must be 0 or Lightning kills it
+    if stop.signal:
+        raise Preempted(
+            f"{run.directory}: {stop.signal} ended it at step {engine.global_step}, where it is "
+            "saved; started again it goes on"
+        )
+    _finish(run, engine, loss=module.logged.get("loss"), **speed)
+
+
+def _learner(recipe: dict, data_set: Any, speed: dict) -> Any:
+    """The learner of a new model, its network initialised by the seed and laid out."""
+    torch.manual_seed(key("init", recipe["seed"]))
+    network = build_model(recipe, data_set.shape, data_set.num_classes)
+    prepare(network, speed)
+    module = build("lightning_cfg.training.learners", recipe["learner"], network)
+    module.check(data_set)
+    module.described = Described.of(recipe, data_set)
+    return module
+
+
+def _tried(batches: KeyedBatches, engine: L.Trainer, scores: EvaluateSamples | None) -> int:
+    """Rows of a process's batch; a size that does not divide, or data that cannot be read, stop
+    before anything is written."""
+    rows = batches.rows_per_batch(engine)
+    if scores is not None and scores.n < engine.world_size:
+        raise UserError(f"evaluation.n={scores.n} is less than the {engine.world_size} ranks")
+    batches.data.batch(Draws(seed=batches.seed, step=0, batch_size=1))
+    return rows
+
+
+def _pictures(run: Run, grids: dict | None, module: Any, data_set: Any) -> Grids | None:
+    if grids is None:
+        return None
+    found = Grids(run.directory, **grids)
+    found.check(module, data_set)
+    return found
+
+
+def _begin(run: Run, wandb_id: str | None) -> None:
+    """The directory is this run's from now on; of one that is done again nothing is kept."""
+    run.begin()
+    if wandb_id is not None:
+        wandb_run.keep_id(run.directory, wandb_id)
+    if run.again:
+        shutil.rmtree((run.directory / LAST).parent, ignore_errors=True)
+        (run.directory / EVALUATIONS).unlink(missing_ok=True)
+
+
+def _finish(run: Run, engine: L.Trainer, **facts: object) -> None:
+    """The last step is saved, and the manifest tells of the training."""
+    last = run.directory / LAST
+    if not last.is_file() or engine.global_step > load(last)["global_step"]:
+        engine.save_checkpoint(last)  # stopped by something other than max_steps
+    if engine.is_global_zero:
+        facts |= {"step": engine.global_step, "device": str(engine.strategy.root_device)}
+        run.finish(last, **facts, seconds=round(load(last)["seconds"], 1))
+        print(f"{run.directory}: {engine.global_step} steps")
+
+
+def _ranks_in_words(launch: Launch, engine: L.Trainer, batch_size: int, rows: int) -> str:
+    tasks = launch.tasks if launch.by else engine.num_devices
+    return (
+        f"{launch.by or 'fit'}: nodes {engine.num_nodes}, tasks per node {tasks}, "
+        f"devices per node {engine.num_devices}, world size {engine.world_size}, global "
+        f"batch {batch_size} = {engine.world_size} ranks x "
+        f"{engine.accumulate_grad_batches} accumulated x {rows}"
+    )
+
+
+def _train(
+    engine: L.Trainer, module: L.LightningModule, batches: KeyedBatches, start: Path | None
+) -> None:
+    """The training itself, from a checkpoint or the beginning; RankLost where a rank ends early."""
+    try:
+        with preemption.watching():
+            engine.fit(module, batches, ckpt_path=start, weights_only=True)
+    except RuntimeError as error:
+        if engine.world_size > 1 and lost(error):
+            raise RankLost(told_lost(engine.global_rank, error)) from error
+        raise
+
+
+def _check_keep(keep: int, by: str, every: int, evaluation: EvaluateSamples | None) -> None:
+    """UserError if there is no such score to keep checkpoints by, or not when they are written."""
+    if by == "loss":
+        return
+    if keep == 0:
+        raise UserError(f"keep_by={by} needs keep, how many checkpoints are kept")
+    if evaluation is None:
+        raise UserError(f"keep_by={by} needs an evaluation, or is loss")
+    if by not in evaluation.names:
+        hint = did_you_mean(by, evaluation.names)
+        raise UserError(f"keep_by: the evaluation has no score '{by}'; {hint}")
+    if evaluation.every % every:
+        raise UserError(
+            f"keep_by={by}: evaluation.every={evaluation.every} is no multiple of "
+            f"checkpoint_every={every}, so there would be no checkpoint of what was scored"
+        )
