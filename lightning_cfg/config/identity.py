@@ -41,8 +41,9 @@ from lightning_cfg.config.schema import (
 
 DROPPED = object()  # in place of a value that is no setting
 # By these names in a callable of one's own, which may know no marks; no file's path is a setting.
-BY_NAME = {name: Input(lambda text: Path(text) if text and Path(text).exists() else None)
-           for name in ("path", "held_out")} | {"root": Place, "memory": Free}  # fmt: skip
+BY_NAME = {name: Input(lambda text: Path(text) if is_there(text) else None)
+           for name in ("path", "held_out", "weights", "code")}  # fmt: skip
+BY_NAME |= {"root": Place, "memory": Free}
 
 Visit = Callable[[Any, Any, str], Any]  # (mark, value, dotted path) -> what to put in its place
 
@@ -192,6 +193,11 @@ def _meant(kind: Any, value: Any, path: str) -> Any:
         except Wrong:
             continue
     return Any
+
+
+def is_there(value: Any) -> bool:
+    """Whether it is the path of a file or folder."""
+    return isinstance(value, str) and value != "" and Path(value).exists()
 
 
 def source_of(function: Callable) -> Path | None:
