@@ -40,15 +40,18 @@ class Known:
     sigma_min      the noise levels that it was trained for, up to sigma_max
     """
 
+    shape: tuple[int, ...] | None = None
+    num_classes: int | None = None
+    label_dropout: float = 1.0
+    class_vectors: Callable[[Tensor], Tensor] | None = None
+    clean: bool = False
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
+
     def __init__(self, net: Callable[..., Tensor]):
         self.net = net
-        self.shape: tuple[int, ...] | None = getattr(net, "shape", None)
-        self.num_classes: int | None = getattr(net, "num_classes", None)
-        self.label_dropout: float = getattr(net, "label_dropout", 1.0)
-        self.class_vectors: Callable[[Tensor], Tensor] | None = getattr(net, "class_vectors", None)
-        self.clean: bool = getattr(net, "clean", False)
-        self.sigma_min: float = getattr(net, "sigma_min", 0.0)
-        self.sigma_max: float = getattr(net, "sigma_max", math.inf)
+        for name in Known.__annotations__:  # a function, or a Model, of which most say it all
+            setattr(self, name, getattr(net, name, getattr(Known, name)))
 
 
 class Draw(Protocol):

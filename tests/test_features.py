@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from lightning_cfg.evaluation.features import Space
 from lightning_cfg.metrics.moments import Moments, frechet_distance
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.pngs import quantised, save_images, signed
+from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.weights.catalogue import ASSETS
 from lightning_cfg.weights.store import find
@@ -558,3 +560,34 @@ def test_fd_dinov2_of_photographs_is_dgm_evals(cifar10):
     space = features.dinov2(resize="pil").to(DEVICE)
     sides = [moments_of(space, cifar10(split)) for split in ("held_out", "bank")]
     assert frechet_distance(*sides) == pytest.approx(31.07, abs=0.05)
+
+
+def test_other_weights_of_a_space_are_another_run(checkout, tmp_path):
+    """A2: with others at its key, or in its file, an evaluation has not finished already."""
+    held = {"x": torch.rand(20, 1, 8, 8) * 2 - 1, "c": torch.zeros(20).long()}
+    held["seed"] = torch.arange(20)
+    zips = [str(save_images(tmp_path / f"{name}.zip", **held, labelled=True)) for name in "abc"]
+    weights = [tmp_path / "w0.pth", tmp_path / "w1.pth"]
+    for file, gain in zip(weights, (2.0, 3.0), strict=True):
+        torch.save({"gain": torch.tensor(gain)}, file)
+
+    def score(weights: Path, run: str = "run") -> str:
+        done = evaluate(
+            samples={"a": zips[0]},
+            data={"name": "ImageZip", "path": zips[1], "held_out": zips[2]},
+            features={"name": "dinov2", "weights": str(weights), "code": checkout.plain["code"]},
+            metrics=[{"name": "kernel_distance", "size": 5, "subsets": 2}],
+            by_class=False,
+            run_dir=str(tmp_path / run),
+        )
+        return (done / "metrics/metrics.json").read_text()
+
+    first = score(weights[0])
+    with pytest.raises(UserError, match=r"inputs\.features\.weights"):
+        score(weights[1])
+    assert score(weights[1], "other") != first
+    moved = weights[0].rename(tmp_path / "moved.pth")
+    assert score(moved) == first
+    shutil.copyfile(weights[1], moved)
+    with pytest.raises(UserError, match=r"inputs\.features\.weights"):
+        score(moved)

@@ -125,6 +125,49 @@ def test_nested_verbs_are_walked_too(here, monkeypatch):
     assert "device" not in found.settings["inner"]
 
 
+def test_the_own_files_of_a_callable_of_ones_own_count_by_their_names(here):
+    (here / "mine.py").write_text(
+        "def space(*, weights: str = '', code: str = '', root: str = '', memory: float = 1.): ...\n"
+        "def mixture(*, weights: list = (0.5, 0.5), held_out: str = 'none'): ...\n"
+    )
+
+    def other(*, one: Tool, two: Tool): ...
+
+    one = {"name": "mine.space", "weights": "a", "code": "b", "root": "x", "memory": 3.0}
+    found = identity_of(other, checked_config(other, {"one": one, "two": "mine.mixture"}))
+    assert found.inputs == {"one.weights": Path("a"), "one.code": Path("b")}
+    assert found.settings["one"] == {"name": "mine.space"}
+    assert found.settings["two"]["weights"] == [0.5, 0.5]
+    assert found.settings["two"]["held_out"] == "none"
+
+
+def test_real_data_below_a_discriminators_count_too(here):
+    from lightning_cfg.runs.run import identity
+    from lightning_cfg.verbs.fit import fit
+
+    data = {
+        "name": "RealOrGenerated",
+        "real": {"name": "ImageZip", "path": "real.zip"},
+        "path": "a",
+    }
+    config = {
+        "data": data,
+        "net": {"name": "Linear"},
+        "model": {"name": "NoisyClassifier"},
+        "learner": {"name": "Classification"},
+        "batch_size": 2,
+        "trainer": {"max_steps": 2},
+        "run_dir": "run",
+    }
+    known = []
+    for content in ("one", "other"):
+        (here / "real.zip").write_text(content)
+        known.append(identity(fit, checked_config(fit, config))[1])
+    assert known[0].keys() == known[1].keys() == {"data.path", "data.real.path"}
+    assert known[0]["data.path"] == known[1]["data.path"]
+    assert known[0]["data.real.path"] != known[1]["data.real.path"]
+
+
 # Runs
 
 

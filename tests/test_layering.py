@@ -6,23 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.layers import ORDER, VERBS
 
 import lightning_cfg
 
 PACKAGE = Path(lightning_cfg.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-VERBS = {"fit", "generate", "pair", "refine", "evaluate", "trace", "study", "sweep", "assets"}
-ORDER = [  # a folder may import those on its own line and on the lines above
-    {"errors", "interfaces", "config", "__init__"},
-    {"diffusion", "runs"},
-    {"sampling", "guidance", "nets", "data", "metrics", "refinement"},
-    {"evaluation", "weights"},
-    {"reports", "training"},
-    {"studies"},
-    {"verbs"},
-    {"cli"},
-    VERBS | {"__main__"},
-]
 TRAINING = (
     "batches checkpointing each_step evaluate_samples grids learners progress stop train trainer"
 )

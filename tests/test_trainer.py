@@ -27,7 +27,7 @@ EFFECTIVE = {  # keys of lightning.Trainer that change what a training does or s
     *("sync_batchnorm", "profiler", "enable_checkpointing", "enable_progress_bar"),
     "enable_model_summary",
 }
-VALUES = {"logger": False, "barebones": True, "callbacks": [], "plugins": [], "model_registry": "x"}
+VALUES = {"logger": True, "barebones": True, "callbacks": [], "plugins": [], "model_registry": "x"}
 VALUES |= {"default_root_dir": "x", "gradient_clip_algorithm": "value", "inference_mode": True}
 VALUES |= {"use_distributed_sampler": True, "enable_autolog_hparams": True}
 OTHERS = set(inspect.signature(L.Trainer).parameters) - EFFECTIVE
@@ -62,6 +62,13 @@ def test_a_key_without_effect_is_refused_in_a_line(call, training, name):
     assert len(refused.err.splitlines()) == 1
     assert f"trainer.{name} cannot be set: " in refused.err
     assert not Path("run").exists()
+
+
+def test_no_log_is_kept_where_none_is_wanted(call, training):
+    assert call(fit, training(trainer={"logger": False}), "run_dir=run", "logger=wandb").status == 0
+    assert sorted(path.name for path in Path("run").iterdir()) == [
+        *("checkpoints", "config.yaml", "identity.json", "manifest.json"),
+    ]
 
 
 def test_lightnings_own_bar_replaces_ours(call, training, monkeypatch):

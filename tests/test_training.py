@@ -22,11 +22,11 @@ from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.runs.checkpoints import load, restore
 from lightning_cfg.runs.precision import matmul
 from lightning_cfg.training import learners
+from lightning_cfg.training import train as train_module
 from lightning_cfg.training.checkpointing import SaveLast
 from lightning_cfg.training.ema import EMA
 from lightning_cfg.training.learners import NOISE_LEVELS, Diffusion, edges
 from lightning_cfg.training.speed import speed_of
-from lightning_cfg.verbs import fit as fit_module
 from lightning_cfg.verbs.fit import fit
 
 
@@ -222,7 +222,7 @@ def test_loss_and_gradient_norm_are_those_of_the_model(call, training, mixture, 
 
     assert call(fit, config, "run_dir=short", "trainer.max_steps=3").status == 0
     model = restore("short", weights="raw").requires_grad_(True)
-    data = fit_module.build("lightning_cfg.data", mixture)
+    data = train_module.build("lightning_cfg.data", mixture)
     draws = Draws(seed=0, step=3, batch_size=32)
     batch = data.batch(draws)
     loss = model.loss(batch["y"], batch["c"], draws).mean()
@@ -421,13 +421,13 @@ def test_channels_last(call, training, monkeypatch):
     """Another layout of the same training, which resumes bit for bit as any other."""
     config = training(**IMAGES)
     weights = []
-    prepare = fit_module.prepare
+    prepare = train_module.prepare
 
     def remembers(model, speed):
         prepare(model, speed)
         weights.append(model.net.leave.weight)
 
-    monkeypatch.setattr(fit_module, "prepare", remembers)
+    monkeypatch.setattr(train_module, "prepare", remembers)
     assert call(fit, config, "run_dir=plain").status == 0
     assert call(fit, config, "run_dir=last", "channels_last=true").status == 0
     assert [w.is_contiguous() for w in weights] == [True, False]

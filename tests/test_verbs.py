@@ -410,6 +410,18 @@ def test_trajectories_are_an_output_of_the_run(chain, tmp_path, capsys):
         generate(run_dir=str(run), **{**made, "trajectories": 5})
 
 
+def test_files_are_read_from_their_own_folder(chain, mixture, tmp_path, monkeypatch):
+    """A1: a file that is named without a folder has no run above it."""
+    shutil.copyfile(chain.fresh / SAMPLES, tmp_path / "a.safetensors")
+    monkeypatch.chdir(tmp_path)
+    how = {"data": mixture, "bank": 50}
+    scored = evaluate(samples={"a": "a.safetensors"}, real=50, **how, run_dir="scored")
+    told = json.loads((scored / "metrics/numbers.json").read_text())
+    assert {number["source"] for number in told} == {"a.safetensors"}
+    paired = pair(sources=["a.safetensors"], k=2, **how, run_dir="paired")
+    assert len(load_tensors(paired / PAIRS, "x")["x"]) == 60
+
+
 # The study
 
 study = pytest.importorskip(

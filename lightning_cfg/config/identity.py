@@ -26,6 +26,7 @@ from lightning_cfg.config.check import (
 from lightning_cfg.config.schema import (
     REQUIRED,
     Choice,
+    Free,
     Input,
     Keys,
     Keywords,
@@ -39,7 +40,10 @@ from lightning_cfg.config.schema import (
 )
 
 DROPPED = object()  # in place of a value that is no setting
-UNMARKED = {"path": Input(), "root": Place}  # by these names in a callable of one's own, too
+# By these names in a callable of one's own, which may know no marks; no file's path is a setting.
+BY_NAME = {name: Input(lambda text: Path(text) if is_there(text) else None)
+           for name in ("path", "held_out", "weights", "code")}  # fmt: skip
+BY_NAME |= {"root": Place, "memory": Free}
 
 Visit = Callable[[Any, Any, str], Any]  # (mark, value, dotted path) -> what to put in its place
 
@@ -70,10 +74,17 @@ class Identity:
     usual: set[str] = field(default_factory=set)
 
 
-def identity_of(verb: Callable, config: dict, *, find: bool = True) -> Identity:
+def identity_of(
+    verb: Callable,
+    config: dict,
+    *,
+    find: bool = True,
+    unread: Callable[[str], bool] = lambda key: False,
+) -> Identity:
     """The identity of a run of the verb with this config, or a part of it, which has been checked.
 
-    find  whether the inputs are looked for; UserError where one is not there
+    find    whether the inputs are looked for; UserError where one is not there
+    unread  which inputs, by dotted key, do not count
     """
     found = Identity()
 
@@ -81,8 +92,11 @@ def identity_of(verb: Callable, config: dict, *, find: bool = True) -> Identity:
         if isinstance(mark, Code):
             found.code[path] = mark.file
         elif isinstance(mark, Input) and value is not None and value not in mark.words:
-            if find:
-                found.inputs[path] = mark.find(value)
+            file = mark.find(value) if find and not unread(path) else Path()
+            if file is None:
+                return value
+            if find and not unread(path):
+                found.inputs[path] = file
             return DROPPED
         elif isinstance(mark, Mark):
             return DROPPED
@@ -149,22 +163,20 @@ class _Walk:
         function = resolve(mark.module, name)
         keys, _ = keys_of(function)
         if "." in name:
-            keys |= _by_name(keys, section)
+            keys |= _by_name(keys)
             file = source_of(function)
             if file is not None:
                 self.visit(Code(file), name, join(path, "name"))
         return self.keys(keys, section, path)
 
 
-def _by_name(keys: Keys, section: dict) -> Keys:
-    """Marks of keys of one's own that have none: `root` is a place, `path` a file that is there."""
-    found = {}
-    for key, meant in UNMARKED.items():
-        value = section.get(key)
-        if key in keys and run_mark(keys[key][0]) is None and isinstance(value, str) and value:
-            if meant is Place or Path(value).exists():
-                found[key] = Annotated[Any, meant], keys[key][1]
-    return found
+def _by_name(keys: Keys) -> Keys:
+    """Marks of those keys of one's own that have none."""
+    return {
+        key: (Annotated[Any, meant], keys[key][1])
+        for key, meant in BY_NAME.items()
+        if key in keys and run_mark(keys[key][0]) is None
+    }
 
 
 def run_mark(kind: Any) -> Input | Mark | None:
@@ -181,6 +193,11 @@ def _meant(kind: Any, value: Any, path: str) -> Any:
         except Wrong:
             continue
     return Any
+
+
+def is_there(value: Any) -> bool:
+    """Whether it is the path of a file or folder."""
+    return isinstance(value, str) and value != "" and Path(value).exists()
 
 
 def source_of(function: Callable) -> Path | None:

@@ -87,11 +87,12 @@ def existing(text: str) -> Path:
 class Input:
     """A text that names something read: the run depends on its content, not on where it lies.
 
-    find   the file or folder that counts, from the text; UserError where there is none
+    find   the file or folder that counts, from the text; UserError where there is none; None where
+           the text is to count as it is
     words  texts that name no file and count as they are, such as "exact"
     """
 
-    find: Callable[[str], Path] = existing
+    find: Callable[[str], Path | None] = existing
     words: tuple[str, ...] = ()
 
 

@@ -16,7 +16,7 @@ def done(config: dict, cases: list[Case]) -> str:
     data = "; ".join(
         f"{case.name + ': ' if case.name else ''}`{section['name']}`, "
         f"{case.data_set.num_classes} classes, shape {tuple(case.data_set.shape)}"
-        + f", {getattr(case.data_set, 'formula', '')}".removesuffix(", ")
+        + f", {case.data_set.formula}".removesuffix(", ")
         for case, section in zip(cases, config["cases"].values() or [config["data"]], strict=True)
     )
     methods = "; ".join(

@@ -63,7 +63,7 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
     methods = {m: config["methods"][m] for m in config["methods"] if any(m == n for n, _ in traced)}
     if not methods:
         return
-    formula = getattr(data_set, "formula", "")
+    formula = data_set.formula
     name = (f", {case.name}" if case.name else "") + (f" ({formula})" if formula else "")
     for group, part in grouped(methods).items() if tuple(data_set.shape) == (1,) else ():
         kind = group.partition("_")[0]

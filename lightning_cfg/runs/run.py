@@ -14,7 +14,7 @@ from lightning_cfg import __version__
 from lightning_cfg.config import Data, Identity, checked, dump, identity_difference, identity_of
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import sha256, write_text
-from lightning_cfg.runs.ranks import launched
+from lightning_cfg.runs.ranks import alone, launched
 
 FORMAT = 2  # of identity.json: 1, which did not say so, wrote by hand what made runs the same
 PACKAGES = ("torch", "lightning", "torchvision", "faiss-gpu", "faiss-cpu", "torchdiffeq", "numpy")
@@ -23,17 +23,22 @@ PACKAGES = ("torch", "lightning", "torchvision", "faiss-gpu", "faiss-cpu", "torc
 Unread = Callable[[dict, str], bool]  # (config, dotted key of an input) -> it is not read
 
 
-def verb(unread: Unread = lambda config, key: False) -> Callable[[Callable], Callable[..., Path]]:
+def verb(
+    unread: Unread = lambda config, key: False, *, one_process: bool = False
+) -> Callable[[Callable], Callable[..., Path]]:
     """A verb, from its function: its keywords are checked and completed, and it is given its `Run`.
 
     So it is the same run whether it is called from Python or by a command line.
-    unread  which inputs do not count, since this verb does not read them
+    unread       which inputs do not count, since this verb does not read them
+    one_process  it refuses to be started on several
     """
 
     def decorated(function: Callable) -> Callable[..., Path]:
         @functools.wraps(function)
         def called(**config: object) -> Path:
             config = checked(function, config)
+            if one_process:
+                alone(function.__name__)
             return function(Run.of(called, config), **config)
 
         called.unread = unread
@@ -45,8 +50,8 @@ def verb(unread: Unread = lambda config, key: False) -> Callable[[Callable], Cal
 def identity(verb: Callable, config: dict) -> tuple[Identity, dict[str, str]]:
     """What a run of the verb is, and the content hashes of what it reads, by dotted key."""
     own = {key: value for key, value in config.items() if key not in ("run_dir", "force")}
-    found = identity_of(verb, own)
-    files = {k: f for k, f in found.inputs.items() if not verb.unread(config, k)} | found.code
+    found = identity_of(verb, own, unread=lambda key: verb.unread(config, key))
+    files = found.inputs | found.code
     return found, {key: content_hash(file) for key, file in files.items()}
 
 

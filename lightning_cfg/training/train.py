@@ -70,7 +70,7 @@ def train(
     rows = _tried(batches, engine, scores)
     first = engine.is_global_zero  # the rank that writes and speaks for all
     if first:
-        _begin(run, None if logger != "wandb" else engine.logger.version)
+        _begin(run, None if logger != "wandb" or engine.logger is None else engine.logger.version)
         if launch.by or engine.world_size > 1:
             print(_ranks_in_words(launch, engine, recipe["batch_size"], rows), flush=True)
     try:

@@ -47,8 +47,8 @@ def trainer_for(
     Raises UserError for a key without effect, and for what Lightning refuses, such as an
     accelerator that is not there.
     """
-    for name in trainer:
-        if name in REFUSED:
+    for name, value in trainer.items():
+        if name in REFUSED and value is not False:  # which is what fit does, or no logger at all
             raise UserError(f"trainer.{name} cannot be set: {REFUSED[name]}")
     if str(trainer.get("precision")) in ("16", "16-mixed"):
         raise UserError(

@@ -21,13 +21,12 @@ from lightning_cfg.evaluation.tables import as_csv
 from lightning_cfg.runs.files import output_of, write_text
 from lightning_cfg.runs.inputs import Checkpoint, Trajectories
 from lightning_cfg.runs.names import BOUNDARIES, CURVES, SUMMARY, TRAJECTORIES
-from lightning_cfg.runs.ranks import alone
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import load_tensors
 from lightning_cfg.sampling.prepared import network, pick_device
 
 
-@verb()
+@verb(one_process=True)
 def trace(
     run: Run,
     /,
@@ -61,7 +60,6 @@ def trace(
     90 % quantiles, the share on the wrong side and the mean confidence. In one dimension
     boundaries.csv has the boundary itself: sigma, t/T and u of every zero of the margin.
     """
-    alone("trace")
     if not samples or not classifiers:
         raise UserError("trace needs at least one of samples and one of classifiers")
     if run.finished():

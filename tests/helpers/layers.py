@@ -1,0 +1,14 @@
+"""Which folders of the package may import which."""
+
+VERBS = {"fit", "generate", "pair", "refine", "evaluate", "trace", "study", "sweep", "assets"}
+ORDER = [  # a folder may import those on its own line and on the lines above
+    {"errors", "interfaces", "config", "__init__"},
+    {"diffusion", "runs"},
+    {"sampling", "guidance", "nets", "data", "metrics", "refinement"},
+    {"evaluation", "weights"},
+    {"reports", "training"},
+    {"studies"},
+    {"verbs"},
+    {"cli"},
+    VERBS | {"__main__"},
+]
