@@ -117,3 +117,17 @@ print([module for module in ("lightning", "faiss", "wandb") if module in sys.mod
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_help_loads_nothing_heavy_beside_torch():
+    code = """
+import importlib, sys
+from lightning_cfg.config import help_of
+for verb in ("fit", "generate", "pair", "refine", "evaluate", "trace", "study"):
+    help_of(getattr(importlib.import_module(f"lightning_cfg.verbs.{verb}"), verb), {})
+heavy = ("lightning", "torchmetrics", "torchvision", "scipy", "matplotlib", "pandas", "torchdiffeq")
+heavy += ("faiss", "wandb", "torch_fidelity", "sympy")
+print([module for module in heavy if module in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
