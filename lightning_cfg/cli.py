@@ -24,15 +24,19 @@ def main(verb: str | Callable, words: list[str] | None = None) -> None:
         preemption.watch_to_the_end()
     with answered():
         arguments = parse(sys.argv[1:] if words is None else words)
-        if isinstance(verb, str):
-            verb = getattr(importlib.import_module(f"lightning_cfg.verbs.{verb}"), verb)
-        document = arguments.document
+        function, document = _named(verb), arguments.document
         if arguments.help or document is None:
-            print(help_of(verb, document.values if document else {}))
+            print(help_of(function, document.values if document else {}))
         elif arguments.print_config:
-            print(dump(load(verb, document)), end="")
+            print(dump(load(function, document)), end="")
         else:
-            verb(**load(verb, document))
+            function(**load(function, document))
+
+
+def _named(verb: str | Callable) -> Callable:
+    if not isinstance(verb, str):
+        return verb
+    return getattr(importlib.import_module(f"lightning_cfg.verbs.{verb}"), verb)
 
 
 def main_of(verb: str, words: list[str] | None = None) -> None:

@@ -56,6 +56,7 @@ def _set(document: Document, override: str) -> None:
         hint = f"write {key}=null, or {key}='\"\"' for an empty text"
         raise UserError(f"command line: '{override}' has no value; {hint}")
     section, path = document.values, ""
+    inner: Any
     for parent in parents:
         path = join(path, parent)
         inner = section.get(parent)
@@ -75,8 +76,8 @@ def _set(document: Document, override: str) -> None:
 def _parse(text: str, where: str) -> Any:
     """Yaml as OmegaConf reads it (1e-3 is a float, 400_000 an int), keys as strings, unresolved."""
     try:
-        document = OmegaConf.from_dotlist([f"_={text}"])
-        return _with_string_keys(OmegaConf.to_container(document, resolve=False)["_"])
+        document: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"_={text}"]))
+        return _with_string_keys(document["_"])
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         lines = len(text.splitlines())  # at the end of the text the mark is one line too far
@@ -108,8 +109,8 @@ def load(
         config.setdefault("run_dir", f"runs/{document.file.stem}")
     try:
         config = check_keys(config, keys, "", name)  # fills in what interpolations may refer to
-        config = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
-        return check_keys(config, keys, "", name)
+        resolved: Any = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        return check_keys(resolved, keys, "", name)
     except Wrong as wrong:
         raise UserError(f"{document.where(wrong.path)}: {wrong}") from None
     except OmegaConfBaseException as error:

@@ -96,7 +96,7 @@ Statistics = Annotated[str, Input(statistics_file)]  # which counts by its conte
 
 def judge(path: str | None, side: Real | None, place: torch.device | str) -> Any:
     """The classifier of clean samples; UserError where the data are none of its."""
-    if path is None:
+    if path is None or side is None:
         return None
     reader = checkpoints.restore(path)
     check_same(f"classifier {path}", reader, "the data have", side.data)

@@ -285,11 +285,10 @@ def _of_run(run: Path) -> dict[str, str]:
 def _scale_of(run: Path) -> float | None:
     """The guidance scale of a run of `generate`, or of what a run of `refine` refined."""
     file = run / "manifest.json"
-    manifest = json.loads(file.read_text()) if file.is_file() else {"verb": ""}
-    if manifest["verb"] == "refine":
+    manifest = json.loads(file.read_text()) if file.is_file() else {}
+    if manifest.get("verb") == "refine":
         return _scale_of(Path(manifest["free"]["samples"]))
-    guidance = manifest["settings"]["guidance"] if manifest["verb"] == "generate" else {}
-    return scale_of(guidance)
+    return scale_of(manifest["settings"]["guidance"] if manifest.get("verb") == "generate" else {})
 
 
 def _images(files: Files, data: Any) -> SampleSet:

@@ -31,8 +31,9 @@ class ByScale:
         """n."""
         return len(self.scales)
 
-    def told(self, x: Tensor, c: Tensor, scale: float) -> Tensor:
+    def told(self, x: Tensor, c: Tensor, scale: float | None) -> Tensor:
         """The classes (b,) by which the flow moves x of classes c: the nearest scale's."""
+        assert scale is not None  # who calls has looked
         gaps = [abs(known - scale) for known in self.scales]
         return c + self.classes * gaps.index(min(gaps))
 

@@ -1,5 +1,6 @@
 """What a study claims about refinement, decided by the rows of its table."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +83,7 @@ def check_claims(rows: list[dict]) -> list[Claim]:
     return [claim for claim in claims if claim.holds is not None]
 
 
-def summary(claims: list[Claim]) -> str:
+def summary(claims: Sequence[Any]) -> str:
     """How many claims hold, then a line for each that does not."""
     failed = [claim for claim in claims if not claim.holds]
     lines = [f"{len(claims) - len(failed)} of {len(claims)} claims hold"]

@@ -142,9 +142,10 @@ class Ranks:
                 raise UserError(told)
         return found[0]
 
-    def collect(self, own: "Tensor") -> "Tensor | None":
-        """All rows in order, (n, ...), on the first rank, of every rank's own; None on others."""
-        return own if self.size == 1 else self._in_turn(own, everywhere=False)
+    def collect(self, own: "Tensor") -> "Tensor":
+        """All ranks' rows in order, (n, ...), on the first; the others keep their own."""
+        whole = own if self.size == 1 else self._in_turn(own, everywhere=False)
+        return own if whole is None else whole
 
     def collect_everywhere(self, own: "Tensor") -> "Tensor":
         """All rows in order, (n, ...), on every rank, of every rank's own."""

@@ -41,7 +41,7 @@ def verb(
                 alone(function.__name__)
             return function(Run.of(called, config), **config)
 
-        called.unread = unread
+        called.unread = unread  # type: ignore[attr-defined]
         return called
 
     return decorated
@@ -84,7 +84,7 @@ class Run:
         # as json gives it back, so that tuples and integer keys compare equal
         identity = {"format": FORMAT, "verb": verb, "settings": settings, "inputs": self.inputs}
         self.identity = json.loads(json.dumps(identity))
-        self.again = force and self.manifest is not None
+        self.again = force and bool(self.manifest)
         self._usual = {f"settings.{key}" for key in usual}
         self._start = time.monotonic()
         self._refuse_another()
@@ -104,17 +104,17 @@ class Run:
         )
 
     @property
-    def manifest(self) -> dict | None:
-        """What the finished run wrote of itself; None if it has not finished."""
+    def manifest(self) -> dict:
+        """What the finished run wrote of itself; empty if it has not finished."""
         try:
             return json.loads((self.directory / "manifest.json").read_text())
         except FileNotFoundError:
-            return None
+            return {}
 
     def finished(self) -> bool:
         """Whether all its files are there, as they were written, and none is to be made again."""
-        manifest = None if self.again else self.manifest
-        return manifest is not None and all(
+        manifest = {} if self.again else self.manifest
+        return bool(manifest) and all(
             (self.directory / name).exists() and sha256(self.directory / name) == digest
             for name, digest in manifest["outputs"].items()
         )
@@ -142,7 +142,7 @@ class Run:
 
     def add(self, *outputs: Path) -> None:
         """Name outputs in the manifest that were made of the others, after the run had finished."""
-        manifest = {**(self.manifest or {}), "free": self.free}
+        manifest = {**self.manifest, "free": self.free}
         manifest["outputs"] |= {str(o.relative_to(self.directory)): sha256(o) for o in outputs}
         write_text(self.directory / "manifest.json", json.dumps(manifest, indent=1, default=str))
 

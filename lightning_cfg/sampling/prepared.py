@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_cfg.config import resolve
 from lightning_cfg.data.build import build_data
@@ -135,7 +135,7 @@ def pick_device(name: str) -> torch.device:
 
 def network(
     role: str, path: str, data: dict | None, weights: str | int, *, classifies: bool
-) -> nn.Module:
+) -> Model:
     """The trained network of a run, or for `exact` the closed form of `data`.
 
     classifies  whether a classifier is meant rather than a denoiser
@@ -179,4 +179,4 @@ def _agree(networks: dict[str, Counted]) -> tuple[tuple[int, ...], int]:
                 f"models.discriminator has {net.num_classes} classes, not the two of generated and "
                 "real: train it on data RealOrGenerated"
             )
-    return tuple(model.shape), model.num_classes
+    return tuple(model.shape or ()), model.num_classes or 0

@@ -25,7 +25,7 @@ def method(
     models: Networks,
     guidance: Guidance,
     scales: list[float] | None = None,
-    generation: dict = {},  # noqa: B006  a default section, never changed
+    generation: dict = {},
 ) -> None:
     """A guidance with its networks.
 
@@ -49,9 +49,9 @@ def discriminator(*, of: str, n: int, fit: Training) -> None:
 
 def variant(
     *,
-    pairs: dict = {},  # noqa: B006  default sections, never changed
-    flow: dict = {},  # noqa: B006
-    refinement: dict = {},  # noqa: B006
+    pairs: dict = {},
+    flow: dict = {},
+    refinement: dict = {},
     scales: list[float] | None = None,
 ) -> None:
     """Another way of pairing, training or refining, beside the study's own.

@@ -64,14 +64,14 @@ class EvaluateSamples(EachStep):
         every: int = 5000,
         n: int = 2000,
         scales: list[float] = (1.0,),
-        sampler: Sampler = {"name": "heun", "steps": 18},  # noqa: B006
+        sampler: Sampler = {"name": "heun", "steps": 18},
         flow: str | None = None,
         rtol: float = 1e-5,
         atol: float = 1e-5,
-        sources: dict[str, str] = {},  # noqa: B006
+        sources: dict[str, str] = {},
         metrics: list[Metric] | None = None,
         features: Features | dict[str, Features] | None = None,
-        statistics: dict[str, str] = {},  # noqa: B006
+        statistics: dict[str, str] = {},
         reference: str | list[str] = "held_out",
         classifier: str | None = None,
         real: int | None = None,

@@ -43,7 +43,7 @@ class Grids(EachStep):
         every: int = 1000,
         scales: list[float] = (1.0, 2.0),
         columns: int = 8,
-        sampler: Sampler = {"name": "heun", "steps": 18},  # noqa: B006
+        sampler: Sampler = {"name": "heun", "steps": 18},
     ):
         if every < 1 or columns < 1 or not scales:
             raise UserError(

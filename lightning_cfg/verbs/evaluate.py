@@ -46,12 +46,12 @@ def evaluate(
     /,
     *,
     run_dir: str,
-    samples: dict[str, Samples] = {},  # noqa: B006  default sections, never changed
-    generate: dict[str, Generation] = {},  # noqa: B006
+    samples: dict[str, Samples] = {},
+    generate: dict[str, Generation] = {},
     data: Data | None = None,
     metrics: list[Metric] | None = None,
     features: Features | dict[str, Features] | None = None,
-    statistics: dict[str, Statistics] = {},  # noqa: B006
+    statistics: dict[str, Statistics] = {},
     reference: str | list[str] = "held_out",
     classifier: Checkpoint | None = None,
     real: int | None = None,

@@ -94,7 +94,8 @@ def generate(
         seconds = ranks.total({"seconds": time.monotonic() - began})["seconds"] / n
         evaluations = {role: net.evaluations / n for role, net in ready.networks.items()}
         evaluations = ranks.total(evaluations)
-        x, c, path = (None if part is None else ranks.collect(part) for part in made[:3])
+        x, c = map(ranks.collect, made[:2])
+        path = ranks.collect(made[2]) if trajectories else made[2]
     if not ranks.first:
         return run.directory
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
@@ -143,7 +144,7 @@ def _levels(of_ranks: list, sampler: str, trajectories: int) -> list[float]:
 @torch.no_grad()
 def _made(
     ready: "Prepared", ranks: Ranks, seeds: Tensor, batch_size: int, trajectories: int
-) -> tuple[Tensor, Tensor, Tensor | None, list[list[float]]]:
+) -> tuple[Tensor, Tensor, Tensor, list[list[float]]]:
     """This rank's samples and classes; its wanted trajectories' paths and each batch's levels.
 
     trajectories  so many are wanted of all seeds, the first ones
@@ -166,5 +167,5 @@ def _made(
                 paths.append(torch.stack(path, 1))
                 levels.append(sigmas)
             bar.update(len(some) * ranks.size)
-    path = torch.cat(paths) if trajectories else None
+    path = torch.cat(paths) if trajectories else torch.zeros(len(own), 0)
     return torch.cat(xs), torch.cat(cs), path, levels

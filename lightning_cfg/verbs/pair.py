@@ -48,7 +48,7 @@ def pair(
     k: int = 20,
     split: Literal["bank", "held_out"] = "bank",
     bank: int | None = None,
-    features: Features = {"name": "pixels"},  # noqa: B006  a default section, never changed
+    features: Features = {"name": "pixels"},
     same_class: bool = True,
     keep_close: float = 0.0,
     balance: bool = False,

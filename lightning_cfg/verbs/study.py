@@ -54,16 +54,16 @@ def study(
     samples: int,
     run_dir: str,
     data: Data | None = None,
-    cases: dict[str, Data] = {},  # noqa: B006  a default section, never changed
-    discriminators: dict[str, Discriminator] = {},  # noqa: B006
-    flows: dict[str, list[float]] = {},  # noqa: B006
+    cases: dict[str, Data] = {},
+    discriminators: dict[str, Discriminator] = {},
+    flows: dict[str, list[float]] = {},
     flow: Training | None = None,
     sources: int = 0,
-    pairs: Pairing = {},  # noqa: B006
-    refinement: Refining = {},  # noqa: B006
-    variants: dict[str, Variant] = {},  # noqa: B006
-    published: list[Published] = [],  # noqa: B006
-    evaluation: Evaluation = {},  # noqa: B006
+    pairs: Pairing = {},
+    refinement: Refining = {},
+    variants: dict[str, Variant] = {},
+    published: list[Published] = [],
+    evaluation: Evaluation = {},
     trace: Tracing | None = None,
     title: str = "",
     stage: str | None = None,

@@ -158,7 +158,7 @@ def results(directory: Path) -> list[dict]:
 def main(argv: list[str]) -> int:
     """Run a sweep from the command line; the exit status."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(__doc__.strip())
+        print((__doc__ or "").strip())
         return 0 if argv else 2
     file, *rest = argv
     flags = [word for word in rest if word in ("--print", "--report")]

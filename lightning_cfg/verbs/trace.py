@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from lightning_cfg.config import Data, Free
@@ -18,6 +17,7 @@ from lightning_cfg.diffusion.trajectories import (
 )
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.tables import as_csv
+from lightning_cfg.interfaces import Model
 from lightning_cfg.runs.files import output_of, write_text
 from lightning_cfg.runs.inputs import Checkpoint, Trajectories
 from lightning_cfg.runs.names import BOUNDARIES, CURVES, SUMMARY, TRAJECTORIES
@@ -135,14 +135,14 @@ def _number(value: Tensor) -> float | None:
     return None if value.isnan() else value.item()
 
 
-def _reader(role: str, path: str, data: dict | None, weights: str | int) -> torch.nn.Module:
+def _reader(role: str, path: str, data: dict | None, weights: str | int) -> Model:
     reader = network(role, path, data, weights, classifies=True)
     if reader.clean:
         raise UserError(f"{role}: {path} reads finished samples only (model.clean), not noisy ones")
     return reader
 
 
-def _fits(file: Path, held: dict[str, Tensor], name: str, reader: torch.nn.Module) -> None:
+def _fits(file: Path, held: dict[str, Tensor], name: str, reader: Model) -> None:
     """UserError unless these are trajectories that the classifier can read."""
     path, sigma, c = held["path"], held["sigma"], held["c"]
     if path.ndim < 3 or sigma.shape != path.shape[1:2] or c.shape != path.shape[:1]:
