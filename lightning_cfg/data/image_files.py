@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from lightning_cfg.data.dataset_json import by_dataset_json, by_folder
-from lightning_cfg.errors import UserError
+from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.runs.files import listing
 
 THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 8)
@@ -138,7 +138,7 @@ class Files(ABC):
         return ("16-bit " * deep + image.mode, *image.size), image
 
     def _unreadable(self, name: str, error: Exception) -> UserError:
-        cause = " ".join(str(error).split()) or type(error).__name__
+        cause = one_line(error)
         if isinstance(error, UnidentifiedImageError):
             cause = "it is neither PNG nor JPEG"  # PIL's own words name an object in memory
         return UserError(f"{self.path}: {name} is damaged or cannot be read: {cause}")

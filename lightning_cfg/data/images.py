@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_cfg.data.augment import AugmentPipe
 from lightning_cfg.diffusion.draws import Draws
-from lightning_cfg.errors import UserError
+from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.interfaces import DataSet
 from lightning_cfg.runs.pngs import signed
 
@@ -129,7 +129,7 @@ def download(
             for name in names:
                 Path(fresh, inside, name).replace(folder / name)
     except (OSError, RuntimeError) as error:  # no network, no space, no permission
-        cause = " ".join(str(error).split())
+        cause = one_line(error)
         raise UserError(
             f"{who}: {folder} lacks some of {', '.join(names)}, and downloading failed: {cause}"
         ) from error

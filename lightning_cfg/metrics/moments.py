@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_cfg.errors import UserError
+from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.runs.files import write
 
 
@@ -185,7 +185,7 @@ def load_statistics(path: str | Path) -> tuple[Moments, dict | None]:
     except UserError:
         raise
     except Exception as error:  # whatever a broken file makes numpy and zipfile raise
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{path} is truncated or no npz of mu and sigma: {reason}") from error
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         shapes = f"{tuple(mu.shape)} and {tuple(sigma.shape)}"
