@@ -243,8 +243,8 @@ def test_a_study_trains_on_one_device(tmp_path):
 def test_one_rank_shares_with_nobody():
     rows = torch.arange(5)
     assert torch.equal(Ranks().share(rows), rows)
-    assert Ranks().collect(rows) is rows
-    assert Ranks().total({"a": 2}) == {"a": 2}
+    assert Ranks().gather_rows(rows) is rows
+    assert Ranks().sum({"a": 2}) == {"a": 2}
     assert Ranks(1, 3).share(rows).tolist() == [1, 4]
 
 

@@ -168,6 +168,6 @@ def gather_sets(
             some = held.part(draw, parts[label]) if parts[label] > 1 else held
             ranks.check(len(some), label)
             own = some.shared(ranks) if ranks.size > 1 else some
-            found = ranks.together(lambda own=own: scorer.gather(own, progress))
+            found = ranks.raise_together(lambda own=own: scorer.gather(own, progress))
             numbered = {"draw": draw + 1} if parts[label] > 1 else {}
             yield label, numbered, own, found.all_gather()

@@ -60,7 +60,7 @@ class Gathered:
         def whole(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: whole(value[name]) for name in sorted(value)}
-            return None if value is None else ranks.collect_everywhere(value)
+            return None if value is None else ranks.all_gather_rows(value)
 
         moments = {
             name: {group: held.all_reduce() for group, held in of_space.items()}

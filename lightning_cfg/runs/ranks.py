@@ -119,7 +119,7 @@ class Ranks:
         """This rank's own rows."""
         return rows[self.rank :: self.size]
 
-    def told(self, value: Any) -> list:
+    def all_gather_object(self, value: Any) -> list:
         """What every rank says, in their order."""
         if self.size == 1:
             return [value]
@@ -129,7 +129,7 @@ class Ranks:
         distributed.all_gather_object(values, value)
         return values
 
-    def together(self, work: Callable[[], T]) -> T:
+    def raise_together(self, work: Callable[[], T]) -> T:
         """work() on every rank; a UserError of one of them is raised on all, and none waits."""
         found: list[T] = []
         trouble = None
@@ -137,17 +137,17 @@ class Ranks:
             found.append(work())
         except UserError as error:
             trouble = str(error)
-        for told in self.told(trouble):
+        for told in self.all_gather_object(trouble):
             if told is not None:
                 raise UserError(told)
         return found[0]
 
-    def collect(self, own: "Tensor") -> "Tensor":
+    def gather_rows(self, own: "Tensor") -> "Tensor":
         """All ranks' rows in order, (n, ...), on the first; the others keep their own."""
         whole = own if self.size == 1 else self._in_turn(own, everywhere=False)
         return own if whole is None else whole
 
-    def collect_everywhere(self, own: "Tensor") -> "Tensor":
+    def all_gather_rows(self, own: "Tensor") -> "Tensor":
         """All rows in order, (n, ...), on every rank, of every rank's own."""
         whole = own if self.size == 1 else self._in_turn(own, everywhere=True)
         assert whole is not None
@@ -158,7 +158,7 @@ class Ranks:
         import torch
         from torch import distributed
 
-        sizes = self.told(len(own))
+        sizes = self.all_gather_object(len(own))
         cuda = distributed.get_backend() == "nccl"
         device = torch.device("cuda", torch.cuda.current_device()) if cuda else own.device
         shape = (max(sizes), *own.shape[1:])
@@ -177,9 +177,9 @@ class Ranks:
             out[rank :: self.size] = part[:n].to(own.device)
         return out
 
-    def total(self, numbers: dict[str, float]) -> dict[str, float]:
+    def sum(self, numbers: dict[str, float]) -> dict[str, float]:
         """The sums over all ranks, of which all have the same names."""
-        told = self.told(numbers)
+        told = self.all_gather_object(numbers)
         return {name: sum(one[name] for one in told) for name in numbers}
 
 

@@ -89,13 +89,13 @@ def generate(
         ranks.check(n, f"n={n}")
         seeds = torch.arange(seed, seed + n)
         began = time.monotonic()
-        made = ranks.together(lambda: _made(ready, ranks, seeds, batch_size, trajectories))
-        levels = _levels(ranks.told(made[3]), sampler["name"], trajectories)
-        seconds = ranks.total({"seconds": time.monotonic() - began})["seconds"] / n
+        made = ranks.raise_together(lambda: _made(ready, ranks, seeds, batch_size, trajectories))
+        levels = _levels(ranks.all_gather_object(made[3]), sampler["name"], trajectories)
+        seconds = ranks.sum({"seconds": time.monotonic() - began})["seconds"] / n
         evaluations = {role: net.evaluations / n for role, net in ready.networks.items()}
-        evaluations = ranks.total(evaluations)
-        x, c = map(ranks.collect, made[:2])
-        path = ranks.collect(made[2]) if trajectories else made[2]
+        evaluations = ranks.sum(evaluations)
+        x, c = map(ranks.gather_rows, made[:2])
+        path = ranks.gather_rows(made[2]) if trajectories else made[2]
     if not ranks.first:
         return run.directory
     run.begin()  # only now: other settings, after an error above, are not refused as another run's

@@ -105,8 +105,8 @@ def pair(
         classes = c[mine] if same_class else None
         enough = size.d < min(len(x), len(points)) and size.d <= WIDEST and ranks.first
         of = moments if enough else None
-        found = ranks.together(lambda: _nearest(x[mine], classes, points, space, k, rows, of))
-        distance, index, queries = (ranks.collect(part) for part in found)
+        found = ranks.raise_together(lambda: _nearest(x[mine], classes, points, space, k, rows, of))
+        distance, index, queries = (ranks.gather_rows(part) for part in found)
     if not ranks.first:
         return run.directory
     own = torch.zeros(len(x), dtype=torch.bool)

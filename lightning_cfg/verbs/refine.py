@@ -103,10 +103,10 @@ def refine(
                     bar.update(len(x) * ranks.size)
             return torch.cat(parts), spent
 
-        x, evaluations = ranks.together(work)
-        x = ranks.collect(x)
+        x, evaluations = ranks.raise_together(work)
+        x = ranks.gather_rows(x)
         cost = {"evaluations": evaluations, "seconds": time.monotonic() - began}
-        cost = {name: value / total for name, value in ranks.total(cost).items()}
+        cost = {name: value / total for name, value in ranks.sum(cost).items()}
     if not ranks.first:
         return run.directory
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
