@@ -1,6 +1,7 @@
 """Folders import downwards only, and only training knows Lightning."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,33 @@ def test_folders_import_downwards_only():
             if any(name in names for names in ORDER) and level(name) > own:
                 upward.add(f"{file} -> {name}")
     assert upward == set()
+
+
+def modules() -> dict[str, set[str]]:
+    """The package's modules, and those of it that each imports, in functions too."""
+    names = {file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in FILES}
+    found = {}
+    for file in FILES:
+        own = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        asked = {
+            part.removeprefix("lightning_cfg.") for part in imported((PACKAGE / file).read_text())
+        }
+        named = asked | {part.rpartition(".")[0] for part in asked}
+        found[own] = (named & names) - {own}
+    return found
+
+
+def test_there_is_no_circle_of_imports():
+    graphlib.TopologicalSorter(modules()).prepare()  # CycleError names the circle
+
+
+def test_no_two_folders_import_each_other():
+    arrows = {
+        (own.split(".")[0], other.split(".")[0])
+        for own, others in modules().items()
+        for other in others
+    }
+    assert not {(a, b) for a, b in arrows if a != b and (b, a) in arrows}
 
 
 @pytest.mark.parametrize(
