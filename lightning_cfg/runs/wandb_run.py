@@ -2,13 +2,19 @@
 
 import os
 import secrets
+import socket
+import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.runs.files import write_text
 
 ID = "wandb_id"
 PROJECT = "lightning_cfg"
+MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")  # of $WANDB_MODE
 
 
 def run_id(directory: Path) -> str:
@@ -23,11 +29,42 @@ def keep_id(directory: Path, name: str) -> None:
     write_text(directory / ID, name + "\n")
 
 
-def mode() -> str | None:
-    """$WANDB_MODE, or offline where there is no key: files can be sent later by `wandb sync`."""
+def mode() -> Any:
+    """$WANDB_MODE, or offline where there is no key or no network, for `wandb sync` to send later.
+
+    None is online. UserError for a mode that is none, or a key that W&B refuses.
+    """
     import wandb
 
-    return os.environ.get("WANDB_MODE") or (None if wandb.login(prompt=False) else "offline")
+    asked = os.environ.get("WANDB_MODE")
+    if asked:
+        if asked not in MODES:
+            raise UserError(f"WANDB_MODE={asked} must be one of {', '.join(MODES)}")
+        return asked
+    server = wandb.Settings().base_url
+    if not reachable(server):
+        print(f"W&B: {server} cannot be reached: offline, `wandb sync` sends it", file=sys.stderr)
+        return "offline"
+    try:
+        return None if wandb.login(prompt=False) else "offline"
+    except wandb.Error as error:
+        raise UserError(
+            f"W&B: {one_line(error)} (WANDB_MODE=offline keeps the run here, logger=csv is without)"
+        ) from error
+
+
+def reachable(server: str, seconds: float = 5.0) -> bool:
+    """Whether something answers there, or at the proxy that is to be used for it."""
+    place = urlsplit(server)
+    proxy = urllib.request.getproxies().get(place.scheme)
+    if proxy and not urllib.request.proxy_bypass(place.hostname or ""):
+        place = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    port = place.port or {"https": 443}.get(place.scheme, 80)
+    try:
+        socket.create_connection((place.hostname, port), timeout=seconds).close()
+    except OSError:
+        return False
+    return True
 
 
 def dotted(config: dict, path: str = "") -> dict[str, Any]:
@@ -54,9 +91,12 @@ def log_scores(directory: Path, config: dict, rows: list[dict]) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     table = wandb.Table(columns, [[row.get(name) for name in columns] for row in rows])
     own = run_id(directory)
-    with wandb.init(
-        project=PROJECT, dir=directory.absolute(), name=directory.name, id=own, resume="allow",
-        mode=mode(), config=dotted(config),
-    ) as run:  # fmt: skip
-        keep_id(directory, own)
-        run.log({**scores, "scores": table})
+    try:
+        with wandb.init(
+            project=PROJECT, dir=directory.absolute(), name=directory.name, id=own, resume="allow",
+            mode=mode(), config=dotted(config),
+        ) as run:  # fmt: skip
+            keep_id(directory, own)
+            run.log({**scores, "scores": table})
+    except (wandb.Error, OSError) as error:  # the results are there, and the call can be repeated
+        raise UserError(f"{directory} is scored, but not sent to W&B: {one_line(error)}") from error
