@@ -41,7 +41,7 @@ def mode() -> Any:
         if asked not in MODES:
             raise UserError(f"WANDB_MODE={asked} must be one of {', '.join(MODES)}")
         return asked
-    server = wandb.Settings().base_url
+    server = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
     if not reachable(server):
         print(f"W&B: {server} cannot be reached: offline, `wandb sync` sends it", file=sys.stderr)
         return "offline"
