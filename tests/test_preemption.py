@@ -43,7 +43,7 @@ def config(training) -> dict:
     return asked
 
 
-@pytest.mark.parametrize("name, rank", [("SIGUSR1", 0), ("SIGTERM", 1)])
+@pytest.mark.parametrize("name, rank", [("SIGUSR1", 0), ("SIGTERM", 1), ("SIGHUP", 0)])
 def test_all_ranks_save_and_stop_together(together, config, name, rank):
     """Whichever of them heard it; and the run that goes on equals one that nobody disturbed."""
     asked = {"RANK_SIGNALLED": str(rank), "SIGNAL": name, "AT": "7"}
@@ -73,6 +73,18 @@ def test_one_process(call, config, monkeypatch, accumulate):
     assert_same("whole", "run")
     assert [signal.getsignal(number) for number in preemption.SIGNALS] == before
     assert preemption.asked() == ""  # so that the next training of this process is not ended too
+
+
+def test_a_hang_up_that_nohup_ignores_stays_ignored(call, config, monkeypatch):
+    monkeypatch.setenv("RANK_SIGNALLED", "0")
+    monkeypatch.setenv("SIGNAL", "SIGHUP")
+    monkeypatch.setenv("AT", "7")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert call(fit, config, "run_dir=run").status == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert load("run")["global_step"] == 20
 
 
 def test_a_signal_in_the_last_step_changes_nothing(call, config, monkeypatch):

@@ -1,6 +1,7 @@
 """Verbs on several processes write what one process writes, and end together."""
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from torch import Tensor
 from lightning_cfg.config import load
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.names import PAIRS, SAMPLES, TRAJECTORIES
-from lightning_cfg.runs.ranks import Launch, Ranks, _meeting
+from lightning_cfg.runs.ranks import Launch, Ranks, _meeting, launched
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.sampling.seeds import seeded
 from lightning_cfg.verbs.evaluate import evaluate
@@ -226,6 +227,32 @@ def test_a_verb_of_one_process_is_refused_on_several(call, monkeypatch):
     refused = call(trace, {"samples": {"a": "a"}, "classifiers": {"b": "b"}}, "run_dir=run")
     assert refused.status == 2
     assert "trace runs in one process, and srun has started 4" in refused.err
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "named"},  # the shell of `salloc -J named`
+        {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "interactive"},
+    ],
+)
+def test_a_shell_in_a_job_is_one_process(monkeypatch, variables):
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert launched() == Launch()
+
+
+def test_the_shell_of_an_interactive_step_is_none_of_the_jobs_tasks(monkeypatch):
+    """Its step has one task, and the job two: `generate` would wait for one that nobody starts."""
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", SRUN["SLURM_NTASKS"])
+    assert launched().size == int(SRUN["SLURM_NTASKS"])
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    with pytest.raises(UserError, match="this process is none of them: start it by srun"):
+        launched()
 
 
 def test_a_study_trains_on_one_device(tmp_path):

@@ -117,3 +117,20 @@ def test_the_private_method_that_is_replaced_exists():
     trainer._signal_connector = object()
     with pytest.raises(AttributeError, match="another way"):
         leave_signals_alone(trainer)
+
+
+@pytest.mark.parametrize(
+    "trainer, part",
+    [
+        ({"strategy": "ddp_spawn"}, "trainer.strategy=ddp_spawn cannot be set: every process"),
+        ({"strategy": "fsdp"}, "trainer.strategy=fsdp cannot be set: every process"),
+        ({"precision": "transformer-engine"}, "trainer: Lightning refuses it: "),
+        ({"num_nodes": 2}, "trainer.num_nodes=2, but nobody has started the other nodes"),
+    ],
+)
+def test_what_cannot_be_started_is_refused_in_a_line(call, training, trainer, part):
+    refused = call(fit, training(trainer=trainer), "run_dir=run")
+    assert refused.status == 2
+    assert len(refused.err.splitlines()) == 1
+    assert part in refused.err
+    assert not Path("run/identity.json").exists()

@@ -51,12 +51,15 @@ def launched() -> Launch:
     if "SLURM_NTASKS" not in env or env.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return Launch()  # of an interactive job Lightning thinks the same
     size, nodes = int(env["SLURM_NTASKS"]), int(env.get("SLURM_NNODES", 1))
+    if size == 1 and "SLURM_PROCID" not in env:
+        return Launch()  # beside the one task, as in the shell of a named salloc
     if size > 1 and "SLURM_NTASKS_PER_NODE" not in env:
         raise UserError(
             f"SLURM: the job has {size} tasks by --ntasks, which does not say how they are spread: "
             f"use --ntasks-per-node={size // nodes or 1}"
         )
-    if size > 1 and "SLURM_STEP_ID" not in env:
+    # the shell of an interactive step is one task, whatever the job has
+    if size > 1 and ("SLURM_STEP_ID" not in env or env.get("SLURM_STEP_NUM_TASKS") == "1"):
         raise UserError(
             f"SLURM: the job has {size} tasks and this process is none of them: start it by srun"
         )
@@ -79,6 +82,12 @@ def with_launch(trainer: dict, launch: Launch) -> dict:
     UserError where it names others: each device has a task of its own.
     """
     if not launch.by:
+        nodes = trainer.get("num_nodes", 1)
+        if nodes > 1 and "NODE_RANK" not in os.environ:  # by which Lightning is told by hand
+            raise UserError(
+                f"trainer.num_nodes={nodes}, but nobody has started the other nodes: start it by "
+                "torchrun or srun (see launch/), which say the nodes by themselves"
+            )
         return trainer
     asked = trainer.get("devices", "auto")
     devices = len(asked) if isinstance(asked, list) else asked

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP)
 _came: list[int] = []  # of SIGNALS, since the watch began
 
 
@@ -18,7 +18,8 @@ def watch() -> dict:
     """From now on these signals only set a flag; the handlers that there were before."""
     if threading.current_thread() is not threading.main_thread():
         return {}  # where Python takes no handlers
-    return {number: signal.signal(number, _note) for number in SIGNALS}
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, _note) for number in heeded}  # nohup ignores SIGHUP
 
 
 def watch_to_the_end() -> None:

@@ -50,6 +50,12 @@ def trainer_for(
     for name, value in trainer.items():
         if name in REFUSED and value is not False:  # which is what fit does, or no logger at all
             raise UserError(f"trainer.{name} cannot be set: {REFUSED[name]}")
+    strategy = str(trainer.get("strategy", "auto"))
+    if strategy != "auto" and strategy != "ddp" and not strategy.startswith("ddp_find_unused"):
+        raise UserError(
+            f"trainer.strategy={strategy} cannot be set: every process has the whole model and is "
+            "started as one (auto, ddp)"
+        )
     if str(trainer.get("precision")) in ("16", "16-mixed"):
         raise UserError(
             "trainer.precision=16-mixed cannot be set: its loss scaling makes gradients that are "
@@ -69,7 +75,7 @@ def trainer_for(
     }
     try:
         made = L.Trainer(**ours | trainer, plugins=[AtomicCheckpointIO()], callbacks=callbacks)
-    except (MisconfigurationException, TypeError, ValueError) as error:
+    except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
         raise UserError(f"trainer: Lightning refuses it: {one_line(error)}") from error
     leave_signals_alone(made)
     return made
