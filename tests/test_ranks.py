@@ -188,6 +188,31 @@ def test_a_rank_that_dies_ends_the_others(together, config, seed):
     assert "another rank has ended or cannot be reached" in run.said("err")[1 - dead]
 
 
+def waits(denoise: Callable, noise: Tensor, c: Tensor, *, seed: int, how: str) -> Iterator:
+    """`breaks`, but a process whose own samples are in order has work for a minute before."""
+    yield 1.0, noise
+    unlucky = (noise == seeded([seed], tuple(noise.shape[1:]), 2)[0]).flatten(1).all(1)
+    for _ in range(0 if unlucky.any() else 600):
+        time.sleep(0.1)
+    yield from breaks(denoise, noise, c, seed=seed, how=how)
+
+
+@pytest.mark.parametrize("seed", [6, 7])
+def test_a_rank_that_dies_is_heard_of_in_the_midst_of_the_work(together, config, seed):
+    sampler = {"name": f"{HERE}.waits", "seed": seed, "how": "dies"}
+    asked = {**config["samples"], "sampler": sampler, "trajectories": 0, "batch_size": 1000}
+    began = time.monotonic()
+    run = together(generate, asked, "run_dir=run")
+    codes = run.wait(50)
+    assert time.monotonic() - began < 45
+    dead = seed % 2
+    assert codes[dead] == -signal.SIGKILL
+    assert codes[1 - dead] == 1
+    lines = run.said("err")[1 - dead].strip().splitlines()
+    assert "another rank has ended or cannot be reached" in lines[-1]
+    assert len(lines) == 1
+
+
 def test_fewer_samples_than_ranks(together, config):
     run = together(
         generate, {**config["samples"], "n": 2, "trajectories": 0}, "run_dir=run", ranks=3

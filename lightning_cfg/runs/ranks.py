@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning_cfg.errors import RankLost, UserError
+from lightning_cfg.runs.alive import watched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -196,7 +197,8 @@ class Ranks:
 def sharing() -> Iterator[Ranks]:
     """The ranks of this verb, joined for as long as it takes; RankLost where one ends early.
 
-    They meet by gloo, on the CPU, which needs no device of its own and tells a lost rank at once.
+    They meet by gloo, on the CPU, which needs no device of its own. One that ends is heard of at
+    once, also in the midst of the work (`runs.alive`).
     """
     launch = launched()
     if launch.size == 1:
@@ -213,7 +215,9 @@ def sharing() -> Iterator[Ranks]:
             world_size=launch.size,
             timeout=timedelta(days=1),  # that one is slower is no fault
         )
-        yield Ranks(launch.rank, launch.size)
+        ranks = Ranks(launch.rank, launch.size)
+        with watched(launch.rank, launch.size, address, ranks.all_gather_object):
+            yield ranks
     except RuntimeError as error:
         if not lost(error):
             raise
