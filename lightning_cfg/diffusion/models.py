@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.diffusion.noise import ddpm_time, linear_beta_sigmas
 from lightning_cfg.errors import UserError
-from lightning_cfg.interfaces import NULL, Denoiser, Model, Net, Velocity, complete, over
+from lightning_cfg.interfaces import NULL, Denoiser, Model, Net, Velocity, complete, expand_like
 
 __all__ = ["DDPM", "EDM", "Flow", "MisledClassifier", "NoisyClassifier"]  # what a config can name
 
@@ -80,7 +80,7 @@ class EDM(OfNet):
 
         augment  (B, 9) labels of `data.augment.AugmentPipe` for networks that take them
         """
-        s, sd = over(sigma, x), self.sigma_data
+        s, sd = expand_like(sigma, x), self.sigma_data
         c_skip = sd**2 / (s**2 + sd**2)
         c_out = s * sd / (s**2 + sd**2).sqrt()
         c_in = 1 / (s**2 + sd**2).sqrt()
@@ -93,7 +93,7 @@ class EDM(OfNet):
         sigma = (self.P_mean + self.P_std * draws.normal()).exp().to(y)
         draws.level = "sigma", sigma
         weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
-        x = y + over(sigma, y) * draws.normal(*y.shape[1:]).to(y)
+        x = y + expand_like(sigma, y) * draws.normal(*y.shape[1:]).to(y)
         D = self(x, sigma, drop_labels(c, self.label_dropout, draws), augment)
         return weight * (D - y).square().flatten(1).sum(1)
 
@@ -115,7 +115,7 @@ class DDPM(OfNet):
 
     def forward(self, x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
         """D(x, sigma, c): x (B, *shape), sigma (B,), c (B,) -> (B, *shape)."""
-        s = over(sigma, x)
+        s = expand_like(sigma, x)
         noise = ddpm_time(sigma, self.sigmas) / self.T
         return x - s * self.run(x / (1 + s**2).sqrt(), noise, c)
 
@@ -123,7 +123,7 @@ class DDPM(OfNet):
         """|eps - n|^2 per sample, summed over dimensions, (B,)."""
         t = draws.integers(self.T).to(y.device)
         draws.level = "sigma", self.sigmas[t]
-        s = over(self.sigmas[t], y)
+        s = expand_like(self.sigmas[t], y)
         n = draws.normal(*y.shape[1:]).to(y)
         c = drop_labels(c, self.label_dropout, draws)
         eps = self.run((y + s * n) / (1 + s**2).sqrt(), t / self.T, c)
@@ -157,7 +157,7 @@ class Flow(OfNet):
         t = draws.uniform().to(y)
         draws.level = "t", t
         x0 = draws.normal(*y.shape[1:]).to(y) if x0 is None else x0
-        x_t = (1 - over(t, y)) * x0 + over(t, y) * y
+        x_t = (1 - expand_like(t, y)) * x0 + expand_like(t, y) * y
         v = self.velocity(x_t, t, drop_labels(c, self.label_dropout, draws))
         return (v - (y - x0)).square().flatten(1).sum(1)
 
@@ -182,7 +182,7 @@ class NoisyClassifier(OfNet):
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Logits: x (B, *shape), sigma (B,) -> (B, classes)."""
-        s = over(sigma, x)
+        s = expand_like(sigma, x)
         noise = ddpm_time(sigma, self.sigmas) / len(self.sigmas)
         return self.run(x / (1 + s**2).sqrt(), noise, None)
 
@@ -196,7 +196,7 @@ class NoisyClassifier(OfNet):
             return self.cross_entropy(self(y, y.new_zeros(len(y))), c)
         sigma = self.sigmas[draws.integers(len(self.sigmas)).to(y.device)].to(y)
         draws.level = "sigma", sigma
-        x = y + over(sigma, y) * draws.normal(*y.shape[1:]).to(y)
+        x = y + expand_like(sigma, y) * draws.normal(*y.shape[1:]).to(y)
         return self.cross_entropy(self(x, sigma), c)
 
     def cross_entropy(self, logits: Tensor, c: Tensor) -> Tensor:
@@ -239,8 +239,8 @@ def denoiser_of(velocity: Velocity) -> Denoiser:
 
     def denoise(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
         t = 1 / (1 + sigma)
-        x_t = over(t, x) * x
-        return x_t + over(1 - t, x) * velocity(x_t, t, c)
+        x_t = expand_like(t, x) * x
+        return x_t + expand_like(1 - t, x) * velocity(x_t, t, c)
 
     return denoise
 
@@ -249,8 +249,8 @@ def velocity_of(denoise: Denoiser) -> Velocity:
     """The velocity of a denoiser, v = (D - x_t) / (1 - t): `denoiser_of`'s inverse, 0 < t < 1."""
 
     def velocity(x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        D = denoise(x_t / over(t, x_t), (1 - t) / t, c)
-        return (D - x_t) / over(1 - t, x_t)
+        D = denoise(x_t / expand_like(t, x_t), (1 - t) / t, c)
+        return (D - x_t) / expand_like(1 - t, x_t)
 
     return velocity
 
