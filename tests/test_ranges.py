@@ -435,8 +435,13 @@ SCORED = {"samples": {"a": "b"}, "data": "Fractal"}
         ),
         (pair, FOLLOWED, {"bank": 0}, "bank must be int from 1 to 100_000_000 or null, not 0"),
         (pair, FOLLOWED, {"k": 0}, "k must be int of at least 1, not 0"),
-        (pair, FOLLOWED, {"memory": math.nan}, "memory must be float above 0, not nan"),
-        (pair, FOLLOWED, {"memory": 0}, "memory must be float above 0, not 0"),
+        (
+            pair,
+            FOLLOWED,
+            {"memory": math.nan},
+            "memory must be float above 0 and at most 1e+06, not nan",
+        ),
+        (pair, FOLLOWED, {"memory": 0}, "memory must be float above 0 and at most 1e+06, not 0"),
         (pair, FOLLOWED, {"keep_close": 1}, "keep_close must be float from 0 to below 1, not 1"),
         (evaluate, SCORED, {"real": -1}, "real must be int from 1 to 100_000_000 or null, not -1"),
         (evaluate, SCORED, {"bank": 0}, "bank must be int from 1 to 100_000_000 or null, not 0"),
@@ -539,3 +544,99 @@ def test_gradient_clip_0_is_off(tmp_path, training):
     # Adam's epsilon is 1e-8: with gradients so short the weights hardly leave where they began
     moved = max(float((off[key] - tight[key]).abs().max()) for key in off)
     assert moved > 1e-3
+
+
+# Within the ranges, at their ends: a number that is allowed ends in a result or in one line
+
+EXTREMES = [
+    "learner.lr=1e300", "learner.lr=1e-300", "learner.weight_decay=1e300", "learner.warmup=1e18",
+    "learner.ema_half_life=[1]", "learner.ema_half_life=[1e18]", "learner.ema_ramp=1e-300",
+    "learner.ema_ramp=1e300", "learner.ema_ramp=0", "learner.gradient_clip=1e-300",
+    "learner.gradient_clip=1e300", "learner.max_bad_steps=1e18", "model.label_dropout=1",
+    "model.P_mean=1e300", "model.P_mean=-1e300", "model.P_std=1e300", "model.P_std=1e-300",
+    "model.sigma_data=1e-300", "model.sigma_data=1e6", "model.sigma_min=1e-300",
+    "net={name: MLP, width: 1}", "net={name: MLP, width: 3, blocks: 0}", "net.outputs=1",
+    "net.fourier_std=1e300", "net.fourier_std=1e-300", "net.fourier=1", "batch_size=1",
+    "checkpoint_every=1e18", "keep=1e18", "log_every=1e18", "seed=4294967295",
+    "data.limit=1", "data.stds=[1e-300, 1e-300, 1e300, 1]", "data.weights=[0, 0, 1, 1e300]",
+    "data.means=[[1e300, 0], [0, 0], [0, 0], [0, 0]]", "data.seed=4294967295",
+    "trainer.accumulate_grad_batches=1e18", "trainer.accumulate_grad_batches=32",
+    "trainer.devices=0", "trainer.fast_dev_run=1", "trainer.max_time={seconds: 0}",
+    "trainer.max_time={weeks: 1e18}", "trainer.devices=[0]", "trainer.devices=[7]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("override", EXTREMES)
+def test_fit_at_the_ends(call, training, override):
+    outcome = call(fit, training(trainer={"max_steps": 2}), "run_dir=run", override)
+    assert outcome.status in (0, 1, 2)  # 1: it diverged, and says so
+    if outcome.status:
+        assert len([x for x in outcome.err.splitlines() if "error: " in x]) == 1, outcome.err
+    assert "Traceback" not in outcome.err
+
+
+SAMPLERS = [
+    {"name": "heun", "steps": 2, "rho": 0.1}, {"name": "heun", "steps": 2, "rho": 1000},
+    {"name": "euler", "steps": 1}, {"name": "euler", "steps": 1, "levels": "uniform_t"},
+    {"name": "heun", "steps": 2, "sigma_min": 0}, {"name": "ddim", "steps": 2, "sigma_min": 0},
+    {"name": "heun", "steps": 2, "sigma_min": 1e-300},
+    {"name": "heun", "steps": 2, "sigma_max": 1e6, "rho": 0.1},
+    {"name": "ddpm", "steps": 1000, "sigma_min": 99}, {"name": "ddpm", "steps": 100_000},
+    {"name": "dopri5", "rtol": 0}, {"name": "dopri5", "atol": 1e-300, "rtol": 0},
+    {"name": "dopri5", "rtol": 1e300, "atol": 1e300}, {"name": "dopri5", "max_evaluations": 1},
+    {"name": "dopri5", "sigma_min": 1e-300, "max_evaluations": 500},
+    {"name": "dopri5", "points": 1000, "rtol": 0.1}, {"name": "heun", "levels": [0]},
+    {"name": "heun", "levels": []}, {"name": "heun", "levels": [1e300, 1]},
+]  # fmt: skip
+METHODS = [
+    {"name": "classifier_free", "scale": 1e300}, {"name": "classifier_free", "scale": -1e300},
+    {"name": "apg", "eta": 1e300, "norm": 1e-300, "momentum": -1e300},
+    {"name": "cfg_zero_star", "zero_steps": 1_000_000}, {"name": "cfg_plus_plus", "scale": -1e9},
+    {"name": "interval", "of": "apg", "sigma_low": 0, "sigma_high": math.inf},
+    {"name": "classifier_free", "scale": {"name": "exponential", "rate": 1e300}},
+    {"name": "classifier_free", "scale": {"name": "linear", "sigma_low": 1e-300}},
+    {"name": "classifier_free", "scale": {"name": "step", "sigma_high": math.inf}},
+    {"name": "classifier_free", "scale": {"name": "cosine", "sigma_high": 1e300}},
+    {"name": "rescale", "of": "apg", "phi": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"sampler": sampler} for sampler in SAMPLERS]
+    + [{"guidance": method} for method in METHODS]
+    + [{"seed": 2**32 - 4}, {"trajectories": 4}, {"batch_size": 2**62}, {"class_label": 1}]
+    + [{"class_label": 2**62}, {"weights": 2**62}],
+)
+def test_generate_at_the_ends(call, mixture, change):
+    usual = {"sampler": {"name": "heun", "steps": 3}, "data": mixture, "device": "cpu"}
+    outcome = call(generate, GENERATING | usual | change, "run_dir=run")
+    assert outcome.status in (0, 2)
+    assert outcome.status == 0 or len(outcome.err.strip().splitlines()) == 1, outcome.err
+    assert "Traceback" not in outcome.err
+
+
+NETS = [
+    ("ConvNet", {"channels": 1}), ("ConvNet", {"channels": 3}),
+    ("UnshuffleUNet", {"channels": 1}), ("UnshuffleUNet", {"channels": 3, "channel_mult": [64]}),
+    ("SongUNet", {"channels": 4, "channel_mult": [1], "attention_resolutions": []}),
+    ("SongUNet", {"channels": 12, "channel_mult": [1, 3], "attention_resolutions": [8]}),
+    ("SongUNet", {"channels": 4, "channel_mult": [1], "resample_filter": [0, 1]}),
+    ("SongUNet", {"channels": 4, "channel_mult": [1] * 40}),
+    ("ADMUNet", {"channels": 32, "channel_mult": [1], "attention_resolutions": [], "num_heads": 3}),
+    ("ADMUNet", {"channels": 32, "channel_mult": [1] * 9, "attention_resolutions": [3]}),
+    ("ADMEncoder", {"channels": 32, "channel_mult": [1], "head_channels": 5}),
+    ("MLP", {"width": 1, "blocks": 0}), ("MLP", {"width": 2, "fourier": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, keys", NETS)
+def test_nets_at_the_ends(name, keys):
+    net_class = resolve("lightning_cfg.nets", name)
+    keys, _ = loaded(f"lightning_cfg.nets.{name}", keys)
+    try:
+        net = net_class((3, 8, 8), 2, **keys)
+        answer = net(torch.randn(2, 3, 8, 8), torch.zeros(2), torch.tensor([0, 1]))
+    except UserError:
+        return
+    assert answer.isfinite().all()

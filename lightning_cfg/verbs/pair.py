@@ -14,7 +14,6 @@ from lightning_cfg.config import (
     Features,
     Filled,
     Free,
-    Positive,
     Seed,
     build,
 )
@@ -64,7 +63,7 @@ def pair(
     keep_close: Annotated[float, Between(0, 1, below=True)] = 0.0,
     balance: bool = False,
     condition: Literal["scale", "distance"] | None = None,
-    memory: Annotated[float, Positive, Free] = 4.0,
+    memory: Annotated[float, Between(0, 1e6, above=True), Free] = 4.0,  # no machine has more
     device: Annotated[str, Free] = "auto",
     seed: Seed = 0,
     force: bool = False,
