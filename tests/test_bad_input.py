@@ -160,16 +160,19 @@ def test_as_a_command(training, tmp_path, arguments, words):
         (["batch_size=many"], ["batch_size must be int", "'many'"]),
         (["learner.ema_half_life=[soon]"], ["learner.ema_half_life[0] must be int"]),
         (["resume=absent.ckpt"], ["absent.ckpt", "no such file"]),
-        (["trainer.max_steps=-1"], ["trainer.max_steps is needed", "1 or more"]),
+        (["trainer.max_steps=-1"], ["trainer.max_steps must be int of at least 1, not -1"]),
         (["trainer={}"], ["trainer.max_steps is needed"]),
         (["trainer.callbacks=[]"], ["trainer.callbacks cannot be set"]),
         (["trainer.accelerator=abacus"], ["trainer: Lightning refuses", "'abacus'"]),
         (["batch_size=33", "trainer.accumulate_grad_batches=2"], ["batch_size=33", "divide"]),
-        (["batch_size=0"], ["batch_size=0"]),
+        (["batch_size=0"], ["batch_size must be int from 1 to 16_777_216, not 0"]),
         (["learner.name=Refinement"], ["learner Refinement needs data Pairs"]),
-        (["learner.ema_half_life=[]"], ["learner.ema_half_life must name at least one"]),
-        (["checkpoint_every=0"], ["checkpoint_every=0", "at least 1"]),
-        (["log_every=0"], ["log_every=0", "at least 1"]),
+        (
+            ["learner.ema_half_life=[]"],
+            ["learner.ema_half_life must be list of int", "that is not empty, not []"],
+        ),
+        (["checkpoint_every=0"], ["checkpoint_every must be int of at least 1, not 0"]),
+        (["log_every=0"], ["log_every must be int of at least 1, not 0"]),
         (["data={name: Pairs, path: absent}"], ["absent: no such file"]),
     ],
 )
@@ -286,7 +289,7 @@ def test_average_that_the_run_did_not_keep(refused, made):
         ({**HEUN, "steps": 1}, ["sampler.steps"]),
         ({"name": "ddpm", "steps": 2000}, ["sampler.steps", "1000"]),
         ({"name": "dopri5", "max_evaluations": 3}, ["max_evaluations=3"]),
-        ({"name": "dopri5", "points": 0}, ["sampler.points", "at least 1"]),
+        ({"name": "dopri5", "points": 0}, ["sampler.points must be int from 1 to 100_000, not 0"]),
     ],
 )
 def test_sampler(refused, made, sampler, words):
@@ -311,15 +314,15 @@ def test_exact_without_a_truth(refused, made):
 @pytest.mark.parametrize(
     "changed, word",
     [
-        ({"n": 0}, "n=0"),
-        ({"batch_size": 0}, "batch_size=0"),
+        ({"n": 0}, "n must be int from 1 to 100_000_000, not 0"),
+        ({"batch_size": 0}, "batch_size must be int of at least 1, not 0"),
         ({"class_label": 7}, "class_label=7"),
-        ({"class_label": -1}, "class_label=-1"),
+        ({"class_label": -1}, "class_label must be int of at least 0 or null, not -1"),
         ({"device": "abacus"}, "device=abacus"),
         ({"models": {}}, "guidance unguided needs models.model"),
         ({"models": {"model": "absent"}}, "absent: no such file"),
-        ({"trajectories": 5}, "trajectories=5 must be from 0 to n=4"),
-        ({"trajectories": -1}, "trajectories=-1"),
+        ({"trajectories": 5}, "trajectories=5 must be at most n=4"),
+        ({"trajectories": -1}, "trajectories must be int of at least 0, not -1"),
     ],
 )
 def test_generate_settings(refused, made, changed, word):
@@ -410,13 +413,15 @@ def test_more_neighbours_than_points(refused, readers, made):
     line = refused(verb, config | {"k": 21})
     assert "the bank has 20 points" in line
     assert "k = 21" in line
-    assert "k=0 must be at least 1" in refused(verb, config | {"k": 0})
+    assert "k must be int of at least 1, not 0" in refused(verb, config | {"k": 0})
 
 
 def test_more_sources_than_samples(refused, readers, made):
     verb, config = readers["pair"](made.good)
     assert "holds 6 samples, not the 7 wanted" in refused(verb, config | {"n": 7})
-    assert "sources must name at least one" in refused(verb, config | {"sources": []})
+    assert "sources must be list of str that is not empty" in refused(
+        verb, config | {"sources": []}
+    )
 
 
 def test_generate_from_a_flow_that_starts_from_samples(refused, made):
@@ -430,7 +435,8 @@ def test_refine_with_what_is_no_flow_on_pairs(refused, made):
     assert "max_evaluations=2" in refused(
         refine, {"flow": made.flow, **samples, "max_evaluations": 2}
     )
-    assert "batch_size=0" in refused(refine, {"flow": made.flow, **samples, "batch_size": 0})
+    line = refused(refine, {"flow": made.flow, **samples, "batch_size": 0})
+    assert "batch_size must be int of at least 1, not 0" in line
 
 
 @pytest.mark.parametrize(
@@ -626,7 +632,7 @@ FLOW = {
         ({"flows": {"all": [1.0]}, "flow": FLOW}, ["sources=0"]),
         ({"generation": {"sampler": HEUN}}, ["trace needs generation.trajectories"]),
         ({"trace": {}}, ["trace.classifiers is missing"]),
-        ({"samples": 0}, ["samples=0"]),
+        ({"samples": 0}, ["samples must be int from 1 to 1_000_000, not 0"]),
     ],
 )
 def test_study_of_cases(refused, changed, words):

@@ -103,6 +103,7 @@ def numbers(
     table: dict[str, float] | None = None,
     free: dict | None = None,
     anything: Any = None,
+    endless: Annotated[float, config.Positive, config.Infinite] = 1.0,
 ):
     """All kinds of numbers.
 
@@ -142,6 +143,7 @@ def test_defaults_come_from_the_signature():
         "table": None,
         "free": None,
         "anything": None,
+        "endless": 1.0,
     }
 
 
@@ -150,7 +152,8 @@ def test_defaults_come_from_the_signature():
     [
         ("lr=1e-3", 1e-3),
         ("lr=3", 3.0),
-        ("lr=.inf", float("inf")),
+        ("endless=.inf", float("inf")),
+        ("endless=2", 2.0),
         ("lr=1_000.5", 1000.5),
         ("steps=400_000", 400000),
         ("steps=1e5", 100000),
@@ -196,6 +199,12 @@ def test_a_value_is_read_as_its_type(given, expected, form):
     [
         ("lr=fast", "lr must be float, not 'fast'"),
         ("lr=true", "lr must be float, not True"),
+        ("lr=.inf", "lr must be float, not inf (it has to be finite)"),
+        ("lr=.nan", "lr must be float, not nan (it has to be finite)"),
+        ("endless=.nan", "endless must be float above 0 or .inf, not nan"),
+        ("endless=-.inf", "endless must be float above 0 or .inf, not -inf"),
+        ("maybe=.nan", "maybe must be int or null, not nan"),
+        ("steps=1e30", "steps must be int, not 1e+30 (64 bits cannot hold it)"),
         ("lr=null", "lr must be float, not null"),
         ("steps=2.5", "steps must be int, not 2.5"),
         ("steps=true", "steps must be int, not True"),
@@ -407,7 +416,7 @@ def test_lightning_trainer_keys_are_checked():
     message = refused(verb, "trainer: {max_stepz: 3}")
     assert message == "x.yaml: unknown key 'trainer.max_stepz'; did you mean 'trainer.max_steps'?"
     message = refused(verb, "trainer: {max_steps: many}")
-    assert message == "x.yaml: trainer.max_steps must be int, not 'many'"
+    assert message == "x.yaml: trainer.max_steps must be int of at least 1, not 'many'"
     assert "trainer.precision must be" in refused(verb, "trainer: {precision: bf17}")
 
 

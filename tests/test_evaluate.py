@@ -416,7 +416,7 @@ def test_a_little_overshoot_is_clipped(made, tmp_path, scored):
         ({"samples": {}}, ["samples and generate name nothing"]),
         ({"data": None}, ["data is missing"]),
         ({"reference": "train"}, ["reference=train", "held_out, bank"]),
-        ({"draws": 0}, ["draws=0"]),
+        ({"draws": 0}, ["draws must be int from 1 to 1000, not 0"]),
         ({"draws": 7}, ["60 samples cannot be cut in 7 draws"]),
         ({"features": None}, ["metric frechet_features needs moments_x", "features"]),
         ({"metrics": ["class_accuracy"]}, ["needs logits", "classifier"]),
@@ -442,7 +442,9 @@ def test_generate_sections_are_checked_before_anything_is_made(refused, made):
     section["guidance"] = {"name": "unguided"}
     assert "both have a" in refused(made.foreign, generate={"a": section})
     assert "generate.fly.nn" in refused(made.foreign, generate={"fly": {**section, "nn": 3}})
-    assert "n=0" in refused(made.foreign, generate={"fly": {**section, "n": 0}})
+    assert "generate.fly.n must be int from 1 to 100_000_000, not 0" in refused(
+        made.foreign, generate={"fly": {**section, "n": 0}}
+    )
 
 
 def test_cache_folder_is_the_users_own(monkeypatch, tmp_path):

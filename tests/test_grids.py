@@ -116,9 +116,9 @@ def test_data_without_classes(call, images):
     "change, words",
     [
         ({"grids": {"evry": 5}}, ["grids.evry", "grids.every"]),
-        ({"grids": {"every": 0}}, ["grids.every=0"]),
-        ({"grids": {"columns": 0}}, ["grids.columns=0"]),
-        ({"grids": {"scales": []}}, ["grids.scales"]),
+        ({"grids": {"every": 0}}, ["grids.every must be int of at least 1, not 0"]),
+        ({"grids": {"columns": 0}}, ["grids.columns must be int from 1 to 1000, not 0"]),
+        ({"grids": {"scales": []}}, ["grids.scales must be list of float that is not empty"]),
         ({"grids": {"scales": ["strong"]}}, ["grids.scales[0]"]),
         ({"grids": {"sampler": {"steps": 1}}}, ["sampler.steps"]),
         ({"grids": {"sampler": {"stepz": 1}}}, ["grids.sampler.stepz"]),

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lightning_cfg.config import checked
 from lightning_cfg.data import ImageFolder, ImageZip
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
@@ -217,8 +218,8 @@ def test_a_path_that_is_not_there_or_of_the_other_kind_is_refused(tmp_path):
         with pytest.raises(UserError, match=words):
             kind(path=good, held_out=str(tmp_path / name))
         shutil.rmtree(good) if kind is ImageFolder else os.remove(good)
-    with pytest.raises(UserError, match=r"data\.memory=-1 must be 0"):
-        ImageFolder(path=str(tmp_path), memory=-1)
+    with pytest.raises(UserError, match=r"memory must be float of at least 0 or .inf, not -1"):
+        checked(ImageFolder, {"path": str(tmp_path), "memory": -1})
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])

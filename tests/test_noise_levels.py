@@ -276,7 +276,10 @@ def test_every_sampler_has_the_key(tmp_path, name):
     [
         ("{name: heun, levels: karas}", "no 'karas' in lightning_cfg.diffusion.noise; did you"),
         ("{name: heun, levels: {name: uniform_t, rho: 5}}", "unknown key 'sampler.levels.rho'"),
-        ("{name: heun, levels: [80, high]}", "sampler.levels[1] must be float, not 'high'"),
+        (
+            "{name: heun, levels: [80, high]}",
+            "sampler.levels[1] must be float of at least 0, not 'high'",
+        ),
         ("{name: ddim, rho: 5}", "unknown key 'sampler.rho'"),
     ],
 )  # fmt: skip

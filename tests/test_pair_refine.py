@@ -240,10 +240,10 @@ def test_pairs_that_lead_the_other_way_are_refused(samples, mixture, tmp_path, t
 def test_settings_of_pair(samples, mixture, call):
     config = {"sources": [samples], "data": mixture, "bank": 50, "k": 2}
     for change, words in {
-        "keep_close=1": ["keep_close=1"],
+        "keep_close=1": ["keep_close must be float from 0 to below 1, not 1"],
         "split=train": ["split must be one of 'bank', 'held_out'"],
         "features.name=pixel": ["did you mean 'pixels'"],
-        "sources=[]": ["sources must name at least one"],
+        "sources=[]": ["sources must be list of str that is not empty"],
     }.items():
         outcome = call(pair, config, change)
         assert outcome.status == 2, change
@@ -365,8 +365,8 @@ def test_guidance_inside_the_flow(flows, samples, tmp_path, call):
 def test_settings_of_refine(flows, samples, call):
     config = {"flow": flows["null"], "samples": samples}
     for change, words in {
-        "steps=0": ["steps=0 must be at least 1"],
-        "strength=1.2": ["strength=1.2 must be from 0 to 1"],
+        "steps=0": ["steps must be int from 1 to 100_000, not 0"],
+        "strength=1.2": ["strength must be float from 0 to 1, not 1.2"],
         "method=rk4": ["method must be one of 'dopri5', 'euler', 'heun'"],
         "images=zip": ["images=zip needs samples that are grey or RGB"],
     }.items():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import load
+from lightning_cfg.config import checked, load
 from lightning_cfg.data import Fractal, ImageZip, Mixture, Pairs
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
@@ -250,10 +250,12 @@ def test_evaluation_within_fit_is_refused_for_conditions(samples, mixture, tmp_p
 
 # Few real data
 
+MIX = {"means": [[-1.0, 0.0], [1.0, 0.0]], "stds": [0.1, 0.2], "labels": [0, 1]}
 
-@pytest.mark.parametrize("data", [Fractal, lambda **k: Mixture(**MIX, **k)])
-def test_limited_mixtures_train_on_the_same_points(data):
-    few = data(limit=7)
+
+@pytest.mark.parametrize("data, keys", [(Fractal, {}), (Mixture, MIX)])
+def test_limited_mixtures_train_on_the_same_points(data, keys):
+    few = data(**keys, limit=7)
     y, c = few.real("bank")
     assert len(y) == 14
     some = few.real("bank", 3)[0]
@@ -269,11 +271,8 @@ def test_limited_mixtures_train_on_the_same_points(data):
     assert len(few.real("held_out", 50)[0]) == 100
     with pytest.raises(UserError, match=r"data.limit=7 points a class, not 8"):
         few.real("bank", 8)
-    with pytest.raises(UserError, match=r"data.limit=0 must be at least 1"):
-        data(limit=0)
-
-
-MIX = {"means": [[-1.0, 0.0], [1.0, 0.0]], "stds": [0.1, 0.2], "labels": [0, 1]}
+    with pytest.raises(UserError, match=r"limit must be int from 1 to .*, not 0"):
+        checked(data, keys | {"limit": 0})
 
 
 def test_limited_images(tmp_path):

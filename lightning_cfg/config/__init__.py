@@ -8,6 +8,26 @@ torch is.
 
 from lightning_cfg.config.arguments import Arguments, from_arguments, parse
 from lightning_cfg.config.check import changed, checked, completed
+from lightning_cfg.config.domain import (
+    AtLeast,
+    Between,
+    Count,
+    Depth,
+    Filled,
+    Infinite,
+    MultipleOf,
+    NonNegative,
+    Odd,
+    Positive,
+    Real,
+    Scales,
+    Seed,
+    Share,
+    Sigma,
+    Steps,
+    Width,
+    ordered,
+)
 from lightning_cfg.config.files import Document, dump, load, read
 from lightning_cfg.config.help import help_of
 from lightning_cfg.config.identity import Identity, identity_difference, identity_of, replaced
@@ -25,15 +45,18 @@ from lightning_cfg.config.schema import (
     Net,
     Place,
     Sampler,
-    TrainerKeys,
     Verb,
     build,
     resolve,
 )
+from lightning_cfg.config.trainer import TrainerKeys
 
 __all__ = [
-    "Arguments", "Choice", "Data", "Document", "Features", "Free", "Guidance", "Identity", "Input",
-    "Keywords", "Learner", "Metric", "Model", "Net", "Place", "Sampler", "TrainerKeys", "Verb",
-    "build", "changed", "checked", "completed", "dump", "from_arguments", "help_of",
-    "identity_difference", "identity_of", "load", "parse", "read", "replaced", "resolve",
+    "Arguments", "AtLeast", "Between", "Choice", "Count", "Data", "Depth", "Document",
+    "Features", "Filled", "Free", "Guidance", "Identity", "Infinite", "Input", "Keywords",
+    "Learner", "Metric", "Model", "MultipleOf", "Net", "NonNegative", "Odd", "Place",
+    "Positive", "Real", "Sampler", "Scales", "Seed", "Share", "Sigma", "Steps", "TrainerKeys",
+    "Verb", "Width", "build", "changed", "checked", "completed", "dump", "from_arguments",
+    "help_of", "identity_difference", "identity_of", "load", "ordered", "parse", "read", "replaced",
+    "resolve",
 ]  # fmt: skip

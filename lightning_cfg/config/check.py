@@ -1,11 +1,14 @@
 """A value against its annotation: the checked value, or one line that says what is wrong."""
 
 import functools
+import math
+import sys
 import types
 from collections import abc
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from lightning_cfg.config.domain import Infinite, Ordered, domains_of, rules_of
 from lightning_cfg.config.schema import (
     REQUIRED,
     Choice,
@@ -13,6 +16,7 @@ from lightning_cfg.config.schema import (
     Keywords,
     Verb,
     choices,
+    join,
     keys_of,
     marks,
     resolve,
@@ -23,6 +27,7 @@ from lightning_cfg.errors import UserError, nearest
 SCALARS = (int, float, bool, str, types.NoneType)
 SEQUENCES = (list, tuple, abc.Sequence, abc.Iterable)
 MAPPINGS = (dict, abc.Mapping)
+LARGEST = sys.float_info.max  # of what is finite; NaN is not below it
 UNIONS = (Union, types.UnionType)
 
 
@@ -37,10 +42,11 @@ class Wrong(Exception):
 def checked(function: Callable, config: dict) -> dict:
     """A function's keywords as its signature has them: short forms written out, defaults there.
 
-    UserError, in one line, for what is unknown, missing or of a wrong type.
+    UserError, in one line, for what is unknown, missing, of a wrong type or out of its range.
     """
     try:
-        return check_keys(config, keys_of(function)[0], "", function.__name__)
+        keys, rules = keys_of(function)[0], rules_of(function)
+        return check_keys(config, keys, "", function.__name__, rules=rules)
     except Wrong as wrong:
         raise UserError(str(wrong)) from None
 
@@ -81,11 +87,6 @@ def _laid_over(section: dict, change: dict) -> dict:
 # In words
 
 
-def join(path: str, key: str) -> str:
-    """The dotted path of a key below another."""
-    return f"{path}.{key}" if path else key
-
-
 def show(value: Any) -> str:
     """A value as a message shows it."""
     text = "null" if value is None else getattr(value, "__name__", None) or repr(value)
@@ -97,7 +98,9 @@ def describe(kind: Any) -> str:
     base, args = get_origin(kind) or kind, get_args(kind)
     if base is Annotated:
         section = section_of(kind)
-        return describe(args[0]) if section is None else str(section)
+        if section is not None:
+            return str(section)
+        return " ".join([describe(args[0]), *filter(None, map(str, domains_of(kind)))])
     if base in UNIONS:
         words = list(dict.fromkeys(describe(arg) for arg in args if known(arg)))
         return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
@@ -119,8 +122,21 @@ def known(kind: Any) -> bool:
 # Sections
 
 
-def check_keys(value: dict, keys: Keys, path: str, what: str, free=False, fill=True) -> dict:
-    """The section with every value checked and, with `fill`, every default filled in."""
+def check_keys(
+    value: dict,
+    keys: Keys,
+    path: str,
+    what: str,
+    *,
+    free: bool = False,
+    fill: bool = True,
+    rules: tuple[Ordered, ...] = (),
+) -> dict:
+    """The section with every value checked and, with `fill`, every default filled in.
+
+    free   whether other keys may stand there too
+    rules  over several of its keys
+    """
     for key in value:
         if key not in keys and not free:
             hint = f"{what} has {'the keys ' + ', '.join(keys) if keys else 'no keys'}"
@@ -141,6 +157,9 @@ def check_keys(value: dict, keys: Keys, path: str, what: str, free=False, fill=T
             found[key] = {}
         elif fill and is_plain(default):
             found[key] = default if default is None else check(kind, default, here)
+    for rule in rules:
+        if message := rule.broken(found, keys, path):
+            raise Wrong(join(path, rule.low), message)
     return found | {key: item for key, item in value.items() if key not in keys}
 
 
@@ -180,11 +199,13 @@ def _check_section(mark: Choice | Keywords | Verb, value: Any, path: str) -> dic
     if isinstance(mark, Keywords):
         if not value:
             return {}  # nothing to check, so the callable need not be imported
-        keys, free = keys_of(resolve("", mark.callable), every=True)
-        return check_keys(value, keys, path, mark.callable, free=free, fill=False)
+        keys, free = mark.keys()
+        rules = rules_of(resolve("", mark.callable))
+        return check_keys(value, keys, path, mark.callable, free=free, fill=False, rules=rules)
     if mark.short and "name" in value:  # an override has made a section of the text
         value = {mark.short if key == "name" else key: item for key, item in value.items()}
-    return check_keys(value, mark.keys(), path, mark.name)
+    rules = rules_of(resolve("", mark.callable))
+    return check_keys(value, mark.keys(), path, mark.name, rules=rules)
 
 
 def _check_choice(mark: Choice, value: Any, path: str) -> dict:
@@ -196,11 +217,13 @@ def _check_choice(mark: Choice, value: Any, path: str) -> dict:
         names = ", ".join(choices(mark.module))
         raise Wrong(f"{path}.name", f"{path}.name must be one of {names}, not {show(name)}")
     try:
-        keys, free = keys_of(resolve(mark.module, name))
+        function = resolve(mark.module, name)
     except UserError as error:
         raise Wrong(f"{path}.name", f"{path}.name: {error}") from None
+    keys, free = keys_of(function)
     numbers = {key: value[key] for key in value if key != "name"}
-    return {"name": name, **check_keys(numbers, keys, path, name, free=free)}
+    rules = rules_of(function)
+    return {"name": name, **check_keys(numbers, keys, path, name, free=free, rules=rules)}
 
 
 # Values
@@ -213,9 +236,9 @@ def check(kind: Any, value: Any, path: str) -> Any:
     base, args = get_origin(kind) or kind, get_args(kind)
     if base is Annotated:
         section = section_of(kind)
-        return (
-            check(args[0], value, path) if section is None else _check_section(section, value, path)
-        )
+        if section is not None:
+            return _check_section(section, value, path)
+        return _check_domain(kind, args[0], value, path)
     if base in UNIONS:
         return _check_union(kind, value, path)
     if base in SEQUENCES and isinstance(value, (list, tuple)):
@@ -229,20 +252,42 @@ def check(kind: Any, value: Any, path: str) -> Any:
     return _check_scalar(kind, value, path)
 
 
-def _check_scalar(kind: Any, value: Any, path: str) -> Any:
+def _check_domain(kind: Any, plain: Any, value: Any, path: str) -> Any:
+    """The value as its type has it, if it also lies in the ranges that are marked beside it."""
+    domains = domains_of(kind)
+    if Infinite in domains and type(value) is float and math.isinf(value):
+        found = value
+    elif plain in SCALARS:
+        found = _check_scalar(plain, value, path, kind)
+    else:
+        found = check(plain, value, path)
+    if all(domain.holds(found) for domain in domains):
+        return found
+    raise Wrong(path, f"{path} must be {describe(kind)}, not {show(value)}")
+
+
+def _check_scalar(kind: Any, value: Any, path: str, asked: Any = None) -> Any:
+    """The value as its type has it; `asked` is the type with its range, for the message."""
     if get_origin(kind) is Literal:
         if any(value == arg and type(value) is type(arg) for arg in get_args(kind)):
             return value
     elif kind is float:
-        if type(value) in (int, float):
+        if type(value) in (int, float) and abs(value) <= LARGEST:
             return float(value)
     elif kind is int:  # 1e5 is a float to yaml
         if type(value) is int or (type(value) is float and value.is_integer()):
-            return int(value)
+            if abs(value) < 2**63:
+                return int(value)
     elif value is None if kind is None else type(value) is kind:
         return value
-    hint = " (put it in quotes)" if kind is str and type(value) in (int, float, bool) else ""
-    raise Wrong(path, f"{path} must be {describe(kind)}, not {show(value)}{hint}")
+    hint = ""
+    if kind is str and type(value) in (int, float, bool):
+        hint = " (put it in quotes)"
+    elif kind is float and type(value) in (int, float) and Infinite not in domains_of(asked):
+        hint = " (it has to be finite)"
+    elif kind is int and (type(value) is int or (type(value) is float and value.is_integer())):
+        hint = " (64 bits cannot hold it)"
+    raise Wrong(path, f"{path} must be {describe(asked or kind)}, not {show(value)}{hint}")
 
 
 def _check_items(base: Any, args: tuple, value: list | tuple, path: str) -> list | tuple:
@@ -260,7 +305,7 @@ def _check_union(kind: Any, value: Any, path: str) -> Any:
     if Any in get_args(kind) or all(arg is types.NoneType for arg in kinds):
         return value
     if type(value) in kinds:  # 1.0 stays a float in `int | float`: to the Trainer it is not 1
-        return value
+        return check(type(value), value, path)
     deeper = None
     for one in likely(kinds, value):
         try:

@@ -9,8 +9,9 @@ import yaml  # OmegaConf's own reader; here for the name of its errors
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_cfg.config.check import Wrong, check_keys, join, show
-from lightning_cfg.config.schema import keys_of
+from lightning_cfg.config.check import Wrong, check_keys, show
+from lightning_cfg.config.domain import rules_of
+from lightning_cfg.config.schema import join, keys_of
 from lightning_cfg.errors import UserError
 
 
@@ -100,17 +101,18 @@ def load(
     """The keywords of a verb as plain data: schema < file < overrides, then interpolations.
 
     An override sets its key to its value, a whole section too. UserError, in one line, for what is
-    unknown, missing or of a wrong type; nothing is built or written.
+    unknown, missing, of a wrong type or out of its range; nothing is built or written.
     """
     document = file if isinstance(file, Document) else read(file, overrides)
-    (keys, _), name = keys_of(verb), verb.__name__
+    (keys, _), name, rules = keys_of(verb), verb.__name__, rules_of(verb)
     config = dict(document.values)
     if "run_dir" in keys:
         config.setdefault("run_dir", f"runs/{document.file.stem}")
     try:
-        config = check_keys(config, keys, "", name)  # fills in what interpolations may refer to
+        # fills in what interpolations may refer to
+        config = check_keys(config, keys, "", name, rules=rules)
         resolved: Any = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
-        return check_keys(resolved, keys, "", name)
+        return check_keys(resolved, keys, "", name, rules=rules)
     except Wrong as wrong:
         raise UserError(f"{document.where(wrong.path)}: {wrong}") from None
     except OmegaConfBaseException as error:

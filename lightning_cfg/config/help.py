@@ -7,13 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from lightning_cfg.config.check import MAPPINGS, describe, join, show
+from lightning_cfg.config.check import MAPPINGS, describe, show
 from lightning_cfg.config.schema import (
     REQUIRED,
     Choice,
     Keys,
     Verb,
     choices,
+    join,
     keys_of,
     resolve,
     section_of,

@@ -18,7 +18,6 @@ from lightning_cfg.config.check import (
     Wrong,
     check,
     is_plain,
-    join,
     known,
     likely,
     show,
@@ -33,6 +32,7 @@ from lightning_cfg.config.schema import (
     Mark,
     Place,
     Verb,
+    join,
     keys_of,
     marks,
     resolve,
@@ -158,7 +158,7 @@ class _Walk:
         if isinstance(mark, Verb):
             return self.keys(mark.keys(), section, path)
         if isinstance(mark, Keywords):
-            return self.keys(keys_of(resolve("", mark.callable), every=True)[0], section, path)
+            return self.keys(mark.keys()[0], section, path)
         name = section["name"]
         function = resolve(mark.module, name)
         keys, _ = keys_of(function)

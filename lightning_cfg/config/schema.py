@@ -3,7 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -25,12 +25,23 @@ class Choice:
 
 @dataclass(frozen=True)
 class Keywords:
-    """Section of any parameters of a callable; only those given are kept, without defaults."""
+    """Section of any parameters of a callable; only those given are kept, without defaults.
+
+    callable  its dotted path
+    kinds     annotations of keys of others' callables, in place of their own: with ranges
+    """
 
     callable: str
+    kinds: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __str__(self):
         return f"keys of {self.callable}"
+
+    def keys(self) -> tuple["Keys", bool]:
+        """The keys that may stand in the section, and whether others may too."""
+        keys, free = keys_of(resolve("", self.callable), every=True)
+        kinds = {key: self.kinds.get(key, kind) for key, (kind, _) in keys.items()}
+        return {key: (kinds[key], keys[key][1]) for key in keys}, free
 
 
 @dataclass(frozen=True)
@@ -105,10 +116,12 @@ class Mark(Enum):
 
 Place, Free = Mark.PLACE, Mark.FREE
 
-TrainerKeys = Annotated[dict, Keywords("lightning.Trainer"), Free]
-
-
 # What a name means
+
+
+def join(path: str, key: str) -> str:
+    """The dotted path of a key below another."""
+    return f"{path}.{key}" if path else key
 
 
 def choices(module_name: str) -> list[str]:

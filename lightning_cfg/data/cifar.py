@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import Place
+from lightning_cfg.config import Count, Place, Share
 from lightning_cfg.data.images import Images, download
 from lightning_cfg.errors import UserError
 
@@ -32,8 +32,8 @@ class CIFAR10(Images):
         *,
         root: Annotated[str, Place] = "data",
         flip: bool = False,
-        augment: float = 0.0,
-        limit: int | None = None,
+        augment: Annotated[float, Share] = 0.0,
+        limit: Count | None = None,
     ):
         self.root, self.flip, self.limit = root, flip, limit
         self.augmented(augment)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import Free, Input
+from lightning_cfg.config import Count, Free, Infinite, Input, NonNegative, Share
 from lightning_cfg.data.image_files import Files, Folder, Zip
 from lightning_cfg.data.images import Images
 from lightning_cfg.errors import UserError
@@ -34,12 +34,10 @@ class ImageZip(Images):
         path: Annotated[str, Input()],
         held_out: Annotated[str | None, Input()] = None,
         flip: bool = False,
-        augment: float = 0.0,
-        memory: Annotated[float, Free] = 2.0,
-        limit: int | None = None,
+        augment: Annotated[float, Share] = 0.0,
+        memory: Annotated[float, NonNegative, Infinite, Free] = 2.0,
+        limit: Count | None = None,
     ):
-        if not memory >= 0:
-            raise UserError(f"data.memory={memory} must be 0 GiB or more")
         self._training = self._files(path)
         self._other = None if held_out is None else self._files(held_out)
         self.path, self.flip, self.memory = self._training.path, flip, memory

@@ -1,10 +1,12 @@
 """Data sets that are Gaussian mixtures, so that all about them is known exactly."""
 
 from functools import cached_property
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from lightning_cfg.config import AtLeast, Count, Filled, NonNegative, Positive, Real, Seed
 from lightning_cfg.diffusion.draws import Draws, keyed
 from lightning_cfg.diffusion.mixture import GaussianMixture, fractal, pick
 from lightning_cfg.errors import UserError
@@ -26,12 +28,12 @@ class Mixture(DataSet):
     def __init__(
         self,
         *,
-        means: list[list[float]],
-        stds: list[float],
-        labels: list[int],
-        weights: list[float] | None = None,
-        seed: int = 0,
-        limit: int | None = None,
+        means: Annotated[list[Annotated[list[Annotated[float, Real]], Filled]], Filled],
+        stds: list[Annotated[float, Positive]],
+        labels: list[Annotated[int, AtLeast(0)]],
+        weights: list[Annotated[float, NonNegative]] | None = None,
+        seed: Seed = 0,
+        limit: Count | None = None,
     ):
         eye = torch.eye(len(means[0]), dtype=torch.float64)
         covariances = torch.tensor(stds, dtype=torch.float64)[:, None, None] ** 2 * eye
@@ -40,8 +42,6 @@ class Mixture(DataSet):
         self._hold(GaussianMixture(w, at, covariances, torch.tensor(labels)), seed, limit)
 
     def _hold(self, truth: GaussianMixture, seed: int, limit: int | None) -> None:
-        if limit is not None and limit < 1:
-            raise UserError(f"data.limit={limit} must be at least 1")
         self.truth, self.seed, self.limit = truth, seed, limit
         self.shape, self.num_classes = truth.shape, truth.num_classes
         self.formula = formula(truth)
@@ -88,7 +88,7 @@ class Fractal(Mixture):
     in `Mixture`.
     """
 
-    def __init__(self, *, seed: int = 0, limit: int | None = None):
+    def __init__(self, *, seed: Seed = 0, limit: Count | None = None):
         self._hold(fractal(), seed, limit)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import Place
+from lightning_cfg.config import Count, Place
 from lightning_cfg.data.images import Images, download
 from lightning_cfg.errors import UserError
 
@@ -24,7 +24,7 @@ class MNIST(Images):
     shape = (1, 28, 28)
     num_classes = 10
 
-    def __init__(self, *, root: Annotated[str, Place] = "data", limit: int | None = None):
+    def __init__(self, *, root: Annotated[str, Place] = "data", limit: Count | None = None):
         self.root, self.limit = root, limit
 
     def _load(self, *, train: bool) -> tuple[Tensor, Tensor]:

@@ -4,10 +4,12 @@ Every model computes in the dtype of x and runs its network in the network's own
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from lightning_cfg.config import Between, Positive, Real, Share, Sigma, ordered
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.diffusion.noise import ddpm_time, linear_beta_sigmas
 from lightning_cfg.errors import UserError
@@ -52,6 +54,7 @@ class OfNet(Model):
         return answer.to(x.dtype)
 
 
+@ordered("sigma_min", "sigma_max")
 class EDM(OfNet):
     """The preconditioned denoiser of Karras et al. (2022, sec. 5), with label dropout for CFG.
 
@@ -63,12 +66,12 @@ class EDM(OfNet):
         self,
         net: nn.Module,
         *,
-        label_dropout: float = 0.1,
-        sigma_data: float = 0.5,
-        P_mean: float = -1.2,
-        P_std: float = 1.2,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
+        label_dropout: Annotated[float, Share] = 0.1,
+        sigma_data: Sigma = 0.5,
+        P_mean: Annotated[float, Real] = -1.2,
+        P_std: Annotated[float, Positive] = 1.2,
+        sigma_min: Sigma = 0.002,
+        sigma_max: Sigma = 80.0,
     ):
         super().__init__(net, label_dropout)
         self.augment_dim, self.sigma_data = self.net.augment_dim, sigma_data
@@ -108,7 +111,7 @@ class DDPM(OfNet):
     T = 1000
     sigmas: Tensor
 
-    def __init__(self, net: nn.Module, *, label_dropout: float = 0.1):
+    def __init__(self, net: nn.Module, *, label_dropout: Annotated[float, Share] = 0.1):
         super().__init__(net, label_dropout)
         self.register_buffer("sigmas", linear_beta_sigmas(self.T), persistent=False)
         self.sigma_min, self.sigma_max = self.sigmas[0].item(), self.sigmas[-1].item()
@@ -141,7 +144,7 @@ class Flow(OfNet):
     sigma_min, sigma_max = 0.002, 500.0  # as a denoiser: t = 1 / (1 + sigma)
     takes_x0 = True
 
-    def __init__(self, net: nn.Module, *, label_dropout: float = 0.0):
+    def __init__(self, net: nn.Module, *, label_dropout: Annotated[float, Share] = 0.0):
         super().__init__(net, label_dropout)
 
     def velocity(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
@@ -212,7 +215,13 @@ class MisledClassifier(NoisyClassifier):
     shift  by which its decision boundary is moved along every axis, units of the data
     """
 
-    def __init__(self, net: nn.Module, *, flip: float = 0.2, shift: float = 0.0):
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        flip: Annotated[float, Between(0, 0.5, below=True)] = 0.2,
+        shift: Annotated[float, Real] = 0.0,
+    ):
         super().__init__(net)
         if not 0 <= flip < 0.5:
             raise UserError(f"model.flip={flip} is a share of the labels, from 0 to below 0.5")

@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import Choice, resolve
+from lightning_cfg.config import Between, Choice, NonNegative, Sigma, Steps, resolve
 from lightning_cfg.errors import UserError
 
 __all__ = ["karras", "linear_betas", "uniform_t"]  # what a config can name
@@ -23,10 +23,19 @@ SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # where neither a config nor a model names l
 
 Schedule = Callable[..., Tensor]
 # In a config a name, a section {name: karras, rho: 5} of this module, or a list of levels
-Levels = Annotated[Schedule, Choice("lightning_cfg.diffusion.noise")] | list[float]
+Levels = (
+    Annotated[Schedule, Choice("lightning_cfg.diffusion.noise")]
+    | list[Annotated[float, NonNegative]]
+)
 
 
-def karras(steps: int, sigma_min: float, sigma_max: float, *, rho: float = 7.0) -> Tensor:
+def karras(
+    steps: int,
+    sigma_min: float,
+    sigma_max: float,
+    *,
+    rho: Annotated[float, Between(0.1, 1000)] = 7.0,
+) -> Tensor:
     """Evenly spaced in sigma^(1/rho) between the limits, then 0 (Karras et al. 2022, eq. 5).
 
     (steps + 1,) float64. rho = 7 is theirs; a larger one has more of its steps at low noise.
@@ -74,9 +83,9 @@ def noise_levels(
     schedule: Schedule,
     *,
     levels: Levels | None = None,
-    steps: int,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
+    steps: Steps,
+    sigma_min: Annotated[float, NonNegative] | None = None,
+    sigma_max: Sigma | None = None,
     **own: float,
 ) -> list[float]:
     """The levels of a sampler, falling to 0: those of its key `levels`, or else of its `schedule`.
@@ -84,10 +93,13 @@ def noise_levels(
     levels  a schedule, its name, a section that names one, or the levels, with their 0 or without
     steps   and limits, of a schedule; limits left out are 0.002 and 80
     own     keywords of `schedule`
-    Raises UserError unless they are finite, above 0, falling, and a schedule's within the limits.
+    Raises UserError unless they are finite, above 0, falling, and a schedule's within the limits,
+    of which sigma_min is below sigma_max.
     """
     low = SIGMA_MIN if sigma_min is None else sigma_min
     high = SIGMA_MAX if sigma_max is None else sigma_max
+    if not isinstance(levels, (list, tuple, Tensor)) and not low < high:
+        raise UserError(f"sampler.sigma_min={low:g} must be below sampler.sigma_max={high:g}")
     if levels is None:
         return checked(schedule(steps, low, high, **own), low, high)
     if isinstance(levels, str):

@@ -10,10 +10,12 @@ import inspect
 from collections.abc import Callable, Iterator
 from functools import wraps
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from lightning_cfg.config import AtLeast, NonNegative, Positive, Sigma, Steps, ordered
 from lightning_cfg.diffusion.models import velocity_of
 from lightning_cfg.diffusion.noise import (
     SIGMA_MAX,
@@ -61,7 +63,7 @@ def along(schedule: Schedule, *, steps: int) -> Callable[[Sampler], Sampler]:
         # what a config may say, which is read off signature and annotations
         sampler.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         sampler.__annotations__ = {p.name: p.annotation for p in parameters}
-        return sampler
+        return ordered("sigma_min", "sigma_max")(sampler)
 
     return declare
 
@@ -127,18 +129,19 @@ def ddpm(
         yield t, x
 
 
+@ordered("sigma_min", "sigma_max")
 def dopri5(
     denoise: Denoiser,
     noise: Tensor,
     c: Tensor,
     *,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    max_evaluations: int = 2000,
-    points: int = 1,
+    rtol: Annotated[float, NonNegative] = 1e-5,
+    atol: Annotated[float, Positive] = 1e-5,
+    max_evaluations: Annotated[int, AtLeast(1)] = 2000,
+    points: Steps = 1,
     levels: Levels | None = None,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
+    sigma_min: Sigma | None = None,
+    sigma_max: Sigma | None = None,
 ) -> Trajectory:
     """Adaptive Runge-Kutta 5(4) on the flow of the denoiser, then one denoising.
 

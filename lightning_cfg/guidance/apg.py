@@ -1,7 +1,10 @@
 """Adaptive projected guidance (APG)."""
 
+from typing import Annotated
+
 from torch import Tensor
 
+from lightning_cfg.config import Positive, Real
 from lightning_cfg.guidance.needs import require_null
 from lightning_cfg.guidance.scales import Scale, scale_at, two_passes
 from lightning_cfg.interfaces import Denoiser, Guided, expand_like
@@ -11,9 +14,9 @@ def apg(
     model: Denoiser,
     *,
     scale: Scale = 2.0,
-    eta: float = 0.0,
-    norm: float | None = None,
-    momentum: float = 0.0,
+    eta: Annotated[float, Real] = 0.0,
+    norm: Annotated[float, Positive] | None = None,
+    momentum: Annotated[float, Real] = 0.0,
 ) -> Denoiser:
     """D_w = D_c + (w - 1) (d_orthogonal + eta d_parallel): APG (Sadat et al. 2025).
 

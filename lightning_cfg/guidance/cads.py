@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from lightning_cfg.config import NonNegative, Share, ordered
 from lightning_cfg.diffusion.trajectories import time_of
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.composed import Changed, Of
@@ -13,14 +15,15 @@ from lightning_cfg.guidance.unguided import unguided
 from lightning_cfg.interfaces import NULL, Denoiser, Draw, Known, as_guided
 
 
+@ordered("tau_1", "tau_2")
 def cads(
     model: Denoiser,
     *,
     of: Of = unguided,
-    noise: float = 0.25,
-    tau_1: float = 0.6,
-    tau_2: float = 0.9,
-    psi: float = 1.0,
+    noise: Annotated[float, NonNegative] = 0.25,
+    tau_1: Annotated[float, NonNegative] = 0.6,
+    tau_2: Annotated[float, NonNegative] = 0.9,
+    psi: Annotated[float, Share] = 1.0,
 ) -> Denoiser:
     """Another method on the model D(x; sigma, y'), y' a noisy condition: CADS (Sadat et al. 2024).
 

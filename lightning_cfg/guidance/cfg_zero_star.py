@@ -1,15 +1,20 @@
 """CFG-Zero*."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from lightning_cfg.config import AtLeast
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.needs import require_null
 from lightning_cfg.guidance.scales import Scale, between, evaluate_where, scale_at, two_passes
 from lightning_cfg.interfaces import Denoiser, Guided, expand_like
 
 
-def cfg_zero_star(model: Denoiser, *, scale: Scale = 2.0, zero_steps: int = 1) -> Denoiser:
+def cfg_zero_star(
+    model: Denoiser, *, scale: Scale = 2.0, zero_steps: Annotated[int, AtLeast(0)] = 1
+) -> Denoiser:
     """v_w = s v_u + w (v_c - s v_u), s = <v_c, v_u> / |v_u|^2: CFG-Zero* (Fan et al. 2025).
 
     On the velocity of the flow, (1 - t) v = D - x_t with t = 1 / (1 + sigma) and x_t = t x, so

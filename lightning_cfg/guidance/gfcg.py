@@ -1,10 +1,11 @@
 """Gradient-free classifier guidance (GFCG), alone and with CFG."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from lightning_cfg.config import Real, Share
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.needs import require_classes, require_null
 from lightning_cfg.guidance.scales import Scale, between, evaluate_where, scale_at, two_passes
@@ -22,10 +23,10 @@ def gfcg(
     scale: Scale = 2.0,
     reference: Reference = "most_confused",
     confidence: Confidence = "pairwise",
-    tau: float = 0.01,
+    tau: Annotated[float, Share] = 0.01,
     classifier_input: Input = "denoised",
     combine: Literal["additive", "mixed"] | None = None,
-    cfg_scale: float | None = None,
+    cfg_scale: Annotated[float, Real] | None = None,
 ) -> Denoiser:
     """D_w = D_c + (w - 1) (D_c - D_r), w = 1 + (scale - 1) u: GFCG (after Shenoy et al. 2024).
 

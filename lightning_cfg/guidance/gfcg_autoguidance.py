@@ -1,8 +1,11 @@
 """Gradient-free classifier guidance with autoguidance (ATG + GFCG)."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from lightning_cfg.config import Real, Share
 from lightning_cfg.guidance.gfcg import Confidence, Input, Reference, check_input, confusion, is_one
 from lightning_cfg.guidance.needs import require_classes, require_null
 from lightning_cfg.guidance.scales import Scale, between, evaluate_where, scale_at
@@ -15,10 +18,10 @@ def gfcg_autoguidance(
     classifier: Classifier,
     *,
     scale: Scale = 2.0,
-    atg_scale: float | None = None,
+    atg_scale: Annotated[float, Real] | None = None,
     reference: Reference = "most_confused",
     confidence: Confidence = "pairwise",
-    tau: float = 0.01,
+    tau: Annotated[float, Share] = 0.01,
     classifier_input: Input = "denoised",
 ) -> Denoiser:
     """D_w = D(c) + (w - 1) (D(c) - D_weak(r)): ATG + GFCG (after Shenoy et al. 2024).

@@ -1,15 +1,24 @@
 """Guidance in a limited interval of noise levels."""
 
 from dataclasses import replace
+from typing import Annotated
 
 from torch import Tensor
 
+from lightning_cfg.config import Infinite, NonNegative, Positive, ordered
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.composed import Of
 from lightning_cfg.interfaces import Denoiser, as_guided
 
 
-def interval(model: Denoiser, *, of: Of, sigma_low: float, sigma_high: float) -> Denoiser:
+@ordered("sigma_low", "sigma_high")
+def interval(
+    model: Denoiser,
+    *,
+    of: Of,
+    sigma_low: Annotated[float, NonNegative],
+    sigma_high: Annotated[float, Positive, Infinite],
+) -> Denoiser:
     """Another method at sigma_low < sigma <= sigma_high, D_c outside (Kynkäänniemi et al. 2024).
 
     It is switched at step boundaries only, so that both evaluations of a step of Heun are of one

@@ -1,10 +1,12 @@
 """Rejection sampling by a classifier."""
 
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from lightning_cfg.config import Between
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.composed import Of
 from lightning_cfg.guidance.unguided import unguided
@@ -12,7 +14,11 @@ from lightning_cfg.interfaces import Classifier, Denoiser, as_guided
 
 
 def rejection(
-    model: Denoiser, classifier: Classifier, *, of: Of = unguided, candidates: int = 4
+    model: Denoiser,
+    classifier: Classifier,
+    *,
+    of: Of = unguided,
+    candidates: Annotated[int, Between(1, 10_000)] = 4,
 ) -> Denoiser:
     """Of several samples of another method the one with the largest p(c|x) (Razavi et al. 2019).
 

@@ -1,16 +1,18 @@
 """Guidance rescale."""
 
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from lightning_cfg.config import Share
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.composed import Changed, Of
 from lightning_cfg.interfaces import Denoiser, as_guided, expand_like
 
 
-def rescale(model: Denoiser, *, of: Of, phi: float = 0.7) -> Denoiser:
+def rescale(model: Denoiser, *, of: Of, phi: Annotated[float, Share] = 0.7) -> Denoiser:
     """D = (phi std(D_c) / std(D_w) + 1 - phi) D_w: rescaled guidance (Lin et al. 2024, sec. 3.4).
 
     The deviations are over all dimensions of a sample, and D_w is another method's. The D_c that

@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import Choice
+from lightning_cfg.config import Choice, Real
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.composed import Changed
 from lightning_cfg.interfaces import NULL, Denoiser, expand_like
@@ -16,7 +16,11 @@ Schedule = Callable[[Tensor], Tensor]  # sigma (B,) -> w (B,)
 TOGETHER = 4  # so many samples at most have their two passes run as one batch; see `two_passes`
 
 # In a config a number, or a section {name: cosine, scale: 2} of lightning_cfg.guidance.schedules.
-Scale = float | Annotated[Schedule, Choice("lightning_cfg.guidance.schedules")] | Tensor
+Scale = (
+    Annotated[float, Real]
+    | Annotated[Schedule, Choice("lightning_cfg.guidance.schedules")]
+    | Tensor
+)
 
 
 def scale_at(scale: Scale, sigma: Tensor) -> float | Tensor:

@@ -8,11 +8,12 @@ from sigma (B,) to w (B,) is a schedule; one for the config takes keywords and r
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from lightning_cfg.config import Infinite, NonNegative, Positive, Real, ordered
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.scales import Schedule
 
@@ -21,41 +22,58 @@ __all__ = ["constant", "cosine", "exponential", "linear", "step"]  # what a conf
 End = Literal["low", "high"]
 
 
-def constant(*, scale: float = 2.0) -> Schedule:
+def constant(*, scale: Annotated[float, Real] = 2.0) -> Schedule:
     """s = 1: the number itself, for a comparison of schedules."""
     return lambda sigma: torch.full_like(sigma, scale)
 
 
+@ordered("sigma_low", "sigma_high")
 def linear(
-    *, scale: float = 2.0, full: End = "low", sigma_low: float = 0.01, sigma_high: float = 80.0
+    *,
+    scale: Annotated[float, Real] = 2.0,
+    full: End = "low",
+    sigma_low: Annotated[float, Positive] = 0.01,
+    sigma_high: Annotated[float, Positive] = 80.0,
 ) -> Schedule:
     """s = p."""
     position = _position(full, sigma_low, sigma_high)
     return lambda sigma: 1 + (scale - 1) * position(sigma)
 
 
+@ordered("sigma_low", "sigma_high")
 def cosine(
-    *, scale: float = 2.0, full: End = "low", sigma_low: float = 0.01, sigma_high: float = 80.0
+    *,
+    scale: Annotated[float, Real] = 2.0,
+    full: End = "low",
+    sigma_low: Annotated[float, Positive] = 0.01,
+    sigma_high: Annotated[float, Positive] = 80.0,
 ) -> Schedule:
     """s = (1 - cos(pi p)) / 2."""
     position = _position(full, sigma_low, sigma_high)
     return lambda sigma: 1 + (scale - 1) * (1 - (math.pi * position(sigma)).cos()) / 2
 
 
+@ordered("sigma_low", "sigma_high")
 def exponential(
     *,
-    scale: float = 2.0,
-    rate: float = 5.0,
+    scale: Annotated[float, Real] = 2.0,
+    rate: Annotated[float, NonNegative] = 5.0,
     full: End = "low",
-    sigma_low: float = 0.01,
-    sigma_high: float = 80.0,
+    sigma_low: Annotated[float, Positive] = 0.01,
+    sigma_high: Annotated[float, Positive] = 80.0,
 ) -> Schedule:
     """s = exp(-rate (1 - p)): decays from the full end, and is nowhere quite 0."""
     position = _position(full, sigma_low, sigma_high)
     return lambda sigma: 1 + (scale - 1) * (-rate * (1 - position(sigma))).exp()
 
 
-def step(*, scale: float = 2.0, sigma_low: float = 0.01, sigma_high: float = 80.0) -> Schedule:
+@ordered("sigma_low", "sigma_high")
+def step(
+    *,
+    scale: Annotated[float, Real] = 2.0,
+    sigma_low: Annotated[float, Positive] = 0.01,
+    sigma_high: Annotated[float, Positive, Infinite] = 80.0,
+) -> Schedule:
     """s = 1 for sigma_low < sigma <= sigma_high, else 0, at every evaluation by itself.
 
     The limited interval of Kynkäänniemi et al. (2024) switches at step boundaries: `interval`.

@@ -1,9 +1,12 @@
 """Distances between two sets of features: Fréchet's, its limit of endless samples, the kernel's."""
 
+from typing import Annotated
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_cfg.config import AtLeast, Between
 from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import UserError
 from lightning_cfg.metrics.meaning import better
@@ -26,7 +29,7 @@ def frechet_features(
 
 @better("lower", "squared Fréchet distance, extrapolated to endless samples", column="fd_infinity")
 def frechet_infinity(
-    features_x: Tensor, moments_y: Moments, *, points: int = 15
+    features_x: Tensor, moments_y: Moments, *, points: Annotated[int, Between(2, 10_000)] = 15
 ) -> dict[str, float]:
     """The Fréchet distance that endless samples would have (Chong & Forsyth 2020).
 
@@ -57,7 +60,11 @@ def frechet_infinity(
 @better("lower", "kernel distance in this feature space, mean over random subsets", column="kd")
 @better("lower", "kernel distance in Inception's features, mean over random subsets", column="kid")
 def kernel_distance(
-    features_x: Tensor, features_y: Tensor, *, subsets: int = 100, size: int = 1000
+    features_x: Tensor,
+    features_y: Tensor,
+    *,
+    subsets: Annotated[int, AtLeast(1)] = 100,
+    size: Annotated[int, AtLeast(2)] = 1000,
 ) -> dict[str, float]:
     """Kernel distance, KID in Inception's features (Bińkowski et al. 2018): mean and deviation.
 

@@ -1,9 +1,12 @@
 """What a classifier makes of samples: accuracy, confidence, Inception score."""
 
+from typing import Annotated
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_cfg.config import AtLeast
 from lightning_cfg.errors import UserError
 from lightning_cfg.metrics.meaning import better, percent
 
@@ -23,7 +26,9 @@ def confidence(logits: Tensor, c: Tensor | int) -> dict[str, float]:
 
 
 @better("higher", "Inception score by this space's own classifier", column="is")
-def inception_score(head_logits: Tensor, *, splits: int = 10) -> dict[str, float]:
+def inception_score(
+    head_logits: Tensor, *, splits: Annotated[int, AtLeast(1)] = 10
+) -> dict[str, float]:
     """Inception score (Salimans et al. 2016), mean and deviation over splits of the samples.
 
         exp E_x KL(p(c|x) | p(c)),   p(c) = E_x p(c|x) within the split

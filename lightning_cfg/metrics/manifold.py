@@ -2,10 +2,12 @@
 much of these they cover, and whether they are copies of training data."""
 
 from collections.abc import Callable, Iterator
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from lightning_cfg.config import AtLeast, Between
 from lightning_cfg.errors import UserError
 from lightning_cfg.metrics.cached import cached_on
 from lightning_cfg.metrics.meaning import better, percent
@@ -25,7 +27,9 @@ from lightning_cfg.runs.precision import matmul
     column="recall",
     format=percent,
 )
-def precision_recall(features_x: Tensor, features_y: Tensor, *, k: int = 3) -> dict[str, float]:
+def precision_recall(
+    features_x: Tensor, features_y: Tensor, *, k: Annotated[int, AtLeast(1)] = 3
+) -> dict[str, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019), with balls of k neighbours.
 
         precision  share of samples in some real point's ball, recall the reverse;
@@ -50,7 +54,9 @@ def precision_recall(features_x: Tensor, features_y: Tensor, *, k: int = 3) -> d
     column="coverage",
     format=percent,
 )
-def density_coverage(features_x: Tensor, features_y: Tensor, *, k: int = 5) -> dict[str, float]:
+def density_coverage(
+    features_x: Tensor, features_y: Tensor, *, k: Annotated[int, AtLeast(1)] = 5
+) -> dict[str, float]:
     """Density and coverage (Naeem et al. 2020), with balls of k neighbours around real points.
 
         density   1 / (k n) sum_ij [x_i in ball j], about 1 for a fresh real draw, not bounded by it
@@ -97,7 +103,11 @@ def nearest_train(features_x: Tensor, features_bank: Tensor) -> dict[str, float]
     format=percent,
 )
 def near_copies(
-    features_x: Tensor, features_held_out: Tensor, features_bank: Tensor, *, quantile: float = 0.01
+    features_x: Tensor,
+    features_held_out: Tensor,
+    features_bank: Tensor,
+    *,
+    quantile: Annotated[float, Between(0, 1, above=True, below=True)] = 0.01,
 ) -> dict[str, float]:
     """Share of samples nearer to a training point than all but 1 % of held-out real points are.
 

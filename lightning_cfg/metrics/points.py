@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from lightning_cfg.config import AtLeast
 from lightning_cfg.errors import UserError
 from lightning_cfg.metrics.cached import cached_on
 from lightning_cfg.metrics.meaning import better, percent
@@ -111,7 +112,7 @@ def nearest_real(x: Tensor, y: Tensor) -> dict[str, float]:
 
 
 @better("higher", "share of real points within reach of samples (improved recall)", format=percent)
-def recall(x: Tensor, y: Tensor, *, k: int = 5) -> dict[str, float]:
+def recall(x: Tensor, y: Tensor, *, k: Annotated[int, AtLeast(1)] = 5) -> dict[str, float]:
     """Improved recall (Kynkäänniemi et al. 2019): share of real points that samples cover.
 
         1/m sum_j [ |y_j - x_i| <= r_i for some i ],   r_i = distance of x_i to its k-th neighbour

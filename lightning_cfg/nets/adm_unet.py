@@ -11,16 +11,17 @@ Their embedding of time takes timesteps from 0 to 1000: it is given 1000 * noise
 
 import math
 from collections import OrderedDict
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_cfg.config import AtLeast, Depth, MultipleOf, Width
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.nets.embedding import ClassEmbedding, embedded
-from lightning_cfg.nets.layers import zeroed
+from lightning_cfg.nets.layers import ChannelMult, Dropout, zeroed
 
 GROUPS = 32  # of every normalisation
 
@@ -254,13 +255,13 @@ class ADMUNet(DownPath):
         shape: tuple[int, ...],
         num_classes: int,
         *,
-        channels: int = 128,
-        blocks: int = 2,
-        channel_mult: tuple[int, ...] = (1, 2, 2, 2),
-        attention_resolutions: tuple[int, ...] = (2,),
-        num_heads: int = 4,
-        head_channels: int | None = None,
-        dropout: float = 0.1,
+        channels: Annotated[Width, MultipleOf(GROUPS)] = 128,
+        blocks: Depth = 2,
+        channel_mult: ChannelMult = (1, 2, 2, 2),
+        attention_resolutions: tuple[Annotated[int, AtLeast(1)], ...] = (2,),
+        num_heads: Width = 4,
+        head_channels: Width | None = None,
+        dropout: Dropout = 0.1,
         null_class: bool = True,
     ):
         super().__init__(
@@ -324,13 +325,13 @@ class ADMEncoder(DownPath):
         shape: tuple[int, ...],
         num_classes: int,
         *,
-        channels: int = 128,
-        blocks: int = 2,
-        channel_mult: tuple[int, ...] = (1, 2, 2, 2),
-        attention_resolutions: tuple[int, ...] = (2,),
-        num_heads: int = 4,
-        head_channels: int | None = None,
-        dropout: float = 0.0,
+        channels: Annotated[Width, MultipleOf(GROUPS)] = 128,
+        blocks: Depth = 2,
+        channel_mult: ChannelMult = (1, 2, 2, 2),
+        attention_resolutions: tuple[Annotated[int, AtLeast(1)], ...] = (2,),
+        num_heads: Width = 4,
+        head_channels: Width | None = None,
+        dropout: Dropout = 0.0,
         pool: Literal["attention", "adaptive"] = "attention",
     ):
         super().__init__(

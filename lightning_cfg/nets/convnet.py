@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_cfg.config import Width
 from lightning_cfg.errors import UserError
 from lightning_cfg.nets.layers import group_norm
 
@@ -17,7 +18,7 @@ class ConvNet(nn.Module):
     shape (C, H, W), H and W even and at least 4, num_classes >= 2, otherwise UserError.
     """
 
-    def __init__(self, shape: tuple[int, ...], num_classes: int, *, channels: int = 32):
+    def __init__(self, shape: tuple[int, ...], num_classes: int, *, channels: Width = 32):
         super().__init__()
         if len(shape) != 3 or shape[1] % 2 or shape[2] % 2 or min(shape[1:]) < 4:
             raise UserError(

@@ -1,11 +1,18 @@
 """Layers that several networks begin or end with."""
 
 import math
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from torch import nn
 
+from lightning_cfg.config import Between, Filled
+
 M = TypeVar("M", bound=nn.Module)
+
+
+# Of every level, over the width of the first one
+ChannelMult = Annotated[tuple[Annotated[int, Between(1, 64)], ...], Filled]
+Dropout = Annotated[float, Between(0, 1, below=True)]
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

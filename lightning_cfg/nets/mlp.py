@@ -1,10 +1,12 @@
 """A residual MLP for data of a few dimensions: time and class embedded, Fourier features of x."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from lightning_cfg.config import Between, Positive, Width
 from lightning_cfg.errors import UserError
 from lightning_cfg.nets.embedding import ClassEmbedding, NoiseEmbedding, embedded
 
@@ -28,12 +30,12 @@ class MLP(nn.Module):
         shape: tuple[int, ...],
         num_classes: int,
         *,
-        width: int = 128,
-        blocks: int = 3,
-        fourier: int = 0,
-        fourier_std: float = 10.0,
+        width: Width = 128,
+        blocks: Annotated[int, Between(0, 1000)] = 3,
+        fourier: Annotated[int, Between(0, 16_384)] = 0,
+        fourier_std: Annotated[float, Positive] = 10.0,
         embed_class: bool = True,
-        outputs: int | None = None,
+        outputs: Width | None = None,
     ):
         super().__init__()
         d = math.prod(shape)

@@ -5,14 +5,16 @@ Modules have the names of EDM's own networks, so that published weights fit: see
 
 import math
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_cfg.config import AtLeast, Between, Depth, Filled, MultipleOf, Real, Width
 from lightning_cfg.errors import UserError
 from lightning_cfg.nets.embedding import embedded
+from lightning_cfg.nets.layers import ChannelMult, Dropout
 
 HALF = math.sqrt(0.5)  # the sum of two branches of equal variance times this keeps the variance
 
@@ -48,15 +50,15 @@ class SongUNet(nn.Module):
         shape: tuple[int, ...],
         num_classes: int,
         *,
-        channels: int = 128,
-        channel_mult: tuple[int, ...] = (2, 2, 2),
-        blocks: int = 4,
-        attention_resolutions: tuple[int, ...] = (16,),
-        dropout: float = 0.13,
-        augment_dim: int = 0,
+        channels: Annotated[Width, MultipleOf(4)] = 128,
+        channel_mult: ChannelMult = (2, 2, 2),
+        blocks: Depth = 4,
+        attention_resolutions: tuple[Annotated[int, AtLeast(1)], ...] = (16,),
+        dropout: Dropout = 0.13,
+        augment_dim: Annotated[int, Between(0, 16_384)] = 0,
         encoder: Literal["standard", "residual"] = "standard",
         embedding: Literal["positional", "fourier"] = "positional",
-        resample_filter: tuple[int, ...] = (1, 1),
+        resample_filter: Annotated[tuple[Annotated[int, Real], ...], Filled] = (1, 1),
     ):
         super().__init__()
         check_sizes(shape, channels, channel_mult, blocks, augment_dim)

@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_cfg.config import Depth, Width
 from lightning_cfg.errors import UserError
 from lightning_cfg.nets.embedding import ClassEmbedding, NoiseEmbedding, embedded
-from lightning_cfg.nets.layers import group_norm, zeroed
+from lightning_cfg.nets.layers import ChannelMult, Dropout, group_norm, zeroed
 
 
 class Block(nn.Module):
@@ -51,10 +52,10 @@ class UnshuffleUNet(nn.Module):
         shape: tuple[int, ...],
         num_classes: int,
         *,
-        channels: int = 32,
-        channel_mult: tuple[int, ...] = (1, 2),
-        blocks: int = 1,
-        dropout: float = 0.0,
+        channels: Width = 32,
+        channel_mult: ChannelMult = (1, 2),
+        blocks: Depth = 1,
+        dropout: Dropout = 0.0,
     ):
         super().__init__()
         self.num_classes = num_classes

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Annotated
 
-from lightning_cfg.config import Input
+from lightning_cfg.config import AtLeast, Input
 from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.names import LAST, PAIRS, SAMPLES, TRAJECTORIES
 
@@ -12,4 +12,6 @@ CHECKPOINT = Input(partial(output_of, inside=LAST), words=("exact",))
 Checkpoint = Annotated[str, CHECKPOINT]
 SampleFile = Annotated[str, Input(partial(output_of, inside=SAMPLES))]
 PairFile = Annotated[str, Input(partial(output_of, inside=PAIRS))]
+# ema, raw, or the half-life in images of the average that is meant
+Weights = str | Annotated[int, AtLeast(1)]
 Trajectories = Annotated[str, Input(partial(output_of, inside=TRAJECTORIES))]

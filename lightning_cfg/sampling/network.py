@@ -3,14 +3,14 @@
 from typing import Annotated
 
 from lightning_cfg.config import Verb
-from lightning_cfg.runs.inputs import Checkpoint
+from lightning_cfg.runs.inputs import Checkpoint, Weights
 
 Networks = dict[
     str, Checkpoint | Annotated[dict, Verb("lightning_cfg.sampling.network.network", short="path")]
 ]
 
 
-def network(*, path: Checkpoint, weights: str | int | None = None) -> tuple[str, str | int | None]:
+def network(*, path: Checkpoint, weights: Weights | None = None) -> tuple[str, Weights | None]:
     """The keys of one that is more than a path.
 
     path     a run directory of `fit`, or any checkpoint of it, such as an earlier one

@@ -7,7 +7,6 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.sampling.guided import check_roles, check_together, with_scale
 from lightning_cfg.sampling.guided import named as named_guidance
 from lightning_cfg.sampling.network import path_and_weights
-from lightning_cfg.studies.graph import FRESH
 from lightning_cfg.studies.schema import Pairing, Refining, Training
 
 
@@ -54,10 +53,10 @@ def check_fits(fits: dict, discriminators: dict) -> None:
         if name == "exact":
             raise UserError("fits.exact: exact is the closed form of the data, choose another name")
     for name, section in discriminators.items():
-        if section["of"] not in fits or name in fits or not 1 <= section["n"] <= FRESH:
+        if section["of"] not in fits or name in fits:
             raise UserError(
-                f"discriminators.{name} needs a name that is not in fits, of={section['of']} among "
-                f"fits ({', '.join(fits)}), and n={section['n']} from 1 to {FRESH}"
+                f"discriminators.{name} needs a name that is not in fits, and of={section['of']} "
+                f"among fits ({', '.join(fits)})"
             )
 
 

@@ -9,9 +9,7 @@ from lightning_cfg.config import replaced
 from lightning_cfg.runs.inputs import CHECKPOINT
 from lightning_cfg.sampling.guided import with_scale
 from lightning_cfg.sampling.network import Networks, path_and_weights
-from lightning_cfg.studies.schema import Evaluation, Pairing, Tracing
-
-FRESH = 1_000_000  # samples that are evaluated have seeds from here on, sources below
+from lightning_cfg.studies.schema import FRESH, Evaluation, Pairing, Tracing
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,13 @@
 
 from typing import Annotated
 
-from lightning_cfg.config import Guidance, Verb
+from lightning_cfg.config import Between, Guidance, Real, Scales, Verb
 from lightning_cfg.sampling.network import Networks
+
+FRESH = 1_000_000  # samples that are evaluated have seeds from here on, sources below
+Fresh = Annotated[int, Between(1, FRESH)]
+# each study has 2 FRESH seeds of samples to itself, and all of them lie below 2^32
+StudySeed = Annotated[int, Between(0, 2**32 // (2 * FRESH) - 1)]
 
 GIVEN = ("data", "seed", "run_dir", "force")  # by the study, to every verb
 
@@ -24,7 +29,7 @@ def method(
     *,
     models: Networks,
     guidance: Guidance,
-    scales: list[float] | None = None,
+    scales: Scales | None = None,
     generation: dict = {},
 ) -> None:
     """A guidance with its networks.
@@ -38,7 +43,7 @@ def method(
     """
 
 
-def discriminator(*, of: str, n: int, fit: Training) -> None:
+def discriminator(*, of: str, n: Fresh, fit: Training) -> None:
     """A noisy classifier of real data and a model's own samples.
 
     of   one of the study's `fits`, whose unguided samples it tells from real data
@@ -52,7 +57,7 @@ def variant(
     pairs: dict = {},
     flow: dict = {},
     refinement: dict = {},
-    scales: list[float] | None = None,
+    scales: Scales | None = None,
 ) -> None:
     """Another way of pairing, training or refining, beside the study's own.
 
@@ -67,7 +72,7 @@ def published(
     *,
     source: str,
     metric: str,
-    rows: dict[str, dict[str, float]],
+    rows: dict[str, dict[str, Annotated[float, Real]]],
     method: str | None = None,
 ) -> None:
     """Numbers of a paper that stand beside the study's own.

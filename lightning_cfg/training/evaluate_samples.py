@@ -3,12 +3,24 @@
 import csv
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
 
-from lightning_cfg.config import Data, Features, Metric, Sampler
+from lightning_cfg.config import (
+    AtLeast,
+    Between,
+    Count,
+    Data,
+    Features,
+    Metric,
+    NonNegative,
+    Positive,
+    Sampler,
+    Scales,
+    Seed,
+)
 from lightning_cfg.config.check import check
 from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.models import Flow
@@ -61,33 +73,26 @@ class EvaluateSamples(EachStep):
         directory: Path,
         /,
         *,
-        every: int = 5000,
-        n: int = 2000,
-        scales: list[float] = (1.0,),
+        every: Annotated[int, AtLeast(1)] = 5000,
+        n: Count = 2000,
+        scales: Scales = (1.0,),
         sampler: Sampler = {"name": "heun", "steps": 18},
         flow: str | None = None,
-        rtol: float = 1e-5,
-        atol: float = 1e-5,
+        rtol: Annotated[float, NonNegative] = 1e-5,
+        atol: Annotated[float, Positive] = 1e-5,
         sources: dict[str, str] = {},
         metrics: list[Metric] | None = None,
         features: Features | dict[str, Features] | None = None,
         statistics: dict[str, str] = {},
         reference: str | list[str] = "held_out",
         classifier: str | None = None,
-        real: int | None = None,
-        bank: int | None = None,
+        real: Count | None = None,
+        bank: Count | None = None,
         data: Data | None = None,
-        columns: int = 8,
-        seed: int = 0,
-        batch_size: int = 256,
+        columns: Annotated[int, Between(0, 1000)] = 8,
+        seed: Seed = 0,
+        batch_size: Annotated[int, AtLeast(1)] = 256,
     ):
-        if min(every, n, batch_size) < 1 or columns < 0:
-            raise UserError(
-                f"evaluation: every={every}, n={n} and batch_size={batch_size} must be at least 1, "
-                f"and columns={columns} 0 or more"
-            )
-        if not scales:
-            raise UserError("evaluation.scales must name one scale, such as 1 for unguided")
         self.directory, self.every, self.n, self.columns = directory, every, n, columns
         self.batch_size, self.data, self.flow_path = batch_size, data, flow
         self.solver = Solver(rtol=rtol, atol=atol)

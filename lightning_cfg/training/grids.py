@@ -1,7 +1,7 @@
 """Pictures of samples while a training runs."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from lightning_cfg.config import Sampler
+from lightning_cfg.config import AtLeast, Between, Sampler, Scales
 from lightning_cfg.config.check import check
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance import classifier_free
@@ -40,16 +40,11 @@ class Grids(EachStep):
         directory: Path,
         /,
         *,
-        every: int = 1000,
-        scales: list[float] = (1.0, 2.0),
-        columns: int = 8,
+        every: Annotated[int, AtLeast(1)] = 1000,
+        scales: Scales = (1.0, 2.0),
+        columns: Annotated[int, Between(1, 1000)] = 8,
         sampler: Sampler = {"name": "heun", "steps": 18},
     ):
-        if every < 1 or columns < 1 or not scales:
-            raise UserError(
-                f"grids.every={every} and grids.columns={columns} must be at least 1, "
-                "and grids.scales name one scale"
-            )
         self.directory, self.every, self.columns = directory / "figures", every, columns
         self.scales = list(scales)
         # with the keys that were left out, or the limits of the model would not be put in

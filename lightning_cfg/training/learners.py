@@ -3,11 +3,13 @@
 import copy
 import time
 from dataclasses import dataclass
+from typing import Annotated
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from lightning_cfg.config import AtLeast, Filled, NonNegative, Positive
 from lightning_cfg.diffusion.draws import Draws, key
 from lightning_cfg.errors import Diverged, UserError
 from lightning_cfg.interfaces import DataSet
@@ -41,7 +43,8 @@ class Learner(L.LightningModule):
     """What the learners share: AdamW, warm-up, averages of the weights, a watch over the gradient.
 
     lr             learning rate, reached linearly over `warmup` steps
-    gradient_clip  largest norm of the gradient of all parameters; null: as it comes
+    gradient_clip  largest norm of the gradient of all parameters; null or, as in Lightning, 0: as
+                   it comes
     max_bad_steps  the run stops after so many bad steps in a row
     ema_half_life  half-lives of the averages in images; the first is used unless another is asked
     ema_ramp       no half-life exceeds this fraction of the images seen so far
@@ -65,19 +68,15 @@ class Learner(L.LightningModule):
         self,
         model: torch.nn.Module,
         *,
-        lr: float = 1e-3,
-        weight_decay: float = 0.0,
-        warmup: int = 0,
-        gradient_clip: float | None = None,
-        max_bad_steps: int = 10,
-        ema_half_life: list[int] = (500_000,),
-        ema_ramp: float = 0.05,
+        lr: Annotated[float, Positive] = 1e-3,
+        weight_decay: Annotated[float, NonNegative] = 0.0,
+        warmup: Annotated[int, AtLeast(0)] = 0,
+        gradient_clip: Annotated[float, NonNegative] | None = None,
+        max_bad_steps: Annotated[int, AtLeast(1)] = 10,
+        ema_half_life: Annotated[list[Annotated[int, AtLeast(1)]], Filled] = (500_000,),
+        ema_ramp: Annotated[float, NonNegative] = 0.05,
     ):
         super().__init__()
-        if not ema_half_life:
-            raise UserError("learner.ema_half_life must name at least one half-life")
-        if max_bad_steps < 1:
-            raise UserError(f"learner.max_bad_steps={max_bad_steps} must be at least 1")
         self.model = model
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         self.gradient_clip, self.max_bad_steps = gradient_clip, max_bad_steps
@@ -158,7 +157,7 @@ class Learner(L.LightningModule):
         """Measure the gradient and clip it; one that is not finite the optimiser is to skip."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         self._norm = torch.nn.utils.get_total_norm(gradients)
-        if self.gradient_clip is not None:
+        if self.gradient_clip:
             torch.nn.utils.clip_grads_with_norm_(
                 self.model.parameters(), self.gradient_clip, self._norm
             )

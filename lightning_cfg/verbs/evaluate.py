@@ -6,7 +6,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lightning_cfg.config import Data, Features, Free, Metric, Verb
+from lightning_cfg.config import (
+    AtLeast,
+    Between,
+    Count,
+    Data,
+    Features,
+    Free,
+    Metric,
+    Seed,
+    Verb,
+)
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.build import (
     Piece,
@@ -54,16 +64,16 @@ def evaluate(
     statistics: dict[str, Statistics] = {},
     reference: str | list[str] = "held_out",
     classifier: Checkpoint | None = None,
-    real: int | None = None,
-    bank: int | None = None,
+    real: Count | None = None,
+    bank: Count | None = None,
     by_class: bool = True,
-    fresh: int | None = None,
-    draws: int = 1,
-    batch_size: Annotated[int, Free] = 512,
+    fresh: Count | None = None,
+    draws: Annotated[int, Between(1, 1000)] = 1,
+    batch_size: Annotated[int, AtLeast(1), Free] = 512,
     cache: Annotated[bool, Free] = True,
     device: Annotated[str, Free] = "auto",
     logger: Annotated[Literal["csv", "wandb"], Free] = "csv",
-    seed: int = 0,
+    seed: Seed = 0,
     force: bool = False,
 ) -> Path:
     """Score samples; the run holds metrics/metrics.csv and .json, numbers.csv and .json, table.md.
@@ -95,7 +105,7 @@ def evaluate(
     """
     if not samples and not generate and fresh is None:
         raise UserError("samples and generate name nothing to score")
-    _check(samples, generate, draws, batch_size)
+    _check(samples, generate)
     if data is None and (not statistics or fresh is not None or classifier is not None):
         raise UserError("data is missing: what samples are compared with, unless by `statistics`")
     if data is None and by_class:
@@ -149,10 +159,8 @@ def evaluate(
     return run.directory
 
 
-def _check(samples: dict, generate: dict, draws: int, batch_size: int) -> None:
-    """UserError for sets that are none, or bear the name of something else."""
-    if min(draws, batch_size) < 1:
-        raise UserError(f"{draws=} and {batch_size=} must be at least 1")
+def _check(samples: dict, generate: dict) -> None:
+    """UserError for sets that bear the name of something else."""
     for label in (*samples, *generate):
         if label in ("data", "held_out", "features", "classifier", "real"):
             raise UserError(f"samples.{label} is the name of something else here: choose another")

@@ -4,12 +4,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from lightning_cfg.config import (
+    AtLeast,
+    Between,
     Data,
     Free,
     Keywords,
     Learner,
     Model,
     Net,
+    NonNegative,
+    Seed,
     TrainerKeys,
     identity_difference,
     identity_of,
@@ -42,15 +46,15 @@ def fit(
     net: Net,
     model: Model,
     learner: Learner,
-    batch_size: int,
+    batch_size: Annotated[int, Between(1, 2**24)],  # which is drawn as a whole on every rank
     trainer: TrainerKeys,
     run_dir: str,
-    seed: int = 0,
+    seed: Seed = 0,
     resume: Annotated[str, Free] = "auto",
-    checkpoint_every: Annotated[int, Free] = 1000,
-    keep: Annotated[int, Free] = 0,
+    checkpoint_every: Annotated[int, AtLeast(1), Free] = 1000,
+    keep: Annotated[int, NonNegative, Free] = 0,
     keep_by: Annotated[str, Free] = "loss",
-    log_every: Annotated[int, Free] = 50,
+    log_every: Annotated[int, AtLeast(1), Free] = 50,
     grids: GridKeys | None = None,
     evaluation: EvaluationKeys | None = None,
     compile: Annotated[bool | Literal["auto"], Free] = "auto",
@@ -79,7 +83,8 @@ def fit(
     for images on CUDA compiled, channels-last, high and bf16-mixed; otherwise none of it and
     float32. What was chosen is in the manifest.
     """
-    _check_numbers(trainer, checkpoint_every, log_every, keep)
+    if "max_steps" not in trainer:
+        raise UserError("trainer.max_steps is needed: the number of optimiser steps, 1 or more")
     trainer = with_launch(trainer, launched())
     recipe = {"data": data, "net": net, "model": model, "learner": learner}
     recipe |= {"seed": seed, "batch_size": batch_size}
@@ -110,15 +115,6 @@ def fit(
         logger=logger,
     )
     return run.directory
-
-
-def _check_numbers(trainer: dict, checkpoint_every: int, log_every: int, keep: int) -> None:
-    if trainer.get("max_steps", -1) < 1:
-        raise UserError("trainer.max_steps is needed: the number of optimiser steps, 1 or more")
-    if min(checkpoint_every, log_every) < 1:
-        raise UserError(f"{checkpoint_every=} and {log_every=} must be at least 1")
-    if keep < 0:
-        raise UserError(f"{keep=} must be 0 or more")
 
 
 def _start(resume: str, last: Path, recipe: dict, max_steps: int) -> Path | None:

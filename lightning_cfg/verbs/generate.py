@@ -8,10 +8,21 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import Data, Free, Guidance, Sampler
+from lightning_cfg.config import (
+    AtLeast,
+    Count,
+    Data,
+    Free,
+    Guidance,
+    NonNegative,
+    Sampler,
+    Seed,
+    ordered,
+)
 from lightning_cfg.errors import UserError
 from lightning_cfg.reports.contact_sheet import contact_sheet
 from lightning_cfg.reports.panels import save
+from lightning_cfg.runs.inputs import Weights
 from lightning_cfg.runs.names import SAMPLES, SHEET, TRAJECTORIES
 from lightning_cfg.runs.pngs import IMAGES, check_images, drawable, save_images
 from lightning_cfg.runs.progress import progress
@@ -30,6 +41,7 @@ def _unread(config: dict, key: str) -> bool:
 
 
 @verb(_unread)
+@ordered("trajectories", "n", equal=True)
 def generate(
     run: Run,
     /,
@@ -38,13 +50,13 @@ def generate(
     guidance: Guidance,
     sampler: Sampler,
     run_dir: str,
-    n: int,
-    seed: int = 0,
+    n: Count,
+    seed: Seed = 0,
     data: Data | None = None,
-    class_label: int | None = None,
-    weights: str | int = "ema",
-    batch_size: int = 1000,
-    trajectories: int = 0,
+    class_label: Annotated[int, NonNegative] | None = None,
+    weights: Weights = "ema",
+    batch_size: Annotated[int, AtLeast(1)] = 1000,
+    trajectories: Annotated[int, NonNegative] = 0,
     images: Annotated[Literal["folder", "zip"] | None, Free] = None,
     device: Annotated[str, Free] = "auto",
     force: bool = False,
@@ -80,10 +92,6 @@ def generate(
         device=device,
     )
     check_images(images, ready.shape)
-    if n < 1 or batch_size < 1:
-        raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
-    if not 0 <= trajectories <= n:
-        raise UserError(f"trajectories={trajectories} must be from 0 to n={n}")
 
     with sharing() as ranks:
         ranks.check(n, f"n={n}")

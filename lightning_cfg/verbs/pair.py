@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import Data, Features, Free, build
+from lightning_cfg.config import (
+    AtLeast,
+    Between,
+    Count,
+    Data,
+    Features,
+    Filled,
+    Free,
+    Seed,
+    build,
+)
 from lightning_cfg.data.build import build_data
 from lightning_cfg.data.pairs import DIRECTION
 from lightning_cfg.diffusion.draws import keyed
@@ -41,21 +51,21 @@ def pair(
     run: Run,
     /,
     *,
-    sources: list[Samples],
+    sources: Annotated[list[Samples], Filled],
     data: Data,
     run_dir: str,
-    n: int | None = None,
-    k: int = 20,
+    n: Count | None = None,
+    k: Annotated[int, AtLeast(1)] = 20,
     split: Literal["bank", "held_out"] = "bank",
-    bank: int | None = None,
+    bank: Count | None = None,
     features: Features = {"name": "pixels"},
     same_class: bool = True,
-    keep_close: float = 0.0,
+    keep_close: Annotated[float, Between(0, 1, below=True)] = 0.0,
     balance: bool = False,
     condition: Literal["scale", "distance"] | None = None,
-    memory: Annotated[float, Free] = 4.0,
+    memory: Annotated[float, Between(0, 1e6, above=True), Free] = 4.0,  # no machine has more
     device: Annotated[str, Free] = "auto",
-    seed: int = 0,
+    seed: Seed = 0,
     force: bool = False,
 ) -> Path:
     """Find the k nearest real points of every generated sample; the run holds pairs/.
@@ -82,7 +92,6 @@ def pair(
                 the same result; what cannot fit is refused before it starts
     force       does a finished run again
     """
-    _check(sources, n, k, keep_close)
     real = build_data(data)
     if run.finished():
         run.say("finished already")
@@ -144,17 +153,6 @@ def pair(
 
 WIDEST = 4096  # dimensions up to which a Fréchet distance takes less time than the search
 SHOWN = 500  # samples among which the picture finds some of each class
-
-
-def _check(sources: list[str], n: int | None, k: int, keep_close: float) -> None:
-    if n is not None and n < 1:
-        raise UserError(f"n={n} must be at least 1")
-    if k < 1:
-        raise UserError(f"k={k} must be at least 1")
-    if not 0 <= keep_close < 1:
-        raise UserError(f"keep_close={keep_close} must be a share from 0 to below 1")
-    if not sources:
-        raise UserError("sources must name at least one run of `generate` or set of samples")
 
 
 def _check_scales(sources: list[str], scales: list[float | None]) -> None:

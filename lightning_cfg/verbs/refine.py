@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import Free
+from lightning_cfg.config import (
+    AtLeast,
+    Free,
+    NonNegative,
+    Positive,
+    Real,
+    Seed,
+    Share,
+    Steps,
+)
 from lightning_cfg.data.pairs import Pairs
 from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.errors import UserError
@@ -15,7 +24,7 @@ from lightning_cfg.evaluation.sample_sets import Samples, read_set
 from lightning_cfg.refinement.condition import ByScale, Condition, condition_of
 from lightning_cfg.refinement.solver import Solver, refined
 from lightning_cfg.runs import checkpoints
-from lightning_cfg.runs.inputs import Checkpoint
+from lightning_cfg.runs.inputs import Checkpoint, Weights
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import IMAGES, check_images, save_images
 from lightning_cfg.runs.progress import progress
@@ -33,18 +42,18 @@ def refine(
     flow: Checkpoint,
     samples: Samples,
     run_dir: str,
-    weights: str | int = "ema",
+    weights: Weights = "ema",
     method: Literal["dopri5", "euler", "heun"] = "dopri5",
-    steps: int = 8,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    max_evaluations: int = 2000,
-    strength: float = 1.0,
-    scale: float = 1.0,
+    steps: Steps = 8,
+    rtol: Annotated[float, NonNegative] = 1e-5,
+    atol: Annotated[float, Positive] = 1e-5,
+    max_evaluations: Annotated[int, AtLeast(1)] = 2000,
+    strength: Annotated[float, Share] = 1.0,
+    scale: Annotated[float, Real] = 1.0,
     images: Annotated[Literal["folder", "zip"] | None, Free] = None,
-    batch_size: int = 1000,
+    batch_size: Annotated[int, AtLeast(1)] = 1000,
     device: Annotated[str, Free] = "auto",
-    seed: Annotated[int, Free] = 0,
+    seed: Annotated[Seed, Free] = 0,
     force: bool = False,
 ) -> Path:
     """Integrate dx/dt = v(x, t, c) from the sample at t = 0 to 1; the run holds samples/.
@@ -77,8 +86,6 @@ def refine(
     source = read_set(samples, model, as_bytes=False)
     if not source.labelled:
         raise UserError(f"{samples} says no classes, and the flow moves samples by class")
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} must be at least 1")
     check_images(images, model.shape)
 
     condition = _condition(model)

@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from lightning_cfg.config import Data, changed, completed
+from lightning_cfg.config import Between, Data, Real, Scales, changed, completed
 from lightning_cfg.data.build import build_data
 from lightning_cfg.errors import UserError
 from lightning_cfg.reports.case import Case, Traced
@@ -18,15 +18,18 @@ from lightning_cfg.sampling.guided import named as named_guidance
 from lightning_cfg.sampling.network import told
 from lightning_cfg.studies import checks
 from lightning_cfg.studies.cost import cost
-from lightning_cfg.studies.graph import FRESH, Graph, Scored, graph_of
+from lightning_cfg.studies.graph import Graph, Scored, graph_of
 from lightning_cfg.studies.schema import (
+    FRESH,
     Discriminator,
     Evaluation,
+    Fresh,
     Generation,
     Method,
     Pairing,
     Published,
     Refining,
+    StudySeed,
     Tracing,
     Training,
     Variant,
@@ -49,16 +52,16 @@ def study(
     *,
     fits: dict[str, Training],
     methods: dict[str, Method],
-    scales: list[float],
+    scales: Scales,
     generation: Generation,
-    samples: int,
+    samples: Fresh,
     run_dir: str,
     data: Data | None = None,
     cases: dict[str, Data] = {},
     discriminators: dict[str, Discriminator] = {},
-    flows: dict[str, list[float]] = {},
+    flows: dict[str, list[Annotated[float, Real]]] = {},
     flow: Training | None = None,
-    sources: int = 0,
+    sources: Annotated[int, Between(0, FRESH)] = 0,
     pairs: Pairing = {},
     refinement: Refining = {},
     variants: dict[str, Variant] = {},
@@ -68,7 +71,7 @@ def study(
     title: str = "",
     stage: str | None = None,
     plan: bool | Literal["json"] = False,
-    seed: int = 0,
+    seed: StudySeed = 0,
     force: bool = False,
 ) -> Path:
     """Run every stage that is not done yet, then write report.md, report.html and table.csv.
@@ -162,13 +165,11 @@ def _check(asked: dict) -> dict[str, dict]:
     if (asked["data"] is None) == (not asked["cases"]):
         raise UserError("a study needs either data, one data set, or cases, several by name")
     samples, sources = asked["samples"], asked["sources"]
-    if not 1 <= samples <= FRESH:
-        raise UserError(f"{samples=} must be from 1 to {FRESH}")
-    if flows and (asked["flow"] is None or not 1 <= sources <= FRESH):
+    if flows and (asked["flow"] is None or not sources):
         raise UserError(f"flows needs flow, and {sources=} from 1 to {FRESH}")
     kept = asked["generation"]["trajectories"]
-    if not 0 <= kept <= samples:
-        raise UserError(f"generation.trajectories={kept} must be from 0 to {samples=}")
+    if kept > samples:
+        raise UserError(f"generation.trajectories={kept} must be at most {samples=}")
     if asked["trace"] is not None:
         checks.check_trace(asked["trace"], kept, methods, list(fits))
     for name in asked["cases"]:

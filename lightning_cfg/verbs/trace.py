@@ -6,7 +6,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from lightning_cfg.config import Data, Free
+from lightning_cfg.config import Data, Free, Seed
 from lightning_cfg.diffusion.trajectories import (
     Along,
     along,
@@ -19,7 +19,7 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.tables import as_csv
 from lightning_cfg.interfaces import Model
 from lightning_cfg.runs.files import output_of, write_text
-from lightning_cfg.runs.inputs import Checkpoint, Trajectories
+from lightning_cfg.runs.inputs import Checkpoint, Trajectories, Weights
 from lightning_cfg.runs.names import BOUNDARIES, CURVES, SUMMARY, TRAJECTORIES
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import load_tensors
@@ -35,9 +35,9 @@ def trace(
     classifiers: dict[str, Checkpoint],
     run_dir: str,
     data: Data | None = None,
-    weights: str | int = "ema",
+    weights: Weights = "ema",
     device: Annotated[str, Free] = "auto",
-    seed: Annotated[int, Free] = 0,
+    seed: Annotated[Seed, Free] = 0,
     force: bool = False,
 ) -> Path:
     """Measure trajectories, class by class; the run holds metrics/trajectories.csv and curves.csv.
