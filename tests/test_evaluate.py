@@ -17,6 +17,7 @@ from lightning_cfg.evaluation import reference
 from lightning_cfg.evaluation.build import real_side
 from lightning_cfg.evaluation.features import Space
 from lightning_cfg.evaluation.scorer import column_of
+from lightning_cfg.metrics.meaning import meaning
 from lightning_cfg.metrics.moments import Moments, frechet_distance, load_statistics
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import IMAGES, quantised, save_images, signed
@@ -246,6 +247,71 @@ def test_each_number_says_what_it_is_taken_in_and_against(made, scored):
               for v in (x, signed(quantised(bank)))]  # fmt: skip
     distance = frechet_distance(*(Moments().add(f) for f in pooled))
     assert row["fd_mine_vs_bank"] == pytest.approx(distance, rel=1e-6)
+
+
+def test_settings_are_in_the_columns_and_two_of_one_metric_are_two_columns(made, scored):
+    """As many columns as settings, each with the value that the metric has with it alone."""
+    asked = [
+        ({"name": "recall"}, ["recall"]),
+        ({"name": "recall", "k": 10}, ["recall_k10"]),
+        (
+            {"name": "kernel_distance", "size": 20, "subsets": 5},
+            ["kd_mine_subsets5_size20", "kd_mine_std_subsets5_size20"],
+        ),
+        (
+            {"name": "kernel_distance", "size": 30, "subsets": 5},
+            ["kd_mine_subsets5_size30", "kd_mine_std_subsets5_size30"],
+        ),
+        ({"name": "precision_recall"}, ["precision_k3_mine", "recall_k3_mine"]),
+        ({"name": "precision_recall", "k": 4}, ["precision_k4_mine", "recall_k4_mine"]),
+        (
+            {"name": "inception_score", "splits": 2},
+            ["is_splits2_mine", "is_std_splits2_mine"],
+        ),
+        ({"name": "near_copies", "quantile": 0.1}, ["near_copies_quantile0.1_mine"]),
+        ({"name": "near_copies", "quantile": 0.2}, ["near_copies_quantile0.2_mine"]),
+        ({"name": "frechet_features", "allow_few": True}, ["fd_mine"]),
+    ]
+    sections = [section for section, _ in asked]
+    how = {"features": {"mine": SPACE}, "reference": ["held_out"]}
+    both = scored({"a": made.foreign}, metrics=[*sections, *sections[:2]], **how)
+    row = numbers(both["a",])
+    assert list(row) == [column for _, columns in asked for column in columns]
+    for section, columns in asked:
+        alone = numbers(scored({"a": made.foreign}, metrics=[section], **how)["a",])
+        assert alone == {column: row[column] for column in columns}
+    assert row["recall"] != row["recall_k10"]
+    told = json.loads((both["run"] / "metrics/numbers.json").read_text())
+    settings = {number["metric"]: number["settings"] for number in told}
+    assert (settings["recall"], settings["recall_k10"]) == ("k=5", "k=10")
+    assert settings["kd_mine_subsets5_size20"] == "subsets=5 size=20"
+    assert settings["near_copies_quantile0.2_mine"] == "quantile=0.2"
+    assert settings["fd_mine"] == ""
+    assert [meaning(c).better for c in ("recall_k10", "kd_mine_std_subsets5_size20")] == [
+        "higher",
+        None,
+    ]
+
+
+def recalls(x: Tensor) -> dict[str, float]:
+    """A metric of one's own."""
+    return {"mine": 0.5}
+
+
+def recalls_too(x: Tensor) -> dict[str, float]:
+    """Another one, with the same column."""
+    return {"mine": 0.25}
+
+
+def test_a_column_is_never_written_twice(made, scored, call):
+    config = {
+        "samples": {"a": made.foreign}, "data": made.data, "run_dir": "clash",
+        "metrics": ["test_evaluate.recalls", "test_evaluate.recalls_too"],
+    }  # fmt: skip
+    answer = call(evaluate, config)
+    assert (answer.status, answer.out) == (2, "")
+    assert "metric recalls_too: another one has a column mine too: call it otherwise" in answer.err
+    assert not Path("clash").exists()
 
 
 @pytest.mark.parametrize(
