@@ -22,6 +22,7 @@ from lightning_cfg.sampling.guided import scale_of
 from lightning_cfg.sampling.network import own_weights
 from lightning_cfg.sampling.prepared import Prepared, prepare
 from lightning_cfg.sampling.sample import check_finite
+from lightning_cfg.sampling.seeds import check_seeds
 
 BEYOND = (
     1.5  # a guided image overshoots [-1, 1] here and there, one in other units almost everywhere
@@ -135,6 +136,7 @@ def generated(*, n: int, seed: int, batch_size: int, **keys: Any) -> Generated:
     """Samples by the keys of the verb `generate`; UserError as it raises them."""
     if n < 1 or batch_size < 1:
         raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
+    check_seeds(seed, n)
     about = told(keys)
     return Generated(prepare(**keys), torch.arange(seed, seed + n), batch_size, about)
 

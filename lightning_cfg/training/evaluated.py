@@ -14,6 +14,7 @@ from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.tensors import load_samples
 from lightning_cfg.sampling.prepared import Prepared, within_limits
 from lightning_cfg.sampling.sample import check_finite
+from lightning_cfg.sampling.seeds import check_seeds
 from lightning_cfg.training.grids import check_generation
 from lightning_cfg.training.learners import Learner
 
@@ -36,6 +37,7 @@ class FromNoise:
 
     def check(self, learner: Learner, data: Any) -> None:
         """UserError if the model in training cannot make them."""
+        check_seeds(self.seed, self.n, "evaluation.seed")
         check_generation("evaluation", learner, data, self.scales, self.sampler)
         self._shape, self._classes = tuple(data.shape), data.num_classes
 

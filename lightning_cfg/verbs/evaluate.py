@@ -30,6 +30,7 @@ from lightning_cfg.runs.ranks import launched, sharing
 from lightning_cfg.runs.run import Run, content_of, verb
 from lightning_cfg.sampling.guided import check_roles
 from lightning_cfg.sampling.prepared import pick_device
+from lightning_cfg.sampling.seeds import check_seeds
 
 Generation = Annotated[
     dict,
@@ -158,8 +159,9 @@ def _check(samples: dict, generate: dict, draws: int, batch_size: int) -> None:
             raise UserError(f"samples.{label} is the name of something else here: choose another")
     if both := set(samples) & set(generate):
         raise UserError(f"samples and generate both have {sorted(both)[0]}: choose another name")
-    for keys in generate.values():
+    for label, keys in generate.items():
         check_roles(keys["guidance"], keys["models"])
+        check_seeds(keys["seed"], keys["n"] * draws, f"generate.{label}.seed")
 
 
 def _total(sets: dict[str, SampleSet], draws: int) -> int:

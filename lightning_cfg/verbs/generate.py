@@ -22,6 +22,7 @@ from lightning_cfg.sampling.guided import check_roles
 from lightning_cfg.sampling.network import Networks
 from lightning_cfg.sampling.prepared import Prepared, prepare
 from lightning_cfg.sampling.sample import check_finite
+from lightning_cfg.sampling.seeds import check_seeds
 
 
 def _unread(config: dict, key: str) -> bool:
@@ -70,6 +71,9 @@ def generate(
         run.say(f"finished already, {n} samples")
         return run.directory
 
+    if n < 1 or batch_size < 1:
+        raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
+    check_seeds(seed, n)
     ready = prepare(
         models=models,
         guidance=guidance,
@@ -80,8 +84,6 @@ def generate(
         device=device,
     )
     check_images(images, ready.shape)
-    if n < 1 or batch_size < 1:
-        raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
     if not 0 <= trajectories <= n:
         raise UserError(f"trajectories={trajectories} must be from 0 to n={n}")
 

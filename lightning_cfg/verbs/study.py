@@ -162,6 +162,7 @@ def _check(asked: dict) -> dict[str, dict]:
     if (asked["data"] is None) == (not asked["cases"]):
         raise UserError("a study needs either data, one data set, or cases, several by name")
     samples, sources = asked["samples"], asked["sources"]
+    checks.check_seed(asked["seed"])
     if not 1 <= samples <= FRESH:
         raise UserError(f"{samples=} must be from 1 to {FRESH}")
     if flows and (asked["flow"] is None or not 1 <= sources <= FRESH):
