@@ -300,7 +300,9 @@ def _images(files: Files, data: Any) -> SampleSet:
             f"{files.path} holds images of shape {shape}, not {tuple(data.shape)} as here"
         )
     c = _classes(files, data)
-    return SampleSet(shape, c, lambda rows: signed(files[rows]), {"source": str(files.path)})
+    about = {"source": str(files.path)}
+    about |= {"left_out": files.left_out} if files.left_out else {}
+    return SampleSet(shape, c, lambda rows: signed(files[rows]), about)
 
 
 def _classes(files: Files, data: Any) -> Tensor:
