@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
+from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation import reference
 from lightning_cfg.evaluation.build import real_side
 from lightning_cfg.evaluation.features import Space
+from lightning_cfg.evaluation.sample_sets import read_set
 from lightning_cfg.evaluation.scorer import column_of
 from lightning_cfg.metrics.meaning import meaning
 from lightning_cfg.metrics.moments import Moments, frechet_distance, load_statistics
@@ -25,6 +28,7 @@ from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
+from lightning_cfg.verbs.pair import pair
 
 HEUN = {"name": "heun", "steps": 4}
 NET = {"name": "UnshuffleUNet", "channels": 8, "channel_mult": [1]}
@@ -458,12 +462,67 @@ def test_an_empty_folder(refused, tmp_path):
     assert "no such file" in refused(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("scale, offset", [(127.5, 127.5), (2.0, 0.0)])
+@pytest.mark.parametrize("scale, offset", [(127.5, 127.5), (2.0, 0.0), (0.5, 0.5)])
 def test_float_images_in_other_units(refused, made, tmp_path, scale, offset):
     tensors = {"x": made.x / made.x.abs().max() * scale + offset, "c": made.c}
     file = save_tensors(tmp_path / "other.safetensors", **tensors, seed=torch.arange(60))
     line = refused(file)
     assert "other.safetensors: images must have values in [-1, 1]" in line
+
+
+def test_bright_images_are_taken_where_the_file_says_that_they_are(refused, made, tmp_path, scored):
+    """And are another set than the same numbers in [0, 1]."""
+    bright = (made.x.clamp(-1, 1) + 1) / 2
+    tensors = {"x": bright, "c": made.c, "seed": torch.arange(60)}
+    save_file(tensors, tmp_path / "silent.safetensors")
+    line = refused(tmp_path / "silent.safetensors")
+    assert "these are all in [0, 1], from" in line
+    assert "save 2 * x - 1; or if they are so bright, say so in the file" in line
+    assert "metadata={'values': '[-1, 1]'}" in line
+    save_file(tensors, tmp_path / "said.safetensors", metadata={"values": "[-1, 1]"})
+    save_file({**tensors, "x": 2 * bright - 1}, tmp_path / "moved.safetensors")
+    one_dark = bright.clone()
+    one_dark[7, 0, 0, 0] = -0.01
+    save_file({**tensors, "x": one_dark}, tmp_path / "dark.safetensors")
+    names = ("said", "moved", "dark")
+    found = scored({name: str(tmp_path / f"{name}.safetensors") for name in names})
+    assert found["moved",]["fd_blocks"] == pytest.approx(
+        scored({"a": made.foreign})["a",]["fd_blocks"], rel=0.05
+    )
+    assert found["said",]["fd_blocks"] > 5 * found["moved",]["fd_blocks"]
+    assert found["dark",]["fd_blocks"] == pytest.approx(found["said",]["fd_blocks"], rel=0.01)
+
+
+def test_bright_images_of_a_run_of_ours_are_bright(made, tmp_path, scored):
+    run = tmp_path / "ours"
+    tensors = {"x": torch.full((60, 3, 8, 8), 0.9), "c": made.c, "seed": torch.arange(60)}
+    save_tensors(run / SAMPLES, **tensors)
+    with pytest.raises(UserError, match=r"all in \[0, 1\], from 0.9 to 0.9"):
+        read_set(run / SAMPLES)
+    manifest = {"verb": "generate", "settings": {
+        "sampler": HEUN, "guidance": {"name": "unguided"}, "weights": "ema"}}  # fmt: skip
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert len(read_set(run)) == len(read_set(run / SAMPLES)) == 60
+
+
+def test_every_reader_of_samples_asks_for_their_units(made, tmp_path, call, training):
+    tensors = {"x": torch.rand(60, 3, 8, 8), "c": made.c, "seed": torch.arange(60)}
+    file = str(save_tensors(tmp_path / "unit.safetensors", **tensors))
+    real = {"name": "RealOrGenerated", "real": made.data, "path": file}
+    judge = {
+        "net": {"name": "ConvNet", "channels": 4},
+        "model": {"name": "NoisyClassifier"},
+        "learner": {"name": "Classification"},
+    }
+    for verb, config in (
+        (pair, {"sources": [file], "data": made.data, "k": 2}),
+        (evaluate, {"samples": {"a": file}, "data": made.data}),
+        (fit, training(data=real, **judge)),
+    ):
+        answer = call(verb, config, "run_dir=run")
+        assert answer.status == 2
+        assert "unit.safetensors: images must have values in [-1, 1], and these" in answer.err
+        assert not Path("run").exists()
 
 
 def test_a_little_overshoot_is_clipped(made, tmp_path, scored):
