@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,6 +47,9 @@ def toy_train(*, lr: float = 1e-3, guide: Annotated[dict, Choice("toy")] = "clas
     """Train."""
 '''
 
+NOT_A_TEXT = (
+    "write it without quotes, or where it comes from the environment ${oc.decode:${oc.env:NAME}}"
+)
 Guide = Annotated[dict, Choice("toy")]
 Machine = Annotated[dict, Keywords("toy.Machine")]
 
@@ -199,7 +203,7 @@ def test_a_value_is_read_as_its_type(given, expected, form):
         ("lr=null", "lr must be float, not null"),
         ("steps=2.5", "steps must be int, not 2.5"),
         ("steps=true", "steps must be int, not True"),
-        ("steps='3'", "steps must be int, not '3'"),
+        ("steps='3'", f"steps must be int, not the text '3': {NOT_A_TEXT}"),
         ("steps=.inf", "steps must be int, not inf"),
         ("flag=1", "flag must be bool, not 1"),
         ("text=12", "text must be str, not 12 (put it in quotes)"),
@@ -498,6 +502,51 @@ def test_interpolated_name_and_type():
     assert read(verb, text)["guide"]["scale"] == 1.5
     message = refused(verb, text, "guide.scale=${other}")
     assert message == "command line: guide.scale must be float, not 'classifier_free'"
+
+
+def of_many_kinds(
+    *,
+    scale: float | Annotated[Callable, Choice("toy")] = 1.0,
+    steps: int = 1,
+    marked: Annotated[float, "above 0"] | Annotated[Callable, Choice("toy")] = 1.0,
+    size: int | Literal["auto"] = "auto",
+    fast: bool | Literal["json"] = False,
+    weights: str | int = "ema",
+    name: str = "",
+    several: list[float] = (),
+):
+    pass
+
+
+@pytest.mark.parametrize(
+    "key, text, kind",
+    [
+        ("scale", "2.5", "float or a name in toy or a section {name: ...}"),
+        ("marked", "1e-3", "float or a name in toy or a section {name: ...}"),
+        ("steps", "8", "int"),
+        ("size", "8", "int or 'auto'"),
+        ("fast", "true", "bool or 'json'"),
+        ("several[0]", "-1", "float"),
+    ],
+)
+def test_a_number_from_the_environment_is_told_as_what_it_is(monkeypatch, key, text, kind):
+    monkeypatch.setenv("TOY_NUMBER", text)
+    name, inside = key.removesuffix("[0]"), "[{}]" if "[" in key else "{}"
+    line = f"{name}: " + inside.format("'${oc.env:TOY_NUMBER}'")
+    assert refused(of_many_kinds, line) == (
+        f"x.yaml: {key} must be {kind}, not the text '{text}': {NOT_A_TEXT}"
+    )
+    line = f"{name}: " + inside.format("'${oc.decode:${oc.env:TOY_NUMBER}}'")
+    meant = {"2.5": 2.5, "1e-3": 0.001, "8": 8, "true": True, "-1": [-1.0]}[text]
+    assert read(of_many_kinds, line)[name] == meant
+
+
+@pytest.mark.parametrize(
+    "key, text", [("weights", "8"), ("name", "8"), ("size", "auto"), ("fast", "json")]
+)
+def test_a_text_from_the_environment_is_one(monkeypatch, key, text):
+    monkeypatch.setenv("TOY_TEXT", text)
+    assert read(of_many_kinds, f"{key}: '${{oc.env:TOY_TEXT}}'")[key] == text
 
 
 @pytest.mark.parametrize(

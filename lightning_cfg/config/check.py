@@ -241,8 +241,32 @@ def _check_scalar(kind: Any, value: Any, path: str) -> Any:
             return int(value)
     elif value is None if kind is None else type(value) is kind:
         return value
+    _refuse_text_of_a_number(kind, [kind], value, path)
     hint = " (put it in quotes)" if kind is str and type(value) in (int, float, bool) else ""
     raise Wrong(path, f"{path} must be {describe(kind)}, not {show(value)}{hint}")
+
+
+def _refuse_text_of_a_number(kind: Any, kinds: list, value: Any, path: str) -> None:
+    """Wrong, saying so, where one of these kinds is a number and the value a text of one.
+
+    What comes from the environment is a text, and '2.5' would be looked for among names.
+    """
+    marked = [kind for kind in kinds if get_origin(kind) is Annotated and section_of(kind) is None]
+    kinds = [get_args(kind)[0] if kind in marked else kind for kind in kinds]
+    numbers = {kind for kind in kinds if kind in (int, float, bool)}
+    if not numbers or not isinstance(value, str) or str in kinds:
+        return
+    try:
+        float(value)
+    except ValueError:
+        if bool not in numbers or value.lower() not in ("true", "false"):
+            return
+    if not any(value in get_args(kind) for kind in kinds if get_origin(kind) is Literal):
+        raise Wrong(
+            path,
+            f"{path} must be {describe(kind)}, not the text {value!r}: write it without quotes, or where it "
+            "comes from the environment ${oc.decode:${oc.env:NAME}}",
+        )
 
 
 def _check_items(base: Any, args: tuple, value: list | tuple, path: str) -> list | tuple:
@@ -261,6 +285,7 @@ def _check_union(kind: Any, value: Any, path: str) -> Any:
         return value
     if type(value) in kinds:  # 1.0 stays a float in `int | float`: to the Trainer it is not 1
         return value
+    _refuse_text_of_a_number(kind, kinds, value, path)
     deeper = None
     for one in likely(kinds, value):
         try:
