@@ -742,3 +742,39 @@ def test_the_file_may_be_a_pipe(here, monkeypatch, capsys):
     writer.join()
     written = yaml.safe_load(capsys.readouterr().out)
     assert (written["lr"], written["steps"]) == (3.0, 7)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "lightning_cfg",
+        "lightning_cfg --version",
+        "lightning_cfg.study --help",
+        "lightning_cfg.study --config QUICK --print-config",
+        "lightning_cfg study --config QUICK plan=true run_dir=run",
+        "lightning_cfg.assets",
+    ],
+)
+def test_a_reader_that_has_read_enough_ends_it_without_a_word(here, words, unbuffered):
+    """As `study ... | head` does."""
+    root = Path(config.__file__).parents[2]
+    words = words.replace("QUICK", str(root / "conf/studies/fractal_quick.yaml"))
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run(
+        [sys.executable, "-m", *words.split()],
+        cwd=here,
+        stdout=writes,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": unbuffered},
+    )
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_broken_pipe_of_somebody_else_is_not_taken_for_ones_own():
+    with pytest.raises(BrokenPipeError, match="a worker's"), cli.answered():
+        raise BrokenPipeError("a worker's")

@@ -251,9 +251,9 @@ def _refuse_text_of_a_number(kind: Any, kinds: list, value: Any, path: str) -> N
 
     What comes from the environment is a text, and '2.5' would be looked for among names.
     """
-    marked = [kind for kind in kinds if get_origin(kind) is Annotated and section_of(kind) is None]
-    kinds = [get_args(kind)[0] if kind in marked else kind for kind in kinds]
-    numbers = {kind for kind in kinds if kind in (int, float, bool)}
+    marked = [one for one in kinds if get_origin(one) is Annotated and section_of(one) is None]
+    kinds = [get_args(one)[0] if one in marked else one for one in kinds]
+    numbers = {one for one in kinds if one in (int, float, bool)}
     if not numbers or not isinstance(value, str) or str in kinds:
         return
     try:
@@ -261,12 +261,10 @@ def _refuse_text_of_a_number(kind: Any, kinds: list, value: Any, path: str) -> N
     except ValueError:
         if bool not in numbers or value.lower() not in ("true", "false"):
             return
-    if not any(value in get_args(kind) for kind in kinds if get_origin(kind) is Literal):
-        raise Wrong(
-            path,
-            f"{path} must be {describe(kind)}, not the text {value!r}: write it without quotes, or where it "
-            "comes from the environment ${oc.decode:${oc.env:NAME}}",
-        )
+    if not any(value in get_args(one) for one in kinds if get_origin(one) is Literal):
+        must = f"{path} must be {describe(kind)}, not the text {value!r}"
+        hint = "write it without quotes, or where it comes from the environment"
+        raise Wrong(path, f"{must}: {hint} ${{oc.decode:${{oc.env:NAME}}}}")
 
 
 def _check_items(base: Any, args: tuple, value: list | tuple, path: str) -> list | tuple:
