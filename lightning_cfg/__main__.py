@@ -22,16 +22,17 @@ OWN = ("sweep", "assets")  # with a command line of their own
 def main(words: list[str] | None = None) -> None:
     """List the verbs, or run one of them: `lightning_cfg VERB --config FILE [key=value ...]`."""
     words = sys.argv[1:] if words is None else words
-    if not words or words[0] in ("-h", "--help"):
-        print(_listed())
-    elif words[0] in ("-V", "--version"):
-        print(f"lightning_cfg {__version__}")
-    else:
+    with cli.answered():
+        if not words or words[0] in ("-h", "--help"):
+            print(_listed())
+            return
+        if words[0] in ("-V", "--version"):
+            print(f"lightning_cfg {__version__}")
+            return
         verb, *rest = words
-        with cli.answered():
-            if verb not in VERBS:
-                raise UserError(f"no verb '{verb}'; {did_you_mean(verb, VERBS)}")
-        (cli.main_of if verb in OWN else cli.main)(verb, rest)
+        if verb not in VERBS:
+            raise UserError(f"no verb '{verb}'; {did_you_mean(verb, VERBS)}")
+    (cli.main_of if verb in OWN else cli.main)(verb, rest)
 
 
 def _listed() -> str:

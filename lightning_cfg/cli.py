@@ -1,10 +1,13 @@
 """Between a command line and a verb: its file is read before anything heavy is imported."""
 
 import importlib
+import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from lightning_cfg.config import dump, help_of, load, parse
 from lightning_cfg.errors import Diverged, Preempted, RankLost, UserError, one_line
@@ -48,9 +51,13 @@ def main_of(verb: str, words: list[str] | None = None) -> None:
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """What is a user's to know ends the process with one line and a status of its own."""
+    """What is a user's to know ends the process with one line and a status of its own.
+
+    Who reads what is printed may stop, as `| head` does: that ends it too, without a word.
+    """
     try:
-        yield
+        with _heard():
+            yield
     except UserError as error:
         _stop(f"error: {one_line(error)}", 2)
     except (Diverged, RankLost) as error:
@@ -59,6 +66,33 @@ def answered() -> Iterator[None]:
         _stop(one_line(error), REQUEUE)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """The process ends as by SIGPIPE where nobody reads its output any more."""
+    try:
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # what is held back would fail after the last line of Python
+    except BrokenPipeError:
+        if not _unread(sys.stdout):  # of another pipe it is somebody else's to tell
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _unread(stream: TextIO) -> bool:
+    """Whether it is a pipe whose reader has gone."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # no file at all, as in a notebook
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _stop(message: str, status: int) -> NoReturn:

@@ -1,6 +1,7 @@
 """Bad input: one clear line that names the thing, status 2, no traceback, nothing overwritten."""
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -8,11 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
+from safetensors import safe_open
 
 from lightning_cfg.config import load
+from lightning_cfg.evaluation.sample_sets import read_set
 from lightning_cfg.runs.checkpoints import LAST
 from lightning_cfg.runs.names import PAIRS, SAMPLES, TRAJECTORIES
 from lightning_cfg.runs.tensors import save_tensors
@@ -350,6 +355,14 @@ BROKEN = {
     "without c": (lambda s: {"c": MISSING}, "has no 'c'"),
     "class": (lambda s: {"c": s["c"] + 5}, "holds classes 5 ... 6, only 0 ... 1"),
     "fewer labels": (lambda s: {"c": s["c"][:4]}, "c has shape (4,), not (6,)"),
+    "complex samples": (lambda s: {"x": s["x"].to(torch.complex64)}, "x is complex64, and must be"),
+    "integer samples": (lambda s: {"x": s["c"][:, None].repeat(1, 2)}, "x is int64, and must be"),
+    "float classes": (lambda s: {"c": s["c"].float()}, "c is float32, and must be whole numbers"),
+    "complex classes": (lambda s: {"c": s["c"].to(torch.complex64)}, "c is complex64, and must"),
+    "yes and no as classes": (lambda s: {"c": s["c"] == 1}, "c is bool, and must be whole numbers"),
+    "float seeds": (lambda s: {"seed": s["seed"].double()}, "seed is float64, and must be whole"),
+    "no row per sample": (lambda s: {"x": torch.tensor(1.0)}, "x has shape (), not (N, ...)"),
+    "negative class": (lambda s: {"c": s["c"].to(torch.int8) - 1}, "holds classes -1 ... 0"),
     "empty": (lambda s: {name: t[:0] for name, t in s.items()}, "no sample"),
 }
 
@@ -373,6 +386,60 @@ def test_broken_sample_file(refused, readers, made, tmp_path, reader, broken):
     line = refused(*readers[reader](file))
     assert "samples.safetensors" in line
     assert word in line
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("floats", [torch.float16, torch.bfloat16, torch.float64])
+def test_numbers_of_any_kind_mean_the_same(made, tmp_path, kind, floats):
+    """Classes and seeds are integers, samples real numbers, in as many bits as somebody likes."""
+    x = made.samples["x"].to(floats)
+    c, seed = (made.samples[name].to(kind) for name in ("c", "seed"))
+    held = read_set(samples_with(made, tmp_path, x=x, c=c, seed=seed))
+    ((found, classes),) = held.batches(9)
+    assert torch.equal(found.double(), x.double())
+    assert torch.equal(classes, made.samples["c"])
+    assert torch.equal(held.seeds, made.samples["seed"])
+    assert found.dtype == (torch.float64 if floats == torch.float64 else torch.float32)
+
+
+def test_complex_or_integer_pairs_and_trajectories(refused, made, tmp_path, training):
+    with safe_open(made.pairs, "pt") as file:
+        pairs = {name: file.get_tensor(name) for name in file.keys()}
+    config = training(model={"name": "Flow"}, learner={"name": "Refinement"})
+    for changed, word in (
+        ({"neighbours": pairs["neighbours"].float()}, "neighbours is float32, and must be whole"),
+        ({"targets": pairs["targets"].to(torch.complex64)}, "targets is complex64, and must be"),
+        ({"c": pairs["c"] == 1}, "c is bool, and must be whole numbers"),
+    ):
+        place = save_tensors(tmp_path / "odd.safetensors", **pairs | changed)
+        data = {"name": "Pairs", "path": str(place)}
+        assert word in refused(fit, {**config, "data": data})
+    moves = {**made.moves, "path": made.moves["path"].to(torch.complex64)}
+    place = save_tensors(tmp_path / "moves.safetensors", **moves)
+    config = {"samples": {"a": str(place)}, "classifiers": {"k": made.classifier}}
+    assert "path is complex64, and must be float32" in refused(trace, config)
+
+
+@pytest.mark.parametrize("reader", ["pair", "refine", "evaluate"])
+def test_another_kind_of_file_is_told_as_what_it_is(refused, readers, made, tmp_path, reader):
+    arrays = {name: t.numpy() for name, t in made.samples.items()}
+    np.savez(tmp_path / "samples.npz", **arrays)
+    np.savez_compressed(tmp_path / "packed.npz", **arrays)
+    np.save(tmp_path / "samples.npy", arrays["x"])
+    torch.save(made.samples, tmp_path / "samples.pt")
+    (tmp_path / "samples.pkl").write_bytes(pickle.dumps(arrays))
+    Image.new("L", (3, 3)).save(tmp_path / "image.png")
+    for name, kind in {
+        "samples.npz": "an npz of numpy",
+        "packed.npz": "an npz of numpy",
+        "samples.npy": "an array of numpy",
+        "samples.pt": "a checkpoint of torch",
+        "samples.pkl": "a pickle",
+        "image.png": "a PNG image",
+    }.items():
+        line = refused(*readers[reader](str(tmp_path / name)))
+        wanted = "what is read here is a safetensors file with x, c, seed"
+        assert f"{name} is {kind}; {wanted}" in line
 
 
 @pytest.mark.parametrize("reader", ["pair", "refine", "evaluate"])

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,6 +47,9 @@ def toy_train(*, lr: float = 1e-3, guide: Annotated[dict, Choice("toy")] = "clas
     """Train."""
 '''
 
+NOT_A_TEXT = (
+    "write it without quotes, or where it comes from the environment ${oc.decode:${oc.env:NAME}}"
+)
 Guide = Annotated[dict, Choice("toy")]
 Machine = Annotated[dict, Keywords("toy.Machine")]
 
@@ -208,7 +212,7 @@ def test_a_value_is_read_as_its_type(given, expected, form):
         ("lr=null", "lr must be float, not null"),
         ("steps=2.5", "steps must be int, not 2.5"),
         ("steps=true", "steps must be int, not True"),
-        ("steps='3'", "steps must be int, not '3'"),
+        ("steps='3'", f"steps must be int, not the text '3': {NOT_A_TEXT}"),
         ("steps=.inf", "steps must be int, not inf"),
         ("flag=1", "flag must be bool, not 1"),
         ("text=12", "text must be str, not 12 (put it in quotes)"),
@@ -509,6 +513,51 @@ def test_interpolated_name_and_type():
     assert message == "command line: guide.scale must be float, not 'classifier_free'"
 
 
+def of_many_kinds(
+    *,
+    scale: float | Annotated[Callable, Choice("toy")] = 1.0,
+    steps: int = 1,
+    marked: Annotated[float, "above 0"] | Annotated[Callable, Choice("toy")] = 1.0,
+    size: int | Literal["auto"] = "auto",
+    fast: bool | Literal["json"] = False,
+    weights: str | int = "ema",
+    name: str = "",
+    several: list[float] = (),
+):
+    pass
+
+
+@pytest.mark.parametrize(
+    "key, text, kind",
+    [
+        ("scale", "2.5", "float or a name in toy or a section {name: ...}"),
+        ("marked", "1e-3", "float or a name in toy or a section {name: ...}"),
+        ("steps", "8", "int"),
+        ("size", "8", "int or 'auto'"),
+        ("fast", "true", "bool or 'json'"),
+        ("several[0]", "-1", "float"),
+    ],
+)
+def test_a_number_from_the_environment_is_told_as_what_it_is(monkeypatch, key, text, kind):
+    monkeypatch.setenv("TOY_NUMBER", text)
+    name, inside = key.removesuffix("[0]"), "[{}]" if "[" in key else "{}"
+    line = f"{name}: " + inside.format("'${oc.env:TOY_NUMBER}'")
+    assert refused(of_many_kinds, line) == (
+        f"x.yaml: {key} must be {kind}, not the text '{text}': {NOT_A_TEXT}"
+    )
+    line = f"{name}: " + inside.format("'${oc.decode:${oc.env:TOY_NUMBER}}'")
+    meant = {"2.5": 2.5, "1e-3": 0.001, "8": 8, "true": True, "-1": [-1.0]}[text]
+    assert read(of_many_kinds, line)[name] == meant
+
+
+@pytest.mark.parametrize(
+    "key, text", [("weights", "8"), ("name", "8"), ("size", "auto"), ("fast", "json")]
+)
+def test_a_text_from_the_environment_is_one(monkeypatch, key, text):
+    monkeypatch.setenv("TOY_TEXT", text)
+    assert read(of_many_kinds, f"{key}: '${{oc.env:TOY_TEXT}}'")[key] == text
+
+
 @pytest.mark.parametrize(
     "value, message",
     [
@@ -702,3 +751,39 @@ def test_the_file_may_be_a_pipe(here, monkeypatch, capsys):
     writer.join()
     written = yaml.safe_load(capsys.readouterr().out)
     assert (written["lr"], written["steps"]) == (3.0, 7)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "lightning_cfg",
+        "lightning_cfg --version",
+        "lightning_cfg.study --help",
+        "lightning_cfg.study --config QUICK --print-config",
+        "lightning_cfg study --config QUICK plan=true run_dir=run",
+        "lightning_cfg.assets",
+    ],
+)
+def test_a_reader_that_has_read_enough_ends_it_without_a_word(here, words, unbuffered):
+    """As `study ... | head` does."""
+    root = Path(config.__file__).parents[2]
+    words = words.replace("QUICK", str(root / "conf/studies/fractal_quick.yaml"))
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run(
+        [sys.executable, "-m", *words.split()],
+        cwd=here,
+        stdout=writes,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": unbuffered},
+    )
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_broken_pipe_of_somebody_else_is_not_taken_for_ones_own():
+    with pytest.raises(BrokenPipeError, match="a worker's"), cli.answered():
+        raise BrokenPipeError("a worker's")

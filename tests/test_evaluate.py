@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
+from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation import reference
 from lightning_cfg.evaluation.build import real_side
 from lightning_cfg.evaluation.features import Space
+from lightning_cfg.evaluation.sample_sets import read_set
 from lightning_cfg.evaluation.scorer import column_of
+from lightning_cfg.metrics.meaning import meaning
 from lightning_cfg.metrics.moments import Moments, frechet_distance, load_statistics
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import IMAGES, quantised, save_images, signed
@@ -24,6 +28,7 @@ from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
+from lightning_cfg.verbs.pair import pair
 
 HEUN = {"name": "heun", "steps": 4}
 NET = {"name": "UnshuffleUNet", "channels": 8, "channel_mult": [1]}
@@ -248,6 +253,71 @@ def test_each_number_says_what_it_is_taken_in_and_against(made, scored):
     assert row["fd_mine_vs_bank"] == pytest.approx(distance, rel=1e-6)
 
 
+def test_settings_are_in_the_columns_and_two_of_one_metric_are_two_columns(made, scored):
+    """As many columns as settings, each with the value that the metric has with it alone."""
+    asked = [
+        ({"name": "recall"}, ["recall"]),
+        ({"name": "recall", "k": 10}, ["recall_k10"]),
+        (
+            {"name": "kernel_distance", "size": 20, "subsets": 5},
+            ["kd_mine_subsets5_size20", "kd_mine_std_subsets5_size20"],
+        ),
+        (
+            {"name": "kernel_distance", "size": 30, "subsets": 5},
+            ["kd_mine_subsets5_size30", "kd_mine_std_subsets5_size30"],
+        ),
+        ({"name": "precision_recall"}, ["precision_k3_mine", "recall_k3_mine"]),
+        ({"name": "precision_recall", "k": 4}, ["precision_k4_mine", "recall_k4_mine"]),
+        (
+            {"name": "inception_score", "splits": 2},
+            ["is_splits2_mine", "is_std_splits2_mine"],
+        ),
+        ({"name": "near_copies", "quantile": 0.1}, ["near_copies_quantile0.1_mine"]),
+        ({"name": "near_copies", "quantile": 0.2}, ["near_copies_quantile0.2_mine"]),
+        ({"name": "frechet_features", "allow_few": True}, ["fd_mine"]),
+    ]
+    sections = [section for section, _ in asked]
+    how = {"features": {"mine": SPACE}, "reference": ["held_out"]}
+    both = scored({"a": made.foreign}, metrics=[*sections, *sections[:2]], **how)
+    row = numbers(both["a",])
+    assert list(row) == [column for _, columns in asked for column in columns]
+    for section, columns in asked:
+        alone = numbers(scored({"a": made.foreign}, metrics=[section], **how)["a",])
+        assert alone == {column: row[column] for column in columns}
+    assert row["recall"] != row["recall_k10"]
+    told = json.loads((both["run"] / "metrics/numbers.json").read_text())
+    settings = {number["metric"]: number["settings"] for number in told}
+    assert (settings["recall"], settings["recall_k10"]) == ("k=5", "k=10")
+    assert settings["kd_mine_subsets5_size20"] == "subsets=5 size=20"
+    assert settings["near_copies_quantile0.2_mine"] == "quantile=0.2"
+    assert settings["fd_mine"] == ""
+    assert [meaning(c).better for c in ("recall_k10", "kd_mine_std_subsets5_size20")] == [
+        "higher",
+        None,
+    ]
+
+
+def recalls(x: Tensor) -> dict[str, float]:
+    """A metric of one's own."""
+    return {"mine": 0.5}
+
+
+def recalls_too(x: Tensor) -> dict[str, float]:
+    """Another one, with the same column."""
+    return {"mine": 0.25}
+
+
+def test_a_column_is_never_written_twice(made, scored, call):
+    config = {
+        "samples": {"a": made.foreign}, "data": made.data, "run_dir": "clash",
+        "metrics": ["test_evaluate.recalls", "test_evaluate.recalls_too"],
+    }  # fmt: skip
+    answer = call(evaluate, config)
+    assert (answer.status, answer.out) == (2, "")
+    assert "metric recalls_too: another one has a column mine too: call it otherwise" in answer.err
+    assert not Path("clash").exists()
+
+
 @pytest.mark.parametrize(
     "column, label, usual, n, expected",
     [
@@ -392,12 +462,67 @@ def test_an_empty_folder(refused, tmp_path):
     assert "no such file" in refused(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("scale, offset", [(127.5, 127.5), (2.0, 0.0)])
+@pytest.mark.parametrize("scale, offset", [(127.5, 127.5), (2.0, 0.0), (0.5, 0.5)])
 def test_float_images_in_other_units(refused, made, tmp_path, scale, offset):
     tensors = {"x": made.x / made.x.abs().max() * scale + offset, "c": made.c}
     file = save_tensors(tmp_path / "other.safetensors", **tensors, seed=torch.arange(60))
     line = refused(file)
     assert "other.safetensors: images must have values in [-1, 1]" in line
+
+
+def test_bright_images_are_taken_where_the_file_says_that_they_are(refused, made, tmp_path, scored):
+    """And are another set than the same numbers in [0, 1]."""
+    bright = (made.x.clamp(-1, 1) + 1) / 2
+    tensors = {"x": bright, "c": made.c, "seed": torch.arange(60)}
+    save_file(tensors, tmp_path / "silent.safetensors")
+    line = refused(tmp_path / "silent.safetensors")
+    assert "these are all in [0, 1], from" in line
+    assert "save 2 * x - 1; or if they are so bright, say so in the file" in line
+    assert "metadata={'values': '[-1, 1]'}" in line
+    save_file(tensors, tmp_path / "said.safetensors", metadata={"values": "[-1, 1]"})
+    save_file({**tensors, "x": 2 * bright - 1}, tmp_path / "moved.safetensors")
+    one_dark = bright.clone()
+    one_dark[7, 0, 0, 0] = -0.01
+    save_file({**tensors, "x": one_dark}, tmp_path / "dark.safetensors")
+    names = ("said", "moved", "dark")
+    found = scored({name: str(tmp_path / f"{name}.safetensors") for name in names})
+    assert found["moved",]["fd_blocks"] == pytest.approx(
+        scored({"a": made.foreign})["a",]["fd_blocks"], rel=0.05
+    )
+    assert found["said",]["fd_blocks"] > 5 * found["moved",]["fd_blocks"]
+    assert found["dark",]["fd_blocks"] == pytest.approx(found["said",]["fd_blocks"], rel=0.01)
+
+
+def test_bright_images_of_a_run_of_ours_are_bright(made, tmp_path, scored):
+    run = tmp_path / "ours"
+    tensors = {"x": torch.full((60, 3, 8, 8), 0.9), "c": made.c, "seed": torch.arange(60)}
+    save_tensors(run / SAMPLES, **tensors)
+    with pytest.raises(UserError, match=r"all in \[0, 1\], from 0.9 to 0.9"):
+        read_set(run / SAMPLES)
+    manifest = {"verb": "generate", "settings": {
+        "sampler": HEUN, "guidance": {"name": "unguided"}, "weights": "ema"}}  # fmt: skip
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert len(read_set(run)) == len(read_set(run / SAMPLES)) == 60
+
+
+def test_every_reader_of_samples_asks_for_their_units(made, tmp_path, call, training):
+    tensors = {"x": torch.rand(60, 3, 8, 8), "c": made.c, "seed": torch.arange(60)}
+    file = str(save_tensors(tmp_path / "unit.safetensors", **tensors))
+    real = {"name": "RealOrGenerated", "real": made.data, "path": file}
+    judge = {
+        "net": {"name": "ConvNet", "channels": 4},
+        "model": {"name": "NoisyClassifier"},
+        "learner": {"name": "Classification"},
+    }
+    for verb, config in (
+        (pair, {"sources": [file], "data": made.data, "k": 2}),
+        (evaluate, {"samples": {"a": file}, "data": made.data}),
+        (fit, training(data=real, **judge)),
+    ):
+        answer = call(verb, config, "run_dir=run")
+        assert answer.status == 2
+        assert "unit.safetensors: images must have values in [-1, 1], and these" in answer.err
+        assert not Path("run").exists()
 
 
 def test_a_little_overshoot_is_clipped(made, tmp_path, scored):
@@ -423,6 +548,9 @@ def test_a_little_overshoot_is_clipped(made, tmp_path, scored):
         ({"features": {"name": "pixels"}, "metrics": ["inception_score"]}, ["head_logits"]),
         ({"metrics": [{"name": "kernel_distance", "size": 999}]}, ["size=999", "60 and 80"]),
         ({"metrics": [{"name": "precision_recall", "k": 60}]}, ["k = 60", "60"]),
+        ({"reference": []}, ["reference is an empty list: name one of held_out, bank, or both"]),
+        ({"reference": ["bank", "bank"]}, ["reference names bank twice"]),
+        ({"metrics": []}, ["metrics: the list is empty"]),
         ({"metrics": ["fid"]}, ["metrics[0].name: no 'fid'", "frechet_features"]),
         ({"features": {"a": {"name": "dinov"}}}, ["features.a.name", "'dinov2'"]),
         ({"features": "inception"}, ["weights-inception", "lightning_cfg.assets fetch inception"]),

@@ -727,7 +727,7 @@ def test_a_set_that_cannot_be_scored_is_left_out(call, images):
     # call 0 is of the points in place of samples, 1 and 2 are the two scales at step 5, and so on
     metrics = ["class_accuracy", {"name": f"{HERE}.refuses", "at": 4}]
     images["evaluation"] |= {"metrics": metrics}
-    run = call(fit, {**images, "keep": 2, "keep_by": "mean/scale_2"}, "run_dir=run")
+    run = call(fit, {**images, "keep": 2, "keep_by": "mean_at4/scale_2"}, "run_dir=run")
     assert (run.status, run.err) == (0, "")
     (line,) = [line for line in run.out.splitlines() if "evaluation" in line]
     assert line == "evaluation of scale_2 at step 10 was left out: of such samples there is none"
@@ -737,8 +737,8 @@ def test_a_set_that_cannot_be_scored_is_left_out(call, images):
         for scale in ("scale_1", "scale_2")
         if (step, scale) != ("10", "scale_2")
     ]
-    assert curves("run")[10].keys() == {"class_accuracy/scale_1", "mean/scale_1"}
-    means = {step: row["mean/scale_2"] for step, row in curves("run").items() if step != 10}
+    assert curves("run")[10].keys() == {"class_accuracy/scale_1", "mean_at4/scale_1"}
+    means = {step: row["mean_at4/scale_2"] for step, row in curves("run").items() if step != 10}
     assert list(means) == [5, 15, 20]
     worst = min(means, key=means.__getitem__)
     assert worst != max(means, key=means.__getitem__)
@@ -818,6 +818,7 @@ def test_the_log_has_the_scores_beside_the_loss(call, images):
     names = [f"{column}_{space}" for column in spaces for space in ("quarters", "judge")]
     names = [name.replace("kd_std_quarters", "kd_quarters_std") for name in names]
     names = [name.replace("kd_std_judge", "kd_judge_std") for name in names]
+    names = [f"{n}_subsets4_size30" if n.startswith("kd") else n for n in names]
     wanted = {f"{name}/scale_{s}" for name in ["class_accuracy", *names] for s in (1, 2)}
     assert {name for name in head if "/" in name} == wanted
     assert {"step", "loss", "lr"} < set(head)

@@ -800,6 +800,34 @@ def test_nearest_train_and_memorised_by_hand():
         metrics.nearest_train(x, bank[:1])
 
 
+@pytest.mark.parametrize("copies", [2, 3, 30])
+@pytest.mark.parametrize("rounding", [0.0, 1e-7])
+def test_memorised_is_to_the_nearest_different_training_point(copies, rounding):
+    """Whatever occurs several times in the bank, also by a network that rounds it otherwise."""
+    different = normal(300, 16)
+    bank = torch.cat([different, different[:200].repeat(copies - 1, 1)])
+    bank += rounding * normal(len(bank), 16, seed=4)
+    x = normal(90, 16, seed=2)
+    x[:20] = different[190:210]  # exact copies, of what occurs often and of what occurs once
+    x[20:40] = 0.9 * different[:20] + 0.1 * different[20:40]
+    two = squared_distances(x, different).sqrt().sort(dim=1).values[:, :2]
+    expected = (two[:, 0] < two[:, 1] / 3).double().mean().item()
+    row = metrics.nearest_train(x, bank)
+    assert row["memorised"] == expected >= 20 / 90
+    assert row["nearest_train"] == pytest.approx(two[:, 0].mean().item(), abs=1e-6)
+    shuffled = bank[torch.randperm(len(bank), generator=torch.Generator().manual_seed(5))]
+    assert metrics.nearest_train(x, shuffled)["memorised"] == expected
+
+
+def test_memorised_needs_two_different_training_points():
+    bank, x = torch.ones(50, 3), normal(4, 3)
+    for alike in (bank, bank[:2]):
+        with pytest.raises(UserError, match="2 different training points, and all are alike"):
+            metrics.nearest_train(x, alike)
+    bank[7] = 2.0
+    assert metrics.nearest_train(bank[:9], bank)["memorised"] == 1.0
+
+
 @pytest.mark.parametrize("planted", [0, 30, 100])
 @pytest.mark.parametrize("noise", [0.0, 1e-3])
 def test_planted_copies_are_found(planted, noise):

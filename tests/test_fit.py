@@ -55,6 +55,20 @@ def test_resumed_equals_uninterrupted(call, training, net, accumulate):
     assert_same("whole", "parts")
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+def test_resumed_equals_uninterrupted_at_any_precision(call, training, precision):
+    config = training(trainer={"precision": precision})
+    assert call(fit, config, "run_dir=whole").status == 0
+    assert call(fit, config, "run_dir=parts", "trainer.max_steps=7").status == 0
+    assert call(fit, config, "run_dir=parts").status == 0
+    assert_same("whole", "parts")
+    weights, averages = (flat(load("whole")[part]) for part in ("state_dict", "ema"))
+    exact = {"64-true": torch.float64, "bf16-true": torch.bfloat16}.get(precision, torch.float32)
+    assert {w.dtype for w in weights.values()} == {exact}
+    # an average adds what is far smaller than itself
+    assert {a.dtype for a in averages.values()} == {torch.promote_types(exact, torch.float32)}
+
+
 def test_comparison_sees_a_difference(call, training):
     call(fit, training(), "run_dir=one", "trainer.max_steps=3")
     call(fit, training(), "run_dir=other", "trainer.max_steps=3", "seed=1")

@@ -173,6 +173,173 @@ def test_folders_are_classes_where_there_is_no_dataset_json(tmp_path, kind):
     torch.testing.assert_close(y[2], torch.from_numpy(PIXELS[0]).permute(2, 0, 1) / 127.5 - 1)
 
 
+def below(*folders: str) -> dict[str, bytes]:
+    """An image in each of these folders."""
+    return {f"{folder}/{i}.png": encoded(PIXELS[i]) for i, folder in enumerate(folders)}
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "folders, classes, names",
+    [
+        (["mydata/cat", "mydata/dog", "mydata/cat"], [0, 1, 0], ["cat", "dog"]),
+        (["a/b/cat", "a/b/dog/deep"], [0, 1], ["cat", "dog"]),
+        (["cat", "cat"], [0, 0], ["cat"]),  # a data set of one class
+        (["mydata/cat", "mydata/cat"], [0, 0], ["cat"]),
+        (["cat/old", "dog/new"], [0, 1], ["cat", "dog"]),
+    ],
+)
+def test_a_folder_that_all_classes_lie_in_is_none(tmp_path, kind, folders, classes, names):
+    data = kind(path=stored(kind, tmp_path / "data", below(*folders)))
+    y, c = data.real("bank")
+    assert (c.tolist(), data.class_names, data.num_classes) == (
+        sorted(classes),
+        names,
+        len(names),
+    )
+    order = sorted(range(len(folders)), key=classes.__getitem__)
+    expected = torch.from_numpy(PIXELS[order]).permute(0, 3, 1, 2) / 127.5 - 1
+    torch.testing.assert_close(y, expected)
+
+
+@KINDS
+def test_a_dataset_json_says_otherwise_of_such_a_folder(tmp_path, kind):
+    files = below("mydata/cat", "mydata/dog")
+    labels = {"labels": [[name, 0] for name in files]}
+    files["dataset.json"] = json.dumps(labels).encode()
+    data = kind(path=stored(kind, tmp_path / "data", files))
+    assert (data.num_classes, data.class_names) == (1, None)
+
+
+@KINDS
+def test_an_image_beside_the_classes_of_such_a_folder_is_refused(tmp_path, kind):
+    files = below("mydata/cat", "mydata/dog", "mydata")
+    path = stored(kind, tmp_path / "data", files)
+    refused(kind(path=path), "mydata/2.png has no class", "none of the folders of mydata")
+
+
+@KINDS
+def test_what_is_not_read_is_said_once(tmp_path, kind, capsys):
+    others = {"a/1.webp": b"", "a/2.WEBP": b"", "b/3.bmp": b"", "b/4.tiff": b"", "README": b""}
+    files = {**below("a", "b"), **others, "a/.hidden.tif": b""}
+    path = stored(kind, tmp_path / "data", files)
+    for _ in range(2):
+        assert len(kind(path=path).real("bank")[1]) == 2
+    out, err = capsys.readouterr()
+    said = "left out: 1 .bmp, 1 .tiff, 2 .webp, 1 without ending"
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"{path}: files that are not .png, .jpg, .jpeg were {said}" in err
+    del files["a/0.png"], files["b/1.png"]
+    alone = kind(path=stored(kind, tmp_path / "alone", files))
+    refused(alone, "holds no image", "only 1 .bmp, 1 .tiff, 2 .webp, 1 without ending")
+
+
+@pytest.mark.parametrize("way", ["./{}", "/{}", ".//{}", "{}"])
+@pytest.mark.parametrize("told", ["./{}", "{}", None])
+def test_names_in_a_zip_mean_what_they_mean_to_others(tmp_path, way, told):
+    files = below("a", "b")
+    entries = {way.format(name): content for name, content in files.items()}
+    if told is not None:
+        labels = [[told.format(name), 1 - k] for k, name in enumerate(files)]
+        entries[way.format("dataset.json")] = json.dumps({"labels": labels}).encode()
+    data = ImageZip(path=stored(ImageZip, tmp_path / "data.zip", entries))
+    y, c = data.real("bank")
+    order = [0, 1] if told is None else [1, 0]
+    assert (c.tolist(), data.num_classes) == ([0, 1], 2)
+    expected = torch.from_numpy(PIXELS[order]).permute(0, 3, 1, 2) / 127.5 - 1
+    torch.testing.assert_close(y, expected)
+
+
+def test_backslashes_in_a_zip_are_folders_and_nothing_lies_outside(tmp_path):
+    entries = {name.replace("/", "\\"): content for name, content in below("a", "b").items()}
+    data = ImageZip(path=stored(ImageZip, tmp_path / "data.zip", entries))
+    assert data.class_names == ["a", "b"]
+    entries = {**below("a"), "../b/1.png": encoded(PIXELS[0])}
+    outside = ImageZip(path=stored(ImageZip, tmp_path / "outside.zip", entries))
+    refused(outside, "../b/1.png would lie outside of it")
+
+
+def test_links_are_followed_and_a_file_counts_once(tmp_path):
+    """A link to its parent, one to a class, one to a file, and links to what lies elsewhere."""
+    plain = tmp_path / "plain"
+    stored(ImageFolder, plain, below("cat", "dog", "dog"))
+    files = tmp_path / "data"
+    stored(ImageFolder, files, below("cat", "dog"))
+    stored(ImageFolder, tmp_path / "store", {"dog.png": encoded(PIXELS[2])})
+    (files / "dog/2.png").symlink_to(tmp_path / "store/dog.png")
+    assert sha256(files) == sha256(plain)
+    (files / "cat/loop").symlink_to(files)
+    (files / "dog/up").symlink_to("..")
+    (files / "another").symlink_to("cat")
+    (files / "cat/again.png").symlink_to("0.png")
+    (files / "itself").symlink_to(".")
+    assert sha256(files) == sha256(plain)
+    data = ImageFolder(path=str(files))
+    assert data.class_names == ["cat", "dog"]
+    assert data.real("bank")[1].tolist() == [0, 1, 1]
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("cat", "dog"):  # classes that lie elsewhere
+        (tmp_path / "elsewhere" / name).symlink_to(plain / name)
+    assert sha256(tmp_path / "elsewhere") == sha256(plain)
+
+
+def test_what_is_neither_file_nor_folder_is_refused_at_once(tmp_path):
+    for name, make in {
+        "pipe.png": os.mkfifo,
+        "pipe": os.mkfifo,
+        "gone.png": lambda path: Path(path).symlink_to("nothing"),
+        "circle": lambda path: Path(path).symlink_to("circle"),
+    }.items():
+        place = tmp_path / f"with {name}"
+        stored(ImageFolder, place, below("a", "b"))
+        make(place / "a" / name)
+        refused(ImageFolder(path=str(place)), f"a/{name} is neither a file nor a folder")
+        with pytest.raises(UserError, match="neither a file nor a folder"):
+            sha256(place)
+
+
+def test_a_folder_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    path = stored(ImageFolder, tmp_path / "data", below("a", "b"))
+
+    def denied(place: str, scan: Callable = os.scandir) -> object:
+        if str(place).endswith("/b"):
+            raise PermissionError(13, "Permission denied")
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    refused(ImageFolder(path=path), "data/b cannot be read: Permission denied")
+
+
+@KINDS
+def test_images_and_files_have_bounds(tmp_path, kind, monkeypatch):
+    """A large picture is refused before it is decoded, a bomb before it is inflated."""
+    large = Image.new("1", (12_000, 12_000))
+    content = io.BytesIO()
+    large.save(content, "PNG")
+    files = {"a/0.png": content.getvalue()}
+    path = stored(kind, tmp_path / "large", files)
+    refused(kind(path=path), "a/0.png is 12000 x 12000 1, more than the 67108864 pixels")
+    files = below("a", "b")
+    files["b/1.png"] = content.getvalue()
+    refused(kind(path=stored(kind, tmp_path / "second", files)), "b/1.png is 12000 x 12000 1, but")
+    monkeypatch.setattr("lightning_cfg.data.image_files.MOST_BYTES", 2000)
+    for name in ("dataset.json", "a/2.png"):
+        files = {**below("a"), name: bytes(5000)}
+        path = stored(kind, tmp_path / f"bomb{len(name)}", files)
+        refused(kind(path=path), f"{name} takes 5000 bytes, more than the 2000 that a file")
+
+
+def test_a_zip_that_inflates_is_refused_by_what_its_table_says(tmp_path):
+    place = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/0.png", encoded(PIXELS[0]))
+        with file.open("dataset.json", "w") as inside:
+            for _ in range(300):
+                inside.write(bytes(2**20))
+    data = ImageZip(path=str(place))
+    refused(data, "dataset.json takes 314572800 bytes, more than the 268435456 that a file")
+
+
 @KINDS
 @pytest.mark.parametrize("null", [True, False])
 def test_without_labels_there_are_no_classes(tmp_path, kind, null):

@@ -11,6 +11,7 @@ from lightning_cfg.data import Fractal, Mixture
 from lightning_cfg.diffusion import mixture
 from lightning_cfg.diffusion.draws import Draws, keyed
 from lightning_cfg.diffusion.mixture import GaussianMixture, fractal
+from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
 
 F64 = torch.float64
@@ -183,6 +184,51 @@ def test_weights_left_out_are_equal():
     assert (data.shape, data.num_classes) == ((1,), 2)
 
 
+TWO = {"means": [[0.0, 1.0], [1.0, 2.0]], "stds": [1.0, 2.0], "labels": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"labels": [1, 2]}, "data.labels must be classes from 0 without gaps, not [1, 2]"),
+        ({"labels": [0, 2]}, "data.labels must be classes from 0 without gaps, not [0, 2]"),
+        ({"labels": [0, -1]}, "data.labels must be classes from 0 without gaps, not [-1, 0]"),
+        ({"labels": [-1, -1]}, "data.labels must be classes from 0 without gaps, not [-1]"),
+        ({"labels": [0]}, "data.labels has 1 numbers, and data.means 2 components"),
+        ({"labels": []}, "data.labels has 0 numbers, and data.means 2 components"),
+        ({"stds": [1.0]}, "data.stds has 1 numbers, and data.means 2 components"),
+        ({"stds": [1.0, 1.0, 1.0]}, "data.stds has 3 numbers, and data.means 2 components"),
+        ({"weights": [1.0]}, "data.weights has 1 numbers, and data.means 2 components"),
+        ({"means": [[0.0, 1.0]]}, "data.stds has 2 numbers, and data.means 1 components"),
+        ({"means": [[0.0], [1.0, 2.0]]}, "data.means has components in 1 and in 2 dimensions"),
+        ({"means": []}, "data.means must name one component"),
+        ({"means": [[], []]}, "data.means must name one component, by one coordinate"),
+        ({"means": [[0.0, math.nan], [1.0, 2.0]]}, "data.means must be finite numbers"),
+        ({"stds": [1.0, math.inf]}, "data.stds must be finite numbers"),
+        ({"stds": [1.0, 0.0]}, "data.stds must be above 0, and one is 0"),
+        ({"stds": [1.0, -2.0]}, "data.stds must be above 0, and one is -2"),
+        ({"weights": [1.0, -0.5]}, "data.weights must be 0 or more, and one above 0"),
+        ({"weights": [0.0, 0.0]}, "data.weights must be 0 or more, and one above 0"),
+        ({"weights": [1.0, math.nan]}, "data.weights must be finite numbers"),
+        ({"weights": [1.0, 0.0]}, "data.weights leave nothing to class 1"),
+    ],
+)
+def test_lists_that_describe_no_mixture_are_refused(changed, words):
+    with pytest.raises(UserError) as error:
+        Mixture(**TWO | changed)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_component_may_weigh_nothing_and_a_class_have_several():
+    data = Mixture(means=[[0.0], [1.0], [9.0]], stds=[1.0] * 3, labels=[1, 0, 1], weights=[1, 2, 0])
+    assert data.truth.class_weights.tolist() == pytest.approx([2 / 3, 1 / 3])
+    y, c = data.real("bank", 2000)
+    assert y[c == 1].mean().item() == pytest.approx(0.0, abs=0.1)
+    log_p = data.truth.log_density(torch.zeros(1, 1, dtype=F64), torch.tensor([1]))
+    assert log_p.item() == pytest.approx(-0.5 * math.log(2 * math.pi))
+
+
 def z_scores(x, mean, covariance):
     """How many standard errors the first two moments of x are off, (d + d d,)."""
     second = (x[:, :, None] * x[:, None, :]).flatten(1)
@@ -198,7 +244,8 @@ def test_mean_and_covariance_are_those_of_torchs_mixture(truth):
         torch.testing.assert_close(mean, theirs.mean)
         torch.testing.assert_close(covariance.diagonal(), theirs.variance)
     # off the diagonal: a line of two points has covariance (half distance)^2 along it
-    line = Mixture(means=[[0.0, 0.0], [2.0, 4.0]], stds=[0.0, 0.0], labels=[0, 0]).truth
+    ends, two = torch.tensor([[0.0, 0.0], [2.0, 4.0]]), torch.ones(2)
+    line = GaussianMixture(two, ends, torch.zeros(2, 2, 2), torch.tensor([0, 0]))
     mean, covariance = line.mean_and_covariance(0)
     torch.testing.assert_close(mean, torch.tensor([1.0, 2.0], dtype=F64))
     torch.testing.assert_close(covariance, torch.tensor([[1.0, 2.0], [2.0, 4.0]], dtype=F64))

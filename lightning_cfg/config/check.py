@@ -280,6 +280,7 @@ def _check_scalar(kind: Any, value: Any, path: str, asked: Any = None) -> Any:
                 return int(value)
     elif value is None if kind is None else type(value) is kind:
         return value
+    _refuse_text_of_a_number(asked or kind, [kind], value, path)
     hint = ""
     if kind is str and type(value) in (int, float, bool):
         hint = " (put it in quotes)"
@@ -288,6 +289,27 @@ def _check_scalar(kind: Any, value: Any, path: str, asked: Any = None) -> Any:
     elif kind is int and (type(value) is int or (type(value) is float and value.is_integer())):
         hint = " (64 bits cannot hold it)"
     raise Wrong(path, f"{path} must be {describe(asked or kind)}, not {show(value)}{hint}")
+
+
+def _refuse_text_of_a_number(kind: Any, kinds: list, value: Any, path: str) -> None:
+    """Wrong, saying so, where one of these kinds is a number and the value a text of one.
+
+    What comes from the environment is a text, and '2.5' would be looked for among names.
+    """
+    marked = [one for one in kinds if get_origin(one) is Annotated and section_of(one) is None]
+    kinds = [get_args(one)[0] if one in marked else one for one in kinds]
+    numbers = {one for one in kinds if one in (int, float, bool)}
+    if not numbers or not isinstance(value, str) or str in kinds:
+        return
+    try:
+        float(value)
+    except ValueError:
+        if bool not in numbers or value.lower() not in ("true", "false"):
+            return
+    if not any(value in get_args(one) for one in kinds if get_origin(one) is Literal):
+        must = f"{path} must be {describe(kind)}, not the text {value!r}"
+        hint = "write it without quotes, or where it comes from the environment"
+        raise Wrong(path, f"{must}: {hint} ${{oc.decode:${{oc.env:NAME}}}}")
 
 
 def _check_items(base: Any, args: tuple, value: list | tuple, path: str) -> list | tuple:
@@ -306,6 +328,7 @@ def _check_union(kind: Any, value: Any, path: str) -> Any:
         return value
     if type(value) in kinds:  # 1.0 stays a float in `int | float`: to the Trainer it is not 1
         return check(type(value), value, path)
+    _refuse_text_of_a_number(kind, kinds, value, path)
     deeper = None
     for one in likely(kinds, value):
         try:

@@ -6,18 +6,29 @@ from pathlib import Path
 from lightning_cfg.errors import UserError
 
 
+def tidy(name: str) -> str:
+    """A file's name without what changes nothing: ./a/1.png, a//1.png and a\\1.png are a/1.png."""
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+
+
 def by_folder(path: Path, names: list[str]) -> tuple[list[int] | None, list[str] | None]:
     """A class for each image of these names, the folder at the top, and the folders' names.
 
-    None where no image lies in a folder; UserError where only some do.
+    A folder that holds all images, and further folders with them, is no class but their common
+    place: of mydata/cat/1.png and mydata/dog/2.png the classes are cat and dog. None where no image
+    lies in a folder; UserError where only some do.
     """
-    tops = [name.split("/")[0] if "/" in name else "" for name in names]
+    folders, place = [name.split("/")[:-1] for name in names], ""
+    while all(folders) and len({f[0] for f in folders}) == 1 and max(map(len, folders)) > 1:
+        place += f" of {folders[0][0]}" if not place else f"/{folders[0][0]}"
+        folders = [folder[1:] for folder in folders]
+    tops = [folder[0] if folder else "" for folder in folders]
     if set(tops) == {""}:
         return None, None
     if "" in tops:
         raise UserError(
             f"{path}: {names[tops.index('')]} has no class: there is no dataset.json, and it lies "
-            "in none of the folders"
+            f"in none of the folders{place}"
         )
     number = {folder: k for k, folder in enumerate(sorted(set(tops)))}
     return [number[top] for top in tops], list(number)
@@ -42,12 +53,12 @@ def by_dataset_json(path: Path, names: list[str], content: bytes) -> list[int] |
         return None
     classes: dict[str, int] = {}
     try:
-        for name, k in entries:
+        for name, k in ((tidy(name), k) for name, k in entries):
             if type(k) is not int or k < 0:
                 raise UserError(f"{where}: {name} has class {k!r}, not an integer of 0 or more")
             if classes.setdefault(name, k) != k:
                 raise UserError(f"{where}: {name} has the classes {classes[name]} and {k}")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{where}: labels is not a list of [file, class]") from error
     known = set(names)
     gone = next((name for name in classes if name not in known), None)

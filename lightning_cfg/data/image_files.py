@@ -3,7 +3,9 @@
 PNG or JPEG files anywhere inside, in the order of their names, and at the top
     dataset.json   {"labels": [[file, class], ...]}, or {"labels": null} for images without classes
 Where there is no dataset.json, the folders at the top are the classes, in alphabetical order, and
-images outside any folder have none.
+images outside any folder have none. A folder that all others lie in, as in mydata/cat, mydata/dog,
+is no class. Other files are left out, which is said. Bounds: images of MOST_PIXELS, files that take
+MOST_BYTES, also once they are decompressed.
 """
 
 import io
@@ -18,15 +20,20 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
-from lightning_cfg.data.dataset_json import by_dataset_json, by_folder
+from lightning_cfg.data.dataset_json import by_dataset_json, by_folder, tidy
+from lightning_cfg.data.left_out import counted, say
 from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.runs.files import listing
 
 THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 8)
 CHUNK = 16  # images per task: a task of its own costs as much as decoding a small image
+MOST_PIXELS = 2**26  # of an image, 8192 x 8192
+MOST_BYTES = 2**28  # of a file: room for such an image, or a dataset.json of five million
 UNREADABLE = (  # what zipfile and PIL answer to damaged files
     OSError,
     EOFError,
@@ -37,7 +44,6 @@ UNREADABLE = (  # what zipfile and PIL answer to damaged files
     struct.error,
     zlib.error,
     zipfile.BadZipFile,
-    Image.DecompressionBombError,
 )
 
 
@@ -55,6 +61,10 @@ class Files(ABC):
         """Every file's name relative to the top, with slashes, sorted."""
 
     @abstractmethod
+    def size(self, name: str) -> int:
+        """How many bytes `read` would give."""
+
+    @abstractmethod
     def read(self, name: str) -> bytes:
         """A file's content."""
 
@@ -63,13 +73,26 @@ class Files(ABC):
         """The images' names."""
         found = [name for name in self.listing() if name.lower().endswith(ENDINGS)]
         if not found:
-            raise UserError(f"{self.path} holds no image ({', '.join(ENDINGS)})")
+            others = f", only {self.left_out}" if self.left_out else ""
+            raise UserError(f"{self.path} holds no image ({', '.join(ENDINGS)}){others}")
+        say(self.path, self.left_out, ENDINGS)
         return found
+
+    @cached_property
+    def left_out(self) -> str:
+        """How many files of which endings are not read; "" where there are none."""
+        read = (*ENDINGS, "dataset.json")
+        return counted([n for n in self.listing() if not n.lower().endswith(read)])
 
     @cached_property
     def form(self) -> tuple[str, int, int]:
         """Mode, width and height of the first image, which all others must have."""
         form = self._open(self.names[0])[0]
+        if form[1] * form[2] > MOST_PIXELS:
+            raise UserError(
+                f"{self.path}: {self.names[0]} is {_said(form)}, more than the {MOST_PIXELS} "
+                "pixels that an image may have"
+            )
         if form[0] not in CHANNELS:
             raise UserError(
                 f"{self.path}: {self.names[0]} is {_said(form)}; only 8-bit grey and RGB images "
@@ -128,19 +151,35 @@ class Files(ABC):
 
     def _open(self, name: str) -> tuple[tuple[str, int, int], Image.Image]:
         """Mode, width and height, and the image, whose pixels are not decoded yet."""
+        data = self._read(name)
+        opened = next((kind for start, kind in KINDS.items() if data.startswith(start)), None)
+        if opened is None:
+            raise self._unreadable(name, "it is neither PNG nor JPEG")
         try:
-            data = self.read(name)
-            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+            # not by Image.open, which warns of what `form` refuses
+            image = opened(io.BytesIO(data))
             # PIL cuts colours of 16 bits to 8 without a word; byte 24 of a PNG is its bit depth
             deep = image.format == "PNG" and data[24] == 16
         except UNREADABLE as error:
             raise self._unreadable(name, error) from error
         return ("16-bit " * deep + image.mode, *image.size), image
 
-    def _unreadable(self, name: str, error: Exception) -> UserError:
+    def _read(self, name: str) -> bytes:
+        """A file's content; UserError where it is damaged or too large."""
+        try:
+            size = self.size(name)
+            data = b"" if size > MOST_BYTES else self.read(name)
+        except UNREADABLE as error:
+            raise self._unreadable(name, error) from error
+        if size > MOST_BYTES:
+            raise UserError(
+                f"{self.path}: {name} takes {size} bytes, more than the {MOST_BYTES} that a file "
+                "in it may have"
+            )
+        return data
+
+    def _unreadable(self, name: str, error: Exception | str) -> UserError:
         cause = one_line(error)
-        if isinstance(error, UnidentifiedImageError):
-            cause = "it is neither PNG nor JPEG"  # PIL's own words name an object in memory
         return UserError(f"{self.path}: {name} is damaged or cannot be read: {cause}")
 
     @cached_property
@@ -151,11 +190,7 @@ class Files(ABC):
         """
         json_names = [n for n in self.listing() if PurePosixPath(n).name == "dataset.json"]
         if "dataset.json" in json_names:
-            try:
-                content = self.read("dataset.json")
-            except UNREADABLE as error:
-                raise self._unreadable("dataset.json", error) from error
-            return by_dataset_json(self.path, self.names, content), None
+            return by_dataset_json(self.path, self.names, self._read("dataset.json")), None
         if json_names:
             raise UserError(f"{self.path}: {json_names[0]} must lie at the top to be read")
         return by_folder(self.path, self.names)
@@ -176,6 +211,7 @@ class Files(ABC):
 
 
 ENDINGS = (".png", ".jpg", ".jpeg")
+KINDS = {b"\x89PNG\r\n\x1a\n": PngImageFile, b"\xff\xd8\xff": JpegImageFile}  # by first bytes
 CHANNELS = {"L": 1, "RGB": 3}  # of PIL's modes
 
 
@@ -203,12 +239,24 @@ class Zip(Files):
         except UNREADABLE as error:
             raise UserError(f"{self.path} is truncated or not a zip: {error}") from error
 
+    @cached_property
+    def _entries(self) -> dict[str, zipfile.ZipInfo]:
+        entries = {tidy(i.filename): i for i in self._zip.infolist() if not i.is_dir()}
+        hidden = [n for n in entries if any(part.startswith(".") for part in n.split("/"))]
+        for name in hidden:
+            if ".." in name.split("/"):
+                raise UserError(f"{self.path}: {name} would lie outside of it")
+            del entries[name]
+        return entries
+
     def listing(self) -> list[str]:
-        names = set(self._zip.namelist())
-        return sorted(n for n in names if not any(p.startswith(".") for p in n.split("/")))
+        return sorted(self._entries)
+
+    def size(self, name: str) -> int:
+        return self._entries[name].file_size
 
     def read(self, name: str) -> bytes:
-        return self._zip.read(name)
+        return self._zip.read(self._entries[name])
 
 
 class Folder(Files):
@@ -223,6 +271,9 @@ class Folder(Files):
 
     def listing(self) -> list[str]:
         return listing(self.path)
+
+    def size(self, name: str) -> int:
+        return Path(self.path, name).stat().st_size
 
     def read(self, name: str) -> bytes:
         return Path(self.path, name).read_bytes()

@@ -1,6 +1,7 @@
 """Data sets that are Gaussian mixtures, so that all about them is known exactly."""
 
 from functools import cached_property
+from math import isfinite
 from typing import Annotated
 
 import torch
@@ -20,9 +21,10 @@ class Mixture(DataSet):
 
     means    one list of coordinates per component
     stds     one number per component: its deviation along every axis
-    labels   the class of each component
-    weights  of each component; equal when left out
+    labels   the class of each component, from 0 without gaps
+    weights  of each component, relative to their sum; equal when left out
     seed     of the real points in `real`, not of the training batches
+    UserError for lists that do not describe a mixture.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Mixture(DataSet):
         seed: Seed = 0,
         limit: Count | None = None,
     ):
+        _check(means, stds, labels, weights)
         eye = torch.eye(len(means[0]), dtype=torch.float64)
         covariances = torch.tensor(stds, dtype=torch.float64)[:, None, None] ** 2 * eye
         w = torch.tensor([1.0] * len(means) if weights is None else weights, dtype=torch.float64)
@@ -78,6 +81,39 @@ class Mixture(DataSet):
     @cached_property
     def _bank(self) -> tuple[Tensor, Tensor]:
         return self.real("bank")
+
+
+def _check(means: list, stds: list, labels: list, weights: list | None) -> None:
+    """UserError, naming the key, unless these lists describe a mixture."""
+    if not means or not all(means):
+        raise UserError("data.means must name one component, by one coordinate or more")
+    for key, values in (("stds", stds), ("labels", labels), ("weights", weights)):
+        if values is not None and len(values) != len(means):
+            raise UserError(
+                f"data.{key} has {len(values)} numbers, and data.means {len(means)} components: "
+                "one is needed of each"
+            )
+    sizes = sorted({len(mean) for mean in means})
+    if len(sizes) > 1:
+        raise UserError(f"data.means has components in {sizes[0]} and in {sizes[1]} dimensions")
+    coordinates = [number for mean in means for number in mean]
+    for key, values in (("means", coordinates), ("stds", stds), ("weights", weights or [])):
+        if not all(map(isfinite, values)):
+            raise UserError(f"data.{key} must be finite numbers, not {values}")
+    if min(stds) <= 0:
+        raise UserError(f"data.stds must be above 0, and one is {min(stds):g}")
+    if weights is not None and (min(weights) < 0 or sum(weights) <= 0):
+        raise UserError(f"data.weights must be 0 or more, and one above 0, not {weights}")
+    if set(labels) != set(range(max(labels) + 1)):
+        raise UserError(
+            f"data.labels must be classes from 0 without gaps, not {sorted(set(labels))}"
+        )
+    if weights is not None:
+        shares = dict.fromkeys(labels, 0.0)
+        for label, weight in zip(labels, weights, strict=True):
+            shares[label] += weight
+        if nothing := [label for label, share in shares.items() if share == 0]:
+            raise UserError(f"data.weights leave nothing to class {nothing[0]}")
 
 
 class Fractal(Mixture):

@@ -15,6 +15,7 @@ from lightning_cfg.runs.inputs import SampleFile
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import quantised, signed
 from lightning_cfg.runs.tensors import load_tensors
+from lightning_cfg.runs.units import check_units
 
 
 class RealOrGenerated(DataSet):
@@ -44,6 +45,7 @@ class RealOrGenerated(DataSet):
             raise UserError(
                 f"{self.path} has samples of shape {tuple(x.shape[1:])}, not {self.shape}"
             )
+        check_units(self.path, x)
         return signed(quantised(x)) if len(self.shape) == 3 else x
 
     def batch(self, draws: Draws) -> dict[str, Tensor]:

@@ -40,9 +40,13 @@ def scorer_of(
     batch_size: int = 512,
 ) -> Scorer:
     """The scorer of these sections, with its networks; UserError for what does not go together."""
+    if not reference:
+        raise UserError(f"reference is an empty list: name one of {', '.join(SPLITS)}, or both")
     for split in reference:
         if split not in SPLITS:
             raise UserError(f"reference={split} is none of the splits {', '.join(SPLITS)}")
+        if reference.count(split) > 1:
+            raise UserError(f"reference names {split} twice")
     sections, files = (
         by_label(features),
         {k: statistics_file(path) for k, path in statistics.items()},

@@ -17,15 +17,13 @@ from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import drawable, quantised, signed
 from lightning_cfg.runs.ranks import Ranks
-from lightning_cfg.runs.tensors import load_samples, load_tensors
+from lightning_cfg.runs.tensors import load_samples
+from lightning_cfg.runs.units import check_units
 from lightning_cfg.sampling.guided import scale_of
 from lightning_cfg.sampling.network import own_weights
 from lightning_cfg.sampling.prepared import Prepared, prepare
 from lightning_cfg.sampling.sample import check_finite
-
-BEYOND = (
-    1.5  # a guided image overshoots [-1, 1] here and there, one in other units almost everywhere
-)
+from lightning_cfg.sampling.seeds import check_seeds
 
 
 class SampleSet:
@@ -135,6 +133,7 @@ def generated(*, n: int, seed: int, batch_size: int, **keys: Any) -> Generated:
     """Samples by the keys of the verb `generate`; UserError as it raises them."""
     if n < 1 or batch_size < 1:
         raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
+    check_seeds(seed, n)
     about = told(keys)
     return Generated(prepare(**keys), torch.arange(seed, seed + n), batch_size, about)
 
@@ -179,24 +178,13 @@ def read_set(path: str | Path, data: Any = None, *, as_bytes: bool = True) -> Sa
     if path.is_dir() and not any((path / name).is_file() for name in (SAMPLES, "identity.json")):
         return _images(Folder(path), data)
     file = output_of(path, SAMPLES)
-    if data is None:
-        tensors = load_tensors(file, "x", "c", "seed")
-        if len(tensors["x"]) == 0:
-            raise UserError(f"{file} holds no sample")
-    else:
-        tensors = load_samples(file, data.shape, data.num_classes)
-    run = path if path.is_dir() else file.absolute().parents[1]
-    x, seeds, told_of = tensors["x"], tensors["seed"], _of_run(run)
+    known = () if data is None else (data.shape, data.num_classes)
+    tensors = load_samples(file, *known)
+    check_units(file, tensors["x"])
+    run = path if path.is_dir() else file.absolute().parent.parent
+    x, seeds = tensors["x"], tensors["seed"]
     seeds = f"{int(seeds.min())} ... {int(seeds.max())}"
-    about = {"source": str(path), **told_of, "seeds": seeds}
-    if drawable(tuple(x.shape[1:])):
-        # one of ours is in the right units, however far a model of a few steps is off
-        beyond = (x.abs() > BEYOND).float().mean().item()
-        if beyond > 0.01 and not told_of:
-            raise UserError(
-                f"{file}: images must have values in [-1, 1], and these reach from {x.min():.4g} "
-                f"to {x.max():.4g}"
-            )
+    about = {"source": str(path), **_of_run(run), "seeds": seeds}
     samples = held(x, tensors["c"], about, seeds=tensors["seed"], as_bytes=as_bytes)
     samples.scale = _scale_of(run)
     return samples
@@ -298,7 +286,9 @@ def _images(files: Files, data: Any) -> SampleSet:
             f"{files.path} holds images of shape {shape}, not {tuple(data.shape)} as here"
         )
     c = _classes(files, data)
-    return SampleSet(shape, c, lambda rows: signed(files[rows]), {"source": str(files.path)})
+    about = {"source": str(files.path)}
+    about |= {"left_out": files.left_out} if files.left_out else {}
+    return SampleSet(shape, c, lambda rows: signed(files[rows]), about)
 
 
 def _classes(files: Files, data: Any) -> Tensor:

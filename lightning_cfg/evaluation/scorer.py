@@ -16,6 +16,7 @@ from lightning_cfg.metrics import IMAGES, MIXTURE
 from lightning_cfg.metrics.meaning import check_columns
 from lightning_cfg.metrics.moments import Moments
 from lightning_cfg.metrics.needs import OF_A_SPACE, needs
+from lightning_cfg.metrics.settings import settings_of, with_settings, words
 
 
 class Scorer:
@@ -54,6 +55,9 @@ class Scorer:
             self.given["quantile"] = truth.quantile
         self.groups = [ALL] if real is None else real.groups
         self.metrics = self._chosen(metrics)
+        if not self.metrics:
+            why = "none fits what is given here" if metrics is None else "the list is empty"
+            raise UserError(f"metrics: {why}, so there would be nothing but names in the table")
         self._needed = set().union(*(needs(metric) for metric, _ in self.metrics))
         self.wanted = self._needed & {"x", "logits", "head_logits"}  # of a set, for `gather`
         self.wanted |= {what for what in ("features", "moments") if f"{what}_x" in self._needed}
@@ -80,6 +84,7 @@ class Scorer:
         """Columns of one group, and a record of each number with what it depends on.
 
         real  another real side than the usual one
+        UserError where two metrics would share a column.
         """
         row, numbers, n = {}, [], len(found.of(group).c)
         for metric, keys in self.metrics:
@@ -89,10 +94,17 @@ class Scorer:
                     given, about = self._given(needs(metric), found, group, split, name, real)
                     values = metric(**given, **keys)
                     check_columns(metric, values)
+                    about["settings"] = " ".join(words(settings_of(metric, keys), "="))
                     for column, value in values.items():
+                        column = with_settings(column, metric, keys)
                         if name is not None:
                             column = column_of(column, name, self.spaces[name], n)
                         column += f"_vs_{split}" if i else ""
+                        if column in row:
+                            raise UserError(
+                                f"metric {metric.__name__}: another one has a column {column} too: "
+                                "call it otherwise"
+                            )
                         row[column] = value
                         numbers.append({"metric": column, "value": value, "n": n, **about})
         return row, numbers
@@ -114,7 +126,10 @@ class Scorer:
                     f"metric {function.__name__} needs {missing[0]}, "
                     f"which the config does not give{GIVEN_BY.get(missing[0], '')}"
                 )
-            chosen.append((function, {k: v for k, v in section.items() if k != "name"}))
+            keys = {k: v for k, v in section.items() if k != "name"}
+            known = ((f, settings_of(f, given)) for f, given in chosen)
+            if (function, settings_of(function, keys)) not in known:  # named twice, scored once
+                chosen.append((function, keys))
         return chosen
 
     def _available(self) -> set[str]:

@@ -63,7 +63,7 @@ def as_markdown(rows: list[dict], numbers: list[dict]) -> str:
     sets: dict[str, list[str]] = {}
     for number in numbers:
         _once(made, number["metric"], _made(number))
-        keys = ("source", "sampler", "guidance", "model_weights", "seeds")
+        keys = ("source", "left_out", "sampler", "guidance", "model_weights", "seeds")
         keys += ("evaluations", "seconds_per_sample")  # of each network, and by the clock
         _once(sets, number["samples"], ", ".join(f"{k} {number[k]}" for k in keys if number.get(k)))
     columns = []

@@ -86,20 +86,22 @@ def density_coverage(
 def nearest_train(features_x: Tensor, features_bank: Tensor) -> dict[str, float]:
     """Distance to the nearest training point, and the share that is memorised.
 
-        nearest_train  mean_i d1(x_i), d1 and d2 the distances to the nearest two training points
-        memorised      share with d1 < d2 / 3 (Yoon et al. 2023), meant for plain pixels
+        nearest_train  mean_i d1(x_i), the distance to the nearest training point
+        memorised      share with d1 < d2 / 3 (Yoon et al. 2023), d2 the distance to the nearest one
+                       that differs from it, as a copy of it says nothing; meant for plain pixels
 
-    In units of the features. Raises UserError for fewer than 2 training points.
+    In units of the features. Raises UserError for fewer than 2 different training points.
     """
     if len(features_bank) < 2:
         raise UserError(f"nearest_train needs 2 training points, got {len(features_bank)}")
-    d1, d2 = _to_bank(features_x, features_bank, k=2).unbind(1)
+    d1, d2 = _nearest_different(features_x, features_bank).unbind(1)
     return {"nearest_train": d1.mean().item(), "memorised": _share(d1 < d2 / 3)}
 
 
 @better(
     "real",
-    "share of samples nearer to a training point than all but 1 % of held-out real ones",
+    "share of samples nearer to a training point than all but the quantile, 1 % unless the column "
+    "says another, of held-out real ones",
     format=percent,
 )
 def near_copies(
@@ -123,9 +125,9 @@ def near_copies(
             f"near_copies: {len(features_held_out)} held-out points are too few for the "
             f"quantile {quantile:g}"
         )
-    own = _to_bank(features_held_out, features_bank, k=1)[:, 0]
+    own = _to_bank(features_held_out, features_bank, k=1)[0][:, 0]
     limit = own.sort().values[int(len(own) * quantile) - 1]
-    d1 = _to_bank(features_x, features_bank, k=min(2, len(features_bank)))[:, 0]
+    d1 = _to_bank(features_x, features_bank, k=min(2, len(features_bank)))[0][:, 0]
     return {"near_copies": _share(d1 <= limit)}
 
 
@@ -143,14 +145,50 @@ def radii(points: Tensor, k: int) -> Tensor:
     return found[:, k]
 
 
-def _to_bank(points: Tensor, bank: Tensor, *, k: int) -> Tensor:
-    """Distances (N, k) to the nearest points of the bank."""
+def _to_bank(points: Tensor, bank: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+    """Distances (N, k) to the nearest points of the bank, and which they are."""
 
-    def found() -> tuple[Tensor, Tensor]:
-        return bank, nearest(points, bank, k=k)[0].sqrt()  # the bank too: its id stays its own
+    def found() -> tuple[Tensor, Tensor, Tensor]:
+        squared, index = nearest(points, bank, k=k)
+        return bank, squared.sqrt(), index  # the bank too: its id stays its own
 
     version = 0 if bank.is_inference() else bank._version
-    return cached_on(points, ("to bank", id(bank), version, k), found)[1]
+    return cached_on(points, ("to bank", id(bank), version, k), found)[1:]
+
+
+SAME = 1e-6  # of the bank's extent: what a network's rounding makes of one image in two batches
+
+
+def _nearest_different(points: Tensor, bank: Tensor) -> Tensor:
+    """Distances (N, 2) to the nearest point of the bank and to the nearest that differs from it.
+
+    Where the second is a copy of the first, more and more of them are looked at.
+    """
+    found, index = _to_bank(points, bank, k=2)
+    found, k = found.clone(), 2
+    rows = (~_others(bank, index)[:, 1]).nonzero()[:, 0]
+    while len(rows):
+        if k == len(bank):
+            raise UserError("nearest_train needs 2 different training points, and all are alike")
+        k = min(4 * k, len(bank))
+        squared, index = nearest(points[rows], bank, k=k)
+        others = _others(bank, index)
+        known = others.any(1)
+        second = others.byte().argmax(1)[:, None]
+        found[rows[known], 1] = squared.gather(1, second)[known, 0].sqrt()
+        rows = rows[~known]
+    return found
+
+
+def _others(bank: Tensor, index: Tensor) -> Tensor:
+    """Which of a query's neighbours (b, k) are not copies of its first one."""
+    near = SAME * bank.flatten(1).var(0).sum().sqrt().item()
+    size = max(1, (1 << 22) // (index.shape[1] * max(1, bank[0].numel())))  # 32 MiB in float64
+    others = []
+    for some in index.split(size):
+        gap = bank[some].double() - bank[some[:, :1]].double()
+        others.append(gap.flatten(2).norm(dim=2) > near)
+    return torch.cat(others)
 
 
 Within = Callable[[Tensor, Callable], Tensor]

@@ -1,10 +1,12 @@
 """What the columns of a metric mean: which way is better, a definition, how a value is written."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.metrics.needs import OF_A_SPACE, needs
+from lightning_cfg.metrics.settings import settings_of
 
 WAYS = ("lower", "higher", "real")
 
@@ -27,6 +29,7 @@ class Meaning(NamedTuple):
     format: Callable[[float], str] = digits
     metric: str = ""  # its name
     in_spaces: bool = False  # the label of a feature space follows the column's name
+    settings: tuple[str, ...] = ()  # one of these may follow it, with its value
 
 
 UNDECLARED = Meaning(None, "a metric of one's own")
@@ -55,7 +58,9 @@ def better(
                 f"{COLUMNS[name].metric} is better {COLUMNS[name].better}: call it otherwise"
             )
         in_spaces = bool(needs(metric) & OF_A_SPACE)
-        COLUMNS.setdefault(name, Meaning(way, text, format, metric.__name__, in_spaces))
+        settings = tuple(settings_of(metric, {}))
+        means = Meaning(way, text, format, metric.__name__, in_spaces, settings)
+        COLUMNS.setdefault(name, means)
         return metric
 
     return declared
@@ -68,10 +73,16 @@ def kind_of(column: str) -> str:
     """
     words = column.split("_")
     for i in range(len(words), 0, -1):
-        start, rest = "_".join(words[:i]), words[i:]
-        if start in COLUMNS and (COLUMNS[start].in_spaces or rest[:1] in ([], ["vs"])):
+        start, rest = "_".join(words[:i]), "_".join(words[i:])
+        if start in COLUMNS and _may_follow(COLUMNS[start], rest):
             return start
     return column
+
+
+def _may_follow(means: Meaning, rest: str) -> bool:
+    """Whether this may stand behind the name of a column: nothing, a reference, a setting."""
+    set_here = any(re.match(rf"{key}[-\d.]", rest) for key in means.settings)
+    return means.in_spaces or rest == "" or rest.startswith("vs_") or set_here
 
 
 def meaning(column: str) -> Meaning:

@@ -79,12 +79,44 @@ def sha256(path: str | Path) -> str:
 
 
 def listing(folder: str | Path) -> list[str]:
-    """Every file under a folder but hidden ones, as sorted names relative to it with slashes."""
-    found = [
-        Path(place, name).relative_to(folder)
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names
-    ]
-    return sorted(
-        file.as_posix() for file in found if not any(part.startswith(".") for part in file.parts)
-    )
+    """Every file under a folder but hidden ones, as sorted names relative to it with slashes.
+
+    Links are followed, but a file counts once, however many links lead to it or to a folder above
+    it: by its own name, or else by the first. UserError for what is neither file nor folder, such
+    as a pipe or a link to nothing, and for a folder that cannot be read.
+    """
+    top, names, seen = Path(folder), {}, set()  # names by where the files really lie
+    links = [""]
+    while links:  # what lies here itself comes first, then what links lead to
+        further: list[str] = []
+        for link in links:
+            _follow(top, link, names, seen, further)
+        links = sorted(further)
+    return sorted(names.values())
+
+
+def _follow(top: Path, name: str, names: dict[str, str], seen: set[str], links: list[str]) -> None:
+    """Note the file of this name, or all files below it, and the links among them for later."""
+    real = os.path.realpath(top / name)
+    if os.path.isfile(real):
+        names.setdefault(real, name)
+        return
+    if not os.path.isdir(real):
+        raise UserError(
+            f"{top}: {name} is neither a file nor a folder (a pipe, or a link to nothing?)"
+        )
+    if real in seen:
+        return
+    seen.add(real)
+    try:
+        entries = [entry for entry in os.scandir(real) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"{top / name} cannot be read: {error.strerror}") from error
+    for entry in entries:
+        below = f"{name}/{entry.name}" if name else entry.name
+        if entry.is_symlink():
+            links.append(below)
+        elif entry.is_file():
+            names.setdefault(entry.path, below)
+        else:
+            _follow(top, below, names, seen, links)

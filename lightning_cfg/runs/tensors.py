@@ -11,6 +11,17 @@ from torch import Tensor
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import write
 
+WHOLE = {"c", "seed", "neighbours", "num_classes", "source", "bin", "targets_c"}  # tensors by name
+KINDS = {  # of files that are none of ours, by their first bytes
+    b"PK\x03\x04": "a zip",
+    b"\x93NUMPY": "an array of numpy",
+    b"\x80": "a pickle",
+    b"\x89HDF": "an HDF5 file",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x1f\x8b": "a gzip",
+}
+
 
 def save_tensors(path: str | Path, /, **tensors: Tensor) -> Path:
     """A safetensors file, whole or not at all."""
@@ -30,7 +41,9 @@ def load_tensors(
 ) -> dict[str, Tensor]:
     """The named tensors of a safetensors file, and those optional ones that it has.
 
-    Raises UserError if it is missing, truncated, lacks one of them, or holds NaN or infinity.
+    Those in WHOLE come as int64, whatever kind of integer they are; the others as float32 or, where
+    they are, float64. Raises UserError if it is missing, truncated, another kind of file, lacks one
+    of them, or holds another kind of number, NaN or infinity.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
@@ -43,26 +56,62 @@ def load_tensors(
             found = [*names, *(name for name in optional if name in have)]
             tensors = {name: file.get_tensor(name) for name in found}
     except (SafetensorError, OSError) as error:
+        if known := kind_of(path):
+            asked = f"safetensors file with {', '.join(names)}"
+            raise UserError(f"{path} is {known}; what is read here is a {asked}") from error
         raise UserError(f"{path} is truncated or not a safetensors file: {error}") from error
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            bad = (~tensor.reshape(len(tensor), -1).isfinite().all(1)).nonzero().flatten()
-            raise UserError(
-                f"{path}: {name} holds NaN or infinity in {len(bad)} of {len(tensor)} rows, "
-                f"first in row {int(bad[0])}"
-            )
-    return tensors
+    return {name: _checked(path, name, tensor) for name, tensor in tensors.items()}
 
 
-def load_samples(path: str | Path, shape: tuple[int, ...], num_classes: int) -> dict[str, Tensor]:
+def _checked(path: str | Path, name: str, tensor: Tensor) -> Tensor:
+    """The tensor as numbers of the kind that its name stands for, all of them finite."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if name in WHOLE:
+        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+            raise UserError(f"{path}: {name} is {kind}, and must be whole numbers, such as int64")
+        return tensor.long()
+    if not tensor.is_floating_point():
+        raise UserError(f"{path}: {name} is {kind}, and must be float32")
+    tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
+    if not tensor.isfinite().all():
+        rows = tensor.reshape(len(tensor) if tensor.ndim else 1, -1)
+        bad = (~rows.isfinite().all(1)).nonzero().flatten()
+        raise UserError(
+            f"{path}: {name} holds NaN or infinity in {len(bad)} of {len(rows)} rows, "
+            f"first in row {int(bad[0])}"
+        )
+    return tensor
+
+
+def kind_of(path: str | Path) -> str:
+    """What a file is by its first bytes, in words; "" for what is not known here."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    found = next((kind for first, kind in KINDS.items() if start.startswith(first)), "")
+    if found == "a zip" and b".npy" in start:
+        return "an npz of numpy"
+    return "a checkpoint of torch" if found == "a zip" and b"/data.pkl" in start else found
+
+
+def metadata(path: str | Path) -> dict[str, str]:
+    """What a safetensors file says of itself."""
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+def load_samples(
+    path: str | Path, shape: tuple[int, ...] | None = None, num_classes: int | None = None
+) -> dict[str, Tensor]:
     """A sample file: x (N, *shape), c (N,) and seed (N,).
 
-    num_classes 0 is data without classes, whose c are 0. Raises UserError as `load_tensors` does,
-    and if it is empty or its shapes or classes are others.
+    num_classes 0 is data without classes, whose c are 0; None: any; shape None: any. Raises
+    UserError as `load_tensors` does, and if it is empty or its shapes or classes are others.
     """
     samples = load_tensors(path, "x", "c", "seed")
     x, c = samples["x"], samples["c"]
-    if tuple(x.shape[1:]) != tuple(shape):
+    if x.ndim < 2:
+        raise UserError(f"{path}: x has shape {tuple(x.shape)}, not (N, ...), a row per sample")
+    if shape is not None and tuple(x.shape[1:]) != tuple(shape):
         raise UserError(
             f"{path} holds samples of shape {tuple(x.shape[1:])}, not {tuple(shape)} as here"
         )
@@ -72,8 +121,8 @@ def load_samples(path: str | Path, shape: tuple[int, ...], num_classes: int) -> 
             raise UserError(f"{path}: {name} has shape {had}, not ({len(x)},), one per sample")
     if len(x) == 0:
         raise UserError(f"{path} holds no sample")
-    last = max(1, num_classes) - 1
-    if not 0 <= int(c.min()) <= int(c.max()) <= last:
+    last = None if num_classes is None else max(1, num_classes) - 1
+    if last is not None and not 0 <= int(c.min()) <= int(c.max()) <= last:
         raise UserError(
             f"{path} holds classes {int(c.min())} ... {int(c.max())}, "
             f"only 0 ... {last} are known here"

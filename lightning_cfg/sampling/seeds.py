@@ -4,6 +4,21 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.diffusion.draws import keyed
+from lightning_cfg.errors import UserError
+
+SEEDS = 2**32  # a generator of the convention knows no more: the next one would repeat the first
+
+
+def check_seeds(seed: int, n: int, key: str = "seed") -> None:
+    """UserError unless seed, ..., seed + n - 1 are seeds that no other sample has.
+
+    key  where the seed stands in the config
+    """
+    if not 0 <= seed <= SEEDS - n:
+        raise UserError(
+            f"{key}={seed}: the seeds of {n} samples must be within 0 ... {SEEDS - 1}, as they are "
+            "taken modulo 2**32 and others would repeat these"
+        )
 
 
 def seeded(

@@ -40,8 +40,13 @@ class EMA:
                 average.copy_(state[half_life][name])
 
     def to(self, module: nn.Module) -> None:
-        """Follow a module whose parameters were moved to another device."""
+        """Follow a module whose parameters were moved to another device or made of another type.
+
+        Averages are as exact as the parameters, but no less than float32.
+        """
         self._weights = [p.detach() for p in module.parameters()]
         for half_life, averages in self.averages.items():
             pairs = zip(averages, self._weights, strict=True)
-            self.averages[half_life] = [a.to(w.device) for a, w in pairs]
+            self.averages[half_life] = [
+                a.to(w.device, torch.promote_types(w.dtype, torch.float32)) for a, w in pairs
+            ]

@@ -12,8 +12,10 @@ from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.tensors import load_samples
+from lightning_cfg.runs.units import check_units
 from lightning_cfg.sampling.prepared import Prepared, within_limits
 from lightning_cfg.sampling.sample import check_finite
+from lightning_cfg.sampling.seeds import check_seeds
 from lightning_cfg.training.grids import check_generation
 from lightning_cfg.training.learners import Learner
 
@@ -36,6 +38,7 @@ class FromNoise:
 
     def check(self, learner: Learner, data: Any) -> None:
         """UserError if the model in training cannot make them."""
+        check_seeds(self.seed, self.n, "evaluation.seed")
         check_generation("evaluation", learner, data, self.scales, self.sampler)
         self._shape, self._classes = tuple(data.shape), data.num_classes
 
@@ -85,6 +88,7 @@ class FromFiles:
         for label, path in self.paths.items():
             file = output_of(path, SAMPLES)
             samples = load_samples(file, data.shape, data.num_classes)
+            check_units(file, samples["x"])
             if len(samples["x"]) < self.n:
                 raise UserError(
                     f"{file} holds {len(samples['x'])} samples, not the {self.n} wanted"

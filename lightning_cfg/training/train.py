@@ -66,6 +66,8 @@ def train(
     callbacks = [Progress(), *filter(None, (scores, save, pictures)), stop]
     how = {"logger": logger_of(logger, run), "log_every": log_every, "callbacks": callbacks}
     engine = trainer_for({**trainer, "precision": speed["precision"]}, run.directory, **how)
+    # Lightning does it after it has read a checkpoint, whose float64 would pass through float32
+    module.ema.to(engine.precision_plugin.convert_module(module).model)
     batches = KeyedBatches(data_set, seed=recipe["seed"], batch_size=recipe["batch_size"])
     rows = _tried(batches, engine, scores)
     first = engine.is_global_zero  # the rank that writes and speaks for all

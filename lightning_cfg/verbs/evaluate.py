@@ -40,6 +40,7 @@ from lightning_cfg.runs.ranks import launched, sharing
 from lightning_cfg.runs.run import Run, content_of, verb
 from lightning_cfg.sampling.guided import check_roles
 from lightning_cfg.sampling.prepared import pick_device
+from lightning_cfg.sampling.seeds import check_seeds
 
 Generation = Annotated[
     dict,
@@ -105,7 +106,7 @@ def evaluate(
     """
     if not samples and not generate and fresh is None:
         raise UserError("samples and generate name nothing to score")
-    _check(samples, generate)
+    _check(samples, generate, draws)
     if data is None and (not statistics or fresh is not None or classifier is not None):
         raise UserError("data is missing: what samples are compared with, unless by `statistics`")
     if data is None and by_class:
@@ -159,15 +160,16 @@ def evaluate(
     return run.directory
 
 
-def _check(samples: dict, generate: dict) -> None:
+def _check(samples: dict, generate: dict, draws: int) -> None:
     """UserError for sets that bear the name of something else."""
     for label in (*samples, *generate):
         if label in ("data", "held_out", "features", "classifier", "real"):
             raise UserError(f"samples.{label} is the name of something else here: choose another")
     if both := set(samples) & set(generate):
         raise UserError(f"samples and generate both have {sorted(both)[0]}: choose another name")
-    for keys in generate.values():
+    for label, keys in generate.items():
         check_roles(keys["guidance"], keys["models"])
+        check_seeds(keys["seed"], keys["n"] * draws, f"generate.{label}.seed")
 
 
 def _total(sets: dict[str, SampleSet], draws: int) -> int:

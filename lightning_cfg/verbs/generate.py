@@ -33,6 +33,7 @@ from lightning_cfg.sampling.guided import check_roles
 from lightning_cfg.sampling.network import Networks
 from lightning_cfg.sampling.prepared import Prepared, prepare
 from lightning_cfg.sampling.sample import check_finite
+from lightning_cfg.sampling.seeds import check_seeds
 
 
 def _unread(config: dict, key: str) -> bool:
@@ -82,6 +83,9 @@ def generate(
         run.say(f"finished already, {n} samples")
         return run.directory
 
+    if n < 1 or batch_size < 1:
+        raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
+    check_seeds(seed, n)
     ready = prepare(
         models=models,
         guidance=guidance,
