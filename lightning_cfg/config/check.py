@@ -18,6 +18,7 @@ from lightning_cfg.config.schema import (
     resolve,
     section_of,
 )
+from lightning_cfg.config.trust import named_in, trust
 from lightning_cfg.errors import UserError, nearest
 
 SCALARS = (int, float, bool, str, types.NoneType)
@@ -50,7 +51,9 @@ def completed(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def called(**config: Any) -> Any:
-        return function(**checked(function, config))
+        config = checked(function, config)
+        trust([*named_in(config), *config.get("trust", ())])
+        return function(**config)
 
     return called
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_cfg.errors import UserError
+from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.evaluation.features import Space
 from lightning_cfg.evaluation.gather import ALL, Gathered, gather
 from lightning_cfg.evaluation.sample_sets import SampleSet, real_set
 from lightning_cfg.metrics.moments import Moments, load_statistics
-from lightning_cfg.runs.files import write
+from lightning_cfg.runs.files import sha256, write, write_text
 from lightning_cfg.runs.tensors import fingerprint
 
 
@@ -155,11 +156,13 @@ class Real:
         if not path.is_file():
             return None
         try:
+            check_sum(path)
             if what == "features":
                 return torch.from_numpy(np.load(path, allow_pickle=False))
             return {ALL: load_statistics(path)[0]}
-        except (UserError, OSError, ValueError):
-            return None  # damaged: it is computed and written again
+        except (UserError, OSError, ValueError) as error:
+            print(f"lightning_cfg: computed again: {one_line(error)}", file=sys.stderr)
+            return None
 
     def _keep(self, split: str, what: str, space: Space, value: Any) -> None:
         path = self.place(split, what, space)
@@ -168,6 +171,21 @@ class Real:
             value[ALL].save(path, about)
         else:
             write(path, _saver(value))
+        write_text(_sum_of(path), sha256(path))
+
+
+def _sum_of(path: Path) -> Path:
+    """Where the hash of a cached file lies: beside it."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def check_sum(path: Path) -> None:
+    """UserError for a cached file that is not as it was written, or has no hash beside it."""
+    record = _sum_of(path)
+    if not record.is_file():
+        raise UserError(f"{path} has no hash beside it")
+    if record.read_text().strip() != sha256(path):
+        raise UserError(f"{path} is damaged: {record.name} has another hash")
 
 
 def _saver(features: Tensor) -> Callable[[Path], None]:

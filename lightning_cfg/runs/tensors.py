@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import write
+from lightning_cfg.runs.manifests import content_hash
 
 
 def save_tensors(path: str | Path, /, **tensors: Tensor) -> Path:
@@ -30,10 +31,12 @@ def load_tensors(
 ) -> dict[str, Tensor]:
     """The named tensors of a safetensors file, and those optional ones that it has.
 
-    Raises UserError if it is missing, truncated, lacks one of them, or holds NaN or infinity.
+    Raises UserError if it is missing, truncated, not as its run wrote it, lacks one of them, or
+    holds NaN or infinity.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
+    content_hash(Path(path))  # is it as its run wrote it?
     try:
         with safe_open(path, "pt") as file:
             have = set(file.keys())

@@ -5,7 +5,7 @@ from typing import Annotated
 from lightning_cfg.config import Guidance, Verb
 from lightning_cfg.sampling.network import Networks
 
-GIVEN = ("data", "seed", "run_dir", "force")  # by the study, to every verb
+GIVEN = ("data", "seed", "run_dir", "force", "trust")  # by the study, to every verb
 
 
 def _verb(name: str, *given: str) -> Verb:

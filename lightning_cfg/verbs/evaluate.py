@@ -24,6 +24,7 @@ from lightning_cfg.evaluation.tables import as_csv, as_markdown, as_text, spread
 from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.files import write_text
 from lightning_cfg.runs.inputs import Checkpoint
+from lightning_cfg.runs.manifests import read_table
 from lightning_cfg.runs.names import METRICS
 from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import launched, sharing
@@ -35,7 +36,7 @@ Generation = Annotated[
     dict,
     Verb(
         "lightning_cfg.verbs.generate.generate",
-        without=("run_dir", "force", "trajectories", "images", "device"),
+        without=("run_dir", "force", "trust", "trajectories", "images", "device"),
     ),
 ]
 
@@ -64,6 +65,7 @@ def evaluate(
     device: Annotated[str, Free] = "auto",
     logger: Annotated[Literal["csv", "wandb"], Free] = "csv",
     seed: int = 0,
+    trust: Annotated[list[str], Free] = [],
     force: bool = False,
 ) -> Path:
     """Score samples; the run holds metrics/metrics.csv and .json, numbers.csv and .json, table.md.
@@ -91,6 +93,7 @@ def evaluate(
                 their minimum and mean: 3 of 50,000 is EDM's protocol
     cache       keep features and moments of real data in the user's cache
     logger      wandb: the scores are a run there too, as those of a sweep's agent have to be
+    trust       modules of one's own that a checkpoint may name; see docs/security.md
     force       does a finished run again
     """
     if not samples and not generate and fresh is None:
@@ -204,5 +207,5 @@ def _written(directory: Path, rows: list[dict], numbers: list[dict]) -> list[Pat
 def _send(run: Run) -> None:
     """The scores of a finished run to where else they are wanted."""
     if run.free["logger"] == "wandb" and launched().rank == 0:
-        rows = json.loads((run.directory / METRICS).read_text())
+        rows = read_table(run.directory / METRICS)
         wandb_run.log_scores(run.directory, {**run.identity["settings"], **run.free}, rows)

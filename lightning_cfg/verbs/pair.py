@@ -56,6 +56,7 @@ def pair(
     memory: Annotated[float, Free] = 4.0,
     device: Annotated[str, Free] = "auto",
     seed: int = 0,
+    trust: Annotated[list[str], Free] = [],
     force: bool = False,
 ) -> Path:
     """Find the k nearest real points of every generated sample; the run holds pairs/.
@@ -80,6 +81,7 @@ def pair(
                 of the sources, by distance to the data, that a sample is in; null is the paper's
     memory      GiB that sources, bank and search may take: a larger bank is searched in parts, with
                 the same result; what cannot fit is refused before it starts
+    trust       modules of one's own that a checkpoint may name; see docs/security.md
     force       does a finished run again
     """
     _check(sources, n, k, keep_close)

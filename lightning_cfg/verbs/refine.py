@@ -45,6 +45,7 @@ def refine(
     batch_size: int = 1000,
     device: Annotated[str, Free] = "auto",
     seed: Annotated[int, Free] = 0,
+    trust: Annotated[list[str], Free] = [],
     force: bool = False,
 ) -> Path:
     """Integrate dx/dt = v(x, t, c) from the sample at t = 0 to 1; the run holds samples/.
@@ -58,6 +59,7 @@ def refine(
     scale            w of classifier-free guidance inside the flow, v_u + w (v_c - v_u) (Zhao &
                      Schwing 2025, app. B.2): for a flow trained with label dropout; 1 is without
     images           also as 8-bit PNGs, in samples/images/ or samples/images.zip
+    trust            modules of one's own that a checkpoint may name; see docs/security.md
     force            does a finished run again
     """
     solver = Solver(method, steps, rtol, atol, max_evaluations, strength, scale)
@@ -115,7 +117,7 @@ def refine(
         place, labelled = run.directory / IMAGES[images], model.num_classes > 0
         out.append(save_images(place, x=x, c=source.c, seed=source.seeds, labelled=labelled))
     facts = {"evaluations": {"flow": cost["evaluations"]}, "seconds_per_sample": cost["seconds"]}
-    run.finish(*out, **facts, weights=weights)
+    run.finish(*out, **facts, weights=weights, steps={"flow": model.step})
     run.say(f"{total} samples, {cost['evaluations']:.0f} evaluations each")
     return run.directory
 
