@@ -257,7 +257,7 @@ def _section(section: dict) -> str:
 def _of_run(run: Path) -> dict[str, str]:
     """What the manifest of a run of `generate` or `refine` says of its samples."""
     with as_written(run / MANIFEST):
-        manifest = read_manifest(run, "verb", "settings", "free")
+        manifest = read_manifest(run, "verb", "settings")
         return _told_of(manifest) if manifest else {}
 
 
@@ -287,7 +287,7 @@ def _told_of(manifest: dict) -> dict[str, str]:
 def _scale_of(run: Path) -> float | None:
     """The guidance scale of a run of `generate`, or of what a run of `refine` refined."""
     with as_written(run / MANIFEST):
-        manifest = read_manifest(run, "verb", "settings", "free")
+        manifest = read_manifest(run, "verb", "settings")
         if manifest.get("verb") == "refine":
             return _scale_of(Path(manifest["free"]["samples"]))
         if manifest.get("verb") != "generate":

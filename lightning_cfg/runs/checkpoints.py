@@ -132,8 +132,10 @@ def _untrained(path: Path, checkpoint: dict) -> Model:
             model = build_model(sections, checkpoint["shape"], checkpoint["num_classes"])
         except Wrong as wrong:
             raise UserError(f"{path}: in its config {wrong}") from None
-        except UserError:
-            raise
+        except UserError as error:
+            if str(path) in str(error):
+                raise
+            raise UserError(f"{path}: in its config {error}") from None
         except Exception as error:  # whatever numbers that nobody would write make a class raise
             said = f"{type(error).__name__}: {one_line(error)}"
             raise UserError(f"{path}: its config makes no network: {said}") from error

@@ -99,10 +99,8 @@ def evaluate(
     if not samples and not generate and fresh is None:
         raise UserError("samples and generate name nothing to score")
     _check(samples, generate, draws, batch_size)
-    if data is None and (not statistics or fresh is not None or classifier is not None):
-        raise UserError("data is missing: what samples are compared with, unless by `statistics`")
-    if data is None and by_class:
-        raise UserError("by_class=true needs data, which say what classes there are")
+    if data is None:
+        _check_without_data(statistics, fresh, classifier, by_class)
     if run.finished():
         _send(run)
         run.say("finished already")
@@ -163,6 +161,16 @@ def _check(samples: dict, generate: dict, draws: int, batch_size: int) -> None:
         raise UserError(f"samples and generate both have {sorted(both)[0]}: choose another name")
     for keys in generate.values():
         check_roles(keys["guidance"], keys["models"])
+
+
+def _check_without_data(
+    statistics: dict, fresh: int | None, classifier: str | None, by_class: bool
+) -> None:
+    """UserError where there is nothing to compare with, or what is asked for needs the data."""
+    if not statistics or fresh is not None or classifier is not None:
+        raise UserError("data is missing: what samples are compared with, unless by `statistics`")
+    if by_class:
+        raise UserError("by_class=true needs data, which say what classes there are")
 
 
 def _total(sets: dict[str, SampleSet], draws: int) -> int:

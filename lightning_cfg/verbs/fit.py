@@ -132,8 +132,8 @@ def _refuse_damaged(run: Run) -> None:
     fault = "" if run.again else run.fault()
     if fault and (run.directory / LAST).is_file():
         raise UserError(
-            f"{run.directory}: {fault}; bring back a whole copy, or force=true trains it again "
-            "from its first step"
+            f"{run.directory}: {fault}; bring back a whole copy, or have it trained again from its "
+            "first step: force=true, or remove the directory"
         )
 
 

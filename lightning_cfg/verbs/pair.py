@@ -91,8 +91,7 @@ def pair(
         return run.directory
 
     x, c, source, named, scales = read_sources(sources, real, n)
-    if condition == "scale":
-        _check_scales(sources, scales)
+    _check_scales(condition, sources, scales)
     space = as_space(build("lightning_cfg.evaluation.features", features), features["name"])
     space.to(pick_device(device))
     points = real_set(real, split, bank)
@@ -159,9 +158,9 @@ def _check(sources: list[str], n: int | None, k: int, keep_close: float) -> None
         raise UserError("sources must name at least one run of `generate` or set of samples")
 
 
-def _check_scales(sources: list[str], scales: list[float | None]) -> None:
+def _check_scales(condition: str | None, sources: list[str], scales: list[float | None]) -> None:
     for source, scale in zip(sources, scales, strict=True):
-        if scale is None:
+        if scale is None and condition == "scale":
             raise UserError(
                 f"condition=scale: {source} does not say its guidance scale, as runs of `generate` "
                 "do"

@@ -68,13 +68,7 @@ def refine(
         return run.directory
 
     place = pick_device(device)
-    model = checkpoints.restore(flow, weights=weights).to(place)
-    if not model.refines:
-        raise UserError(
-            f"{flow} starts from noise: refine needs a flow that learner Refinement trained"
-        )
-    if not isinstance(model, Flow):
-        raise UserError(f"{flow} is a {type(model).__name__}: refine needs model Flow")
+    model = _flow(flow, weights).to(place)
     solver.check(model)
     source = read_set(samples, model, as_bytes=False)
     if not source.labelled:
@@ -120,6 +114,18 @@ def refine(
     run.finish(*out, **facts, weights=weights, steps={"flow": model.step})
     run.say(f"{total} samples, {cost['evaluations']:.0f} evaluations each")
     return run.directory
+
+
+def _flow(path: str, weights: str | int) -> Flow:
+    """The trained network; UserError if it is no flow that refines samples."""
+    model = checkpoints.restore(path, weights=weights)
+    if not model.refines:
+        raise UserError(
+            f"{path} starts from noise: refine needs a flow that learner Refinement trained"
+        )
+    if not isinstance(model, Flow):
+        raise UserError(f"{path} is a {type(model).__name__}: refine needs model Flow")
+    return model
 
 
 def _condition(model: Flow) -> Condition | None:
