@@ -18,7 +18,7 @@ from lightning_cfg.config.schema import (
     resolve,
     section_of,
 )
-from lightning_cfg.config.trust import named_in, trust
+from lightning_cfg.config.trust import trust_as_asked
 from lightning_cfg.errors import UserError, nearest
 
 SCALARS = (int, float, bool, str, types.NoneType)
@@ -52,7 +52,7 @@ def completed(function: Callable) -> Callable:
     @functools.wraps(function)
     def called(**config: Any) -> Any:
         config = checked(function, config)
-        trust([*named_in(config), *config.get("trust", ())])
+        trust_as_asked(config)
         return function(**config)
 
     return called

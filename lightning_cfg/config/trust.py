@@ -28,6 +28,11 @@ def trust(modules: Iterable[str]) -> None:
     _named.update(modules)
 
 
+def trust_as_asked(config: dict[str, Any]) -> None:
+    """Let files name what the user's own config does: by names of its own, and by its key."""
+    trust([*named_in(config), *config.get("trust", ())])
+
+
 def named_in(config: Any) -> Iterator[str]:
     """The modules of all dotted names in the sections of a config."""
     if isinstance(config, dict):

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from lightning_cfg.evaluation.features import Space
 from lightning_cfg.evaluation.gather import ALL, Gathered, gather
 from lightning_cfg.evaluation.sample_sets import SampleSet, real_set
 from lightning_cfg.metrics.moments import Moments, load_statistics
-from lightning_cfg.runs.files import sha256, write, write_text
+from lightning_cfg.runs.files import write
 from lightning_cfg.runs.tensors import fingerprint
 
 
@@ -156,7 +155,7 @@ class Real:
         if not path.is_file():
             return None
         try:
-            check_sum(path)
+            check_sealed(path)
             if what == "features":
                 return torch.from_numpy(np.load(path, allow_pickle=False))
             return {ALL: load_statistics(path)[0]}
@@ -166,34 +165,31 @@ class Real:
 
     def _keep(self, split: str, what: str, space: Space, value: Any) -> None:
         path = self.place(split, what, space)
-        if what == "moments":
-            about = {"space": space.about, "data": type(self.data).__name__, "split": split}
-            value[ALL].save(path, about)
-        else:
-            write(path, _saver(value))
-        write_text(_sum_of(path), sha256(path))
+        about = {"space": space.about, "data": type(self.data).__name__, "split": split}
+
+        def save(temporary: Path) -> None:
+            if what == "moments":
+                value[ALL].save(temporary, about)
+            else:
+                with open(temporary, "wb") as file:
+                    np.save(file, value.numpy(), allow_pickle=False)
+            seal(temporary)
+
+        write(path, save)
 
 
-def _sum_of(path: Path) -> Path:
-    """Where the hash of a cached file lies: beside it."""
-    return path.with_name(f"{path.name}.sha256")
+def seal(path: Path) -> None:
+    """Append the hash of a file's content, 32 bytes, which numpy does not mind."""
+    digest = hashlib.sha256(np.memmap(path, np.uint8, "r")).digest()
+    with open(path, "ab") as file:
+        file.write(digest)
 
 
-def check_sum(path: Path) -> None:
-    """UserError for a cached file that is not as it was written, or has no hash beside it."""
-    record = _sum_of(path)
-    if not record.is_file():
-        raise UserError(f"{path} has no hash beside it")
-    if record.read_text().strip() != sha256(path):
-        raise UserError(f"{path} is damaged: {record.name} has another hash")
-
-
-def _saver(features: Tensor) -> Callable[[Path], None]:
-    def save(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            np.save(file, features.numpy(), allow_pickle=False)
-
-    return save
+def check_sealed(path: Path) -> None:
+    """UserError for a file that is not as it was when it was sealed."""
+    content = np.memmap(path, np.uint8, "r")
+    if hashlib.sha256(content[:-32]).digest() != content[-32:].tobytes():
+        raise UserError(f"{path} is damaged, or of an older version: its hash is another")
 
 
 PUBLISHED = {2048: "fid", 1024: "fd_dinov2"}  # by features: what published statistics are for

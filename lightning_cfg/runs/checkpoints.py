@@ -114,7 +114,7 @@ def restore(path: str | Path, *, weights: str | int = "ema") -> Model:
     if model.conditioned is not None:
         model.num_classes //= model.conditioned["values"]
     model.step = checkpoint["global_step"]
-    _tell_unfinished(Path(path), model.step)
+    _tell_unfinished(Path(path), checkpoint["global_step"])
     return model.eval().requires_grad_(False)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightning_cfg import __version__
 from lightning_cfg.config import Data, Identity, checked, dump, identity_difference, identity_of
-from lightning_cfg.config.trust import named_in, trust
+from lightning_cfg.config.trust import trust_as_asked
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import sha256, write_text
 from lightning_cfg.runs.manifests import (
@@ -45,7 +45,7 @@ def verb(
         @functools.wraps(function)
         def called(**config: object) -> Path:
             config = checked(function, config)
-            trust([*named_in(config), *config.get("trust", ())])
+            trust_as_asked(config)
             if one_process:
                 alone(function.__name__)
             return function(Run.of(called, config), **config)
