@@ -38,6 +38,7 @@ class Known:
     class_vectors  its embedding of classes, (B,) -> (B, d), which it also takes as c
     clean          a classifier that was trained on clean samples only
     sigma_min      the noise levels that it was trained for, up to sigma_max
+    step           of its training, at which it was saved; None of what is in closed form
     """
 
     shape: tuple[int, ...] | None = None
@@ -47,6 +48,7 @@ class Known:
     clean: bool = False
     sigma_min: float = 0.0
     sigma_max: float = math.inf
+    step: int | None = None
 
     def __init__(self, net: Callable[..., Tensor]):
         self.net = net
@@ -149,6 +151,7 @@ class Model(nn.Module):
     augment_dim: int | None = None  # labels that `loss` takes as `augment`; None: it takes none
     takes_x0: bool = False  # `loss` takes the sources of pairs as x0
     refines: bool = False  # it starts from samples instead of noise
+    step: int | None = None  # of its training, at which its checkpoint was written
     conditioned: dict | None = None  # the state of its `refinement.condition.Condition`
 
     @property

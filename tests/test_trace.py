@@ -269,6 +269,7 @@ def test_another_classifier_is_another_trace(chain, tmp_path):
     state = torch.load(linear / LAST, weights_only=True)
     next(iter(state["ema"].values()))["net.linear.bias"] += 1
     torch.save(state, linear / LAST)
+    (linear / "manifest.json").unlink()  # whose hash says that it was changed
     with pytest.raises(UserError, match=r"inputs\.classifiers\.linear"):
         trace(run_dir=str(run), **moved)
     shifted = tables(trace(run_dir=str(tmp_path / "fresh"), **moved))[0]

@@ -22,6 +22,7 @@ from lightning_cfg.config.schema import (
     resolve,
     section_of,
 )
+from lightning_cfg.config.trust import trust_as_asked
 from lightning_cfg.errors import UserError, nearest
 
 SCALARS = (int, float, bool, str, types.NoneType)
@@ -56,7 +57,9 @@ def completed(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def called(**config: Any) -> Any:
-        return function(**checked(function, config))
+        config = checked(function, config)
+        trust_as_asked(config)
+        return function(**config)
 
     return called
 

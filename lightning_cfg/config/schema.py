@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+from lightning_cfg.config.trust import check_trusted
 from lightning_cfg.errors import UserError, did_you_mean
 
 REQUIRED = inspect.Parameter.empty
@@ -139,9 +140,11 @@ def choices(module_name: str) -> list[str]:
 
 
 def resolve(module_name: str, name: str) -> Callable:
-    """The callable `name` of a module, or of a dotted path of anyone's own; UserError if none."""
+    """The callable `name` of a module, or of a dotted path of anyone's own; UserError if none, or
+    if a file names it whose code nobody trusts (`trust.names_of`)."""
     own_module, dot, attribute = name.rpartition(".")
     if dot:
+        check_trusted(name)
         try:
             found = getattr(importlib.import_module(own_module), attribute, None)
         except (ImportError, SyntaxError, ValueError) as error:

@@ -1,6 +1,5 @@
 """Pairs of generated samples and their nearest real neighbours, as `pair` wrote them."""
 
-import json
 from functools import cached_property
 
 import torch
@@ -12,6 +11,7 @@ from lightning_cfg.interfaces import DataSet
 from lightning_cfg.refinement.condition import ByDistance, ByScale, Condition
 from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.inputs import PairFile
+from lightning_cfg.runs.manifests import read_manifest
 from lightning_cfg.runs.names import PAIRS
 from lightning_cfg.runs.tensors import load_tensors
 
@@ -33,8 +33,7 @@ class Pairs(DataSet):
 
     def __init__(self, *, path: PairFile):
         self.path = output_of(path, PAIRS)
-        manifest = self.path.parent.parent / "manifest.json"
-        told = json.loads(manifest.read_text()) if manifest.is_file() else {}
+        told = read_manifest(self.path.absolute().parents[1])
         direction = told.get("direction", DIRECTION)
         if direction != DIRECTION:
             raise UserError(f"{path}: its pairs lead from {direction}, not from {DIRECTION}")
@@ -43,7 +42,11 @@ class Pairs(DataSet):
     def _file(self) -> dict[str, Tensor]:
         names = "x", "c", "neighbours", "targets", "num_classes"
         others = "weights", "bin", "scales", "edges", "targets_c"
-        return load_tensors(self.path, *names, optional=others)
+        held = load_tensors(self.path, *names, optional=others)
+        fault = _fault(held)
+        if fault:
+            raise UserError(f"{self.path} holds no pairs: {fault}")
+        return held
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -84,3 +87,48 @@ class Pairs(DataSet):
         """The real points that are somebody's target, whatever `split` says."""
         targets = self._file["targets"]
         return targets, torch.full((len(targets),), -1)
+
+
+def _fault(held: dict[str, Tensor]) -> str:
+    """What of a file of pairs is not as `Pairs` says; "" where all is."""
+    x, c, rows, targets = (held[name] for name in ("x", "c", "neighbours", "targets"))
+    n, whole = len(x) if x.ndim else 0, ("c", "neighbours", "num_classes", "bin", "targets_c")
+    if x.ndim < 2 or n == 0 or targets.shape[1:] != x.shape[1:]:
+        return f"x {tuple(x.shape)} and targets {tuple(targets.shape)} are no samples of one shape"
+    if not (x.is_floating_point() and targets.is_floating_point()):
+        return f"x and targets are {x.dtype} and {targets.dtype}, not real numbers"
+    if odd := [name for name in whole if name in held and held[name].dtype != torch.long]:
+        return f"{odd[0]} is {held[odd[0]].dtype}, not int64"
+    if c.shape != (n,) or rows.ndim != 2 or len(rows) != n or rows.shape[1] == 0:
+        return f"c {tuple(c.shape)} and neighbours {tuple(rows.shape)} are not (N,) and (N, k)"
+    if held["num_classes"].numel() != 1:
+        return "num_classes is no number"
+    for name, values, last in (
+        ("neighbours", rows, len(targets) - 1),
+        ("c", c, max(1, int(held["num_classes"])) - 1),
+    ):
+        if int(values.min()) < 0 or int(values.max()) > last:
+            return f"{name} {int(values.min())} ... {int(values.max())} are not in 0 ... {last}"
+    return _fault_of_options(held)
+
+
+def _fault_of_options(held: dict[str, Tensor]) -> str:
+    """The same of what only some of the files hold."""
+    weights, bins = held.get("weights"), held.get("bin")
+    if weights is not None and (
+        weights.shape != held["neighbours"].shape
+        or not ((weights >= 0).all() and (weights.sum(1) > 0).all())
+    ):
+        return "weights are not (N, k), none below 0 and some above it in each row"
+    if not held.keys() & {"scales", "edges"}:
+        return ""
+    last = len(held["scales"]) - 1 if "scales" in held else len(held["edges"])
+    if bins is None or bins.shape != held["c"].shape or not 0 <= int(bins.min()):
+        return "bin is not (N,), the value of the condition on each sample"
+    if int(bins.max()) > last:
+        return f"bin reaches {int(bins.max())}, and the condition has the values 0 ... {last}"
+    if "edges" in held and (
+        "targets_c" not in held or len(held["targets_c"]) > len(held["targets"])
+    ):
+        return "targets_c are not the classes of targets"
+    return ""

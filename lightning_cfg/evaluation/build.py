@@ -18,7 +18,8 @@ from lightning_cfg.evaluation.sample_sets import Generated, SampleSet, real_set
 from lightning_cfg.evaluation.scorer import Scorer
 from lightning_cfg.interfaces import check_same
 from lightning_cfg.runs import checkpoints
-from lightning_cfg.runs.files import output_of, sha256
+from lightning_cfg.runs.files import output_of
+from lightning_cfg.runs.manifests import content_hash
 from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.weights.catalogue import ASSETS
 from lightning_cfg.weights.store import find
@@ -65,14 +66,14 @@ def scorer_of(
         real=real,
         spaces=spaces,
         statistics={
-            label: (published(file, spaces[label], label), f"{file.name} {sha256(file)[:12]}")
+            label: (published(file, spaces[label], label), f"{file.name} {content_hash(file)[:12]}")
             for label, file in files.items()
         },
         references=reference,
         classifier=judge(classifier, real, device),
         classifier_hash=""
         if classifier is None
-        else sha256(output_of(classifier, checkpoints.LAST)),
+        else content_hash(output_of(classifier, checkpoints.LAST)),
         cache=cache,
         device=device,
         batch_size=batch_size,
@@ -103,6 +104,12 @@ def judge(path: str | None, side: Real | None, place: torch.device | str) -> Any
     if path is None or side is None:
         return None
     reader = checkpoints.restore(path)
+    if not (reader.classifies and reader.clean):
+        what = "noisy samples" if reader.classifies else "none, but generates them"
+        raise UserError(
+            f"classifier {path} must be one of clean samples, a run of `fit` of NoisyClassifier "
+            f"with model.clean=true: this {type(reader).__name__} reads {what}"
+        )
     check_same(f"classifier {path}", reader, "the data have", side.data)
     if side.data.num_classes == 0:
         raise UserError(f"classifier {path}: the data have no classes that it could confirm")

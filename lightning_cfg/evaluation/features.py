@@ -23,6 +23,7 @@ from lightning_cfg.interfaces import Features
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import output_of, sha256
 from lightning_cfg.runs.inputs import Checkpoint
+from lightning_cfg.runs.manifests import content_hash
 from lightning_cfg.runs.pngs import quantised
 from lightning_cfg.runs.precision import matmul
 from lightning_cfg.weights.store import find
@@ -106,7 +107,7 @@ def classifier(*, path: Checkpoint) -> Features:
     about = {
         "extractor": type(net).__name__,
         "layer": "penultimate",
-        "weights": sha256(output_of(path, checkpoints.LAST)),
+        "weights": content_hash(output_of(path, checkpoints.LAST)),
     }
     return Space(extract, about, net=model, head=net.head)
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_cfg.errors import UserError
+from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.evaluation.features import Space
 from lightning_cfg.evaluation.gather import ALL, Gathered, gather
 from lightning_cfg.evaluation.sample_sets import SampleSet, real_set
@@ -155,27 +155,41 @@ class Real:
         if not path.is_file():
             return None
         try:
+            check_sealed(path)
             if what == "features":
                 return torch.from_numpy(np.load(path, allow_pickle=False))
             return {ALL: load_statistics(path)[0]}
-        except (UserError, OSError, ValueError):
-            return None  # damaged: it is computed and written again
+        except (UserError, OSError, ValueError) as error:
+            print(f"lightning_cfg: computed again: {one_line(error)}", file=sys.stderr)
+            return None
 
     def _keep(self, split: str, what: str, space: Space, value: Any) -> None:
         path = self.place(split, what, space)
-        if what == "moments":
-            about = {"space": space.about, "data": type(self.data).__name__, "split": split}
-            value[ALL].save(path, about)
-        else:
-            write(path, _saver(value))
+        about = {"space": space.about, "data": type(self.data).__name__, "split": split}
+
+        def save(temporary: Path) -> None:
+            if what == "moments":
+                value[ALL].save(temporary, about)
+            else:
+                with open(temporary, "wb") as file:
+                    np.save(file, value.numpy(), allow_pickle=False)
+            seal(temporary)
+
+        write(path, save)
 
 
-def _saver(features: Tensor) -> Callable[[Path], None]:
-    def save(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            np.save(file, features.numpy(), allow_pickle=False)
+def seal(path: Path) -> None:
+    """Append the hash of a file's content, 32 bytes, which numpy does not mind."""
+    digest = hashlib.sha256(np.memmap(path, np.uint8, "r")).digest()
+    with open(path, "ab") as file:
+        file.write(digest)
 
-    return save
+
+def check_sealed(path: Path) -> None:
+    """UserError for a file that is not as it was when it was sealed."""
+    content = np.memmap(path, np.uint8, "r")
+    if hashlib.sha256(content[:-32]).digest() != content[-32:].tobytes():
+        raise UserError(f"{path} is damaged, or of an older version: its hash is another")
 
 
 PUBLISHED = {2048: "fid", 1024: "fd_dinov2"}  # by features: what published statistics are for

@@ -1,6 +1,5 @@
 """What is scored: samples in batches, wherever they come from, and what is known of them."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from lightning_cfg.data.image_files import Files, Folder, Zip
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.runs.files import output_of
+from lightning_cfg.runs.manifests import MANIFEST, as_written, read_manifest
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import drawable, quantised, signed
 from lightning_cfg.runs.ranks import Ranks
@@ -244,10 +244,12 @@ def _section(section: dict) -> str:
 
 def _of_run(run: Path) -> dict[str, str]:
     """What the manifest of a run of `generate` or `refine` says of its samples."""
-    file = run / "manifest.json"
-    if not file.is_file():
-        return {}
-    manifest = json.loads(file.read_text())
+    with as_written(run / MANIFEST):
+        manifest = read_manifest(run, "verb", "settings")
+        return _told_of(manifest) if manifest else {}
+
+
+def _told_of(manifest: dict) -> dict[str, str]:
     settings = manifest["settings"]
     seconds = manifest.get("seconds_per_sample")  # which older runs do not say
     if manifest["verb"] == "generate":
@@ -272,11 +274,14 @@ def _of_run(run: Path) -> dict[str, str]:
 
 def _scale_of(run: Path) -> float | None:
     """The guidance scale of a run of `generate`, or of what a run of `refine` refined."""
-    file = run / "manifest.json"
-    manifest = json.loads(file.read_text()) if file.is_file() else {}
-    if manifest.get("verb") == "refine":
-        return _scale_of(Path(manifest["free"]["samples"]))
-    return scale_of(manifest["settings"]["guidance"] if manifest.get("verb") == "generate" else {})
+    with as_written(run / MANIFEST):
+        manifest = read_manifest(run, "verb", "settings")
+        if manifest.get("verb") == "refine":
+            return _scale_of(Path(manifest["free"]["samples"]))
+        if manifest.get("verb") != "generate":
+            return None
+        scale = scale_of(manifest["settings"]["guidance"])
+        return None if scale is None else float(scale)
 
 
 def _images(files: Files, data: Any) -> SampleSet:

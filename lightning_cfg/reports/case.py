@@ -1,11 +1,11 @@
 """What a study found on one data set, as its report is given it."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning_cfg.reports.rows import Cells, Rows
+from lightning_cfg.runs.manifests import read_table
 from lightning_cfg.runs.names import BOUNDARIES, CURVES, SUMMARY
 
 FRONT = ("method", "scale", "class", "stage", "flow", "nfe", "evaluations", "seconds", "n")
@@ -35,7 +35,7 @@ class Traced:
         """From the trajectory file and the run of `trace` that read it."""
         tables = []
         for name in (SUMMARY, CURVES, BOUNDARIES):
-            tables.append(json.loads((run / name).read_text()) if (run / name).is_file() else [])
+            tables.append(read_table(run / name) if (run / name).is_file() else [])
         return cls(file, *tables)
 
 

@@ -1,6 +1,5 @@
 """What was done in a study, how long it took and on what, in sentences."""
 
-import json
 import os
 import platform
 import re
@@ -9,6 +8,7 @@ from pathlib import Path
 import torch
 
 from lightning_cfg.reports.case import Case
+from lightning_cfg.runs.manifests import read_manifest
 
 
 def done(config: dict, cases: list[Case]) -> str:
@@ -58,10 +58,9 @@ def spent(directory: Path, stages: list[dict]) -> str:
     seconds = {v: [stage["seconds"] for stage in stages if stage["verb"] == v] for v in verbs}
     packages: dict[str, set] = {}
     for stage in stages:
-        manifest = directory / stage["directory"] / "manifest.json"
-        if manifest.is_file():
-            for name, version in json.loads(manifest.read_text()).get("packages", {}).items():
-                packages.setdefault(name, set()).add(version)
+        manifest = read_manifest(directory / stage["directory"])
+        for name, version in manifest.get("packages", {}).items():
+            packages.setdefault(name, set()).add(version)
     reused = sum(bool(stage["reused"]) for stage in stages)
     names = re.findall(r"model name\s*:\s*(.+)", _text("/proc/cpuinfo")) or [platform.machine()]
     machine = f"{os.cpu_count()} CPUs ({names[0]})"

@@ -1,34 +1,57 @@
-"""Checkpoints: a network restored from the config inside."""
+"""Checkpoints: a network restored from the config inside, which is a stranger's."""
 
-from inspect import signature
+import sys
+import zipfile
+from collections.abc import Callable
+from inspect import isclass, signature
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
 
-from lightning_cfg.config import build
-from lightning_cfg.errors import UserError
+from lightning_cfg.config import Model as ModelSection
+from lightning_cfg.config import Net as NetSection
+from lightning_cfg.config import build, resolve
+from lightning_cfg.config.check import Wrong, check
+from lightning_cfg.config.trust import names_of
+from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.interfaces import Model, Net, complete
+from lightning_cfg.runs.checkpoint_keys import check_keys
 from lightning_cfg.runs.files import output_of
+from lightning_cfg.runs.manifests import IDENTITY, MANIFEST, content_hash, written_hash
 from lightning_cfg.runs.names import LAST
+from lightning_cfg.runs.ranks import launched
+
+NETS, MODELS = "lightning_cfg.nets", "lightning_cfg.diffusion.models"
 
 
 def load(path: str | Path) -> dict:
     """The content of a checkpoint of ours, by its own path or its run directory's.
 
-    Raises UserError if there is none, or it is truncated or somebody else's.
+    Raises UserError if there is none, or it is damaged or somebody else's.
     """
     path = output_of(path, LAST)
+    content_hash(path)  # is it as its run wrote it?
     try:
+        if written_hash(path) is None:
+            _check_sums(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken file makes the unpickler raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is truncated or not a checkpoint of ours: {reason}") from error
-    if not isinstance(checkpoint, dict) or "config" not in checkpoint or "ema" not in checkpoint:
-        raise UserError(f"{path} is a checkpoint, but not one that `fit` here has written")
+    check_keys(path, checkpoint)
     return checkpoint
+
+
+def _check_sums(path: Path) -> None:
+    """UserError where a part of the file is not as it was written, by the sums inside of it."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            wrong = file.testzip()
+        if wrong is not None:
+            raise ValueError(f"{wrong} in it is damaged")
 
 
 def build_model(config: dict, shape: tuple[int, ...], num_classes: int) -> Model:
@@ -63,12 +86,12 @@ def restore(path: str | Path, *, weights: str | int = "ema") -> Model:
 
     weights  "ema": the average of the first half-life; a number: that of this half-life in
              images; "raw": no average
-    Raises UserError if the file is not ours, does not fit its own config or lacks the average.
+    Raises UserError if the file is damaged or not ours, does not fit its own config, lacks the
+    average, holds NaN, or names code that nobody trusts (`config.trust`). A training that has not
+    finished is told in a line.
     """
     checkpoint = load(path)
-    config = checkpoint["config"]
-    model = build_model(config, checkpoint["shape"], checkpoint["num_classes"])
-    complete(model, Model, f"model {config['model']['name']}", "forward")
+    model = _untrained(output_of(path, LAST), checkpoint)
     state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
     averages = checkpoint["ema"]
     if weights != "raw":
@@ -79,12 +102,64 @@ def restore(path: str | Path, *, weights: str | int = "ema") -> Model:
         state.update(averages[half_life])
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except Exception as error:  # RuntimeError; of odd tensors others
         reason = str(error).splitlines()[min(1, str(error).count("\n"))].strip()  # the first
         reason = shorten(reason, 200, placeholder=" ...")  # another network's names fill pages
         raise UserError(f"{path} does not fit the network of its config: {reason}") from error
-    model.refines = config["learner"]["name"] == "Refinement"
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise UserError(f"{path}: its weights {name} hold NaN or infinity: it has diverged")
+    model.refines = checkpoint["config"]["learner"]["name"] == "Refinement"
     model.conditioned = checkpoint.get("conditioned")
     if model.conditioned is not None:
         model.num_classes //= model.conditioned["values"]
+    model.step = checkpoint["global_step"]
+    _tell_unfinished(Path(path), checkpoint["global_step"])
     return model.eval().requires_grad_(False)
+
+
+def _untrained(path: Path, checkpoint: dict) -> Model:
+    """The model of a checkpoint's config, untrained, made by the package's or trusted classes."""
+    config = checkpoint["config"]
+    with names_of(path):
+        try:
+            sections = {
+                "net": check(NetSection, config["net"], "net"),
+                "model": check(ModelSection, config["model"], "model"),
+            }
+            _check_class(path, "net", resolve(NETS, sections["net"]["name"]))
+            _check_class(path, "model", resolve(MODELS, sections["model"]["name"]))
+            model = build_model(sections, checkpoint["shape"], checkpoint["num_classes"])
+        except Wrong as wrong:
+            raise UserError(f"{path}: in its config {wrong}") from None
+        except UserError as error:
+            if str(path) in str(error):
+                raise
+            raise UserError(f"{path}: in its config {error}") from None
+        except Exception as error:  # whatever numbers that nobody would write make a class raise
+            said = f"{type(error).__name__}: {one_line(error)}"
+            raise UserError(f"{path}: its config makes no network: {said}") from error
+        complete(model, Model, f"model {config['model']['name']}", "forward")
+    return model
+
+
+def _check_class(path: Path, what: str, made_by: Callable) -> None:
+    """UserError, before it is called, unless it makes a torch.nn.Module and nothing else."""
+    if not isclass(made_by):  # a function says it by its annotation
+        hints = get_type_hints(made_by) if hasattr(made_by, "__annotations__") else {}
+        made_by = hints.get("return", type(None))
+    if not (isclass(made_by) and issubclass(made_by, nn.Module)):
+        raise UserError(
+            f"{path}: in its config {what}.name is no class of networks: it must be a "
+            "torch.nn.Module, or a function that is annotated to return one"
+        )
+
+
+def _tell_unfinished(path: Path, step: int) -> None:
+    """A line where this is the last checkpoint of a training that goes on, or was cut off."""
+    run = path if path.is_dir() else path.absolute().parent.parent
+    last = path.is_dir() or path.name == Path(LAST).name
+    cut_off = (run / IDENTITY).is_file() and not (run / MANIFEST).is_file()
+    if last and cut_off and launched().rank == 0:
+        told = f"{run} has not finished: its network is the one of step {step}"
+        print(f"lightning_cfg: {told}", file=sys.stderr)

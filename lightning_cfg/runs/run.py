@@ -12,8 +12,16 @@ from pathlib import Path
 
 from lightning_cfg import __version__
 from lightning_cfg.config import Data, Identity, checked, dump, identity_difference, identity_of
+from lightning_cfg.config.trust import trust_as_asked
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import sha256, write_text
+from lightning_cfg.runs.manifests import (
+    MANIFEST,
+    content_hash,
+    hash_of,
+    read_manifest,
+    read_record,
+)
 from lightning_cfg.runs.ranks import alone, launched
 
 FORMAT = 2  # of identity.json: 1, which did not say so, wrote by hand what made runs the same
@@ -37,6 +45,7 @@ def verb(
         @functools.wraps(function)
         def called(**config: object) -> Path:
             config = checked(function, config)
+            trust_as_asked(config)
             if one_process:
                 alone(function.__name__)
             return function(Run.of(called, config), **config)
@@ -84,7 +93,7 @@ class Run:
         # as json gives it back, so that tuples and integer keys compare equal
         identity = {"format": FORMAT, "verb": verb, "settings": settings, "inputs": self.inputs}
         self.identity = json.loads(json.dumps(identity))
-        self.again = force and bool(self.manifest)
+        self.again = force and (self.directory / MANIFEST).is_file()
         self._usual = {f"settings.{key}" for key in usual}
         self._start = time.monotonic()
         self._refuse_another()
@@ -106,18 +115,29 @@ class Run:
     @property
     def manifest(self) -> dict:
         """What the finished run wrote of itself; empty if it has not finished."""
-        try:
-            return json.loads((self.directory / "manifest.json").read_text())
-        except FileNotFoundError:
-            return {}
+        return read_manifest(self.directory, "verb", "outputs")
+
+    def fault(self) -> str:
+        """Which file of the finished run is not as it was written, in words; "" where all are."""
+        for name, digest in self.manifest.get("outputs", {}).items():
+            file = self.directory / name
+            if not file.exists():
+                return f"{name} is missing"
+            if hash_of(file) != digest:
+                return f"{name} is damaged, or was changed: manifest.json has another hash"
+        return ""
 
     def finished(self) -> bool:
-        """Whether all its files are there, as they were written, and none is to be made again."""
-        manifest = {} if self.again else self.manifest
-        return bool(manifest) and all(
-            (self.directory / name).exists() and sha256(self.directory / name) == digest
-            for name, digest in manifest["outputs"].items()
-        )
+        """Whether all its files are there, as they were written, and none is to be made again.
+
+        Of a finished run whose files are not, a line says so.
+        """
+        if self.again or not self.manifest:
+            return False
+        fault = self.fault()
+        if fault:
+            self.say(f"{fault}; it is made again")
+        return not fault
 
     def begin(self) -> None:
         """Write config.yaml and identity.json, by which the directory is known from now on."""
@@ -154,7 +174,7 @@ class Run:
     def _refuse_another(self) -> None:
         known = self.directory / "identity.json"
         if known.is_file():
-            self._compare(json.loads(known.read_text()))
+            self._compare(read_record(known, "verb", "settings"))
         elif launched().rank > 0:
             return  # the first rank may be about to write it, and refuses for all
         elif self.directory.exists() and (
@@ -186,19 +206,6 @@ def content_of(data: dict) -> tuple[dict, tuple[str, ...]]:
 
     found = identity_of(known_by, {"data": data})
     return found.settings["data"], tuple(map(content_hash, found.inputs.values()))
-
-
-def content_hash(path: Path) -> str:
-    """The hash of a file's or folder's content; of a file that has not changed it is remembered."""
-    if path.is_dir():
-        return sha256(path)
-    facts = path.stat()
-    return _hash_of(path.absolute(), facts.st_size, facts.st_mtime_ns, facts.st_ino)
-
-
-@functools.lru_cache(maxsize=1024)
-def _hash_of(path: Path, *facts: int) -> str:
-    return sha256(path)
 
 
 def checkout() -> dict[str, object] | None:

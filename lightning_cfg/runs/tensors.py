@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import write
+from lightning_cfg.runs.manifests import content_hash
 
 WHOLE = {"c", "seed", "neighbours", "num_classes", "source", "bin", "targets_c"}  # tensors by name
 KINDS = {  # of files that are none of ours, by their first bytes
@@ -42,11 +43,12 @@ def load_tensors(
     """The named tensors of a safetensors file, and those optional ones that it has.
 
     Those in WHOLE come as int64, whatever kind of integer they are; the others as float32 or, where
-    they are, float64. Raises UserError if it is missing, truncated, another kind of file, lacks one
-    of them, or holds another kind of number, NaN or infinity.
+    they are, float64. Raises UserError if it is missing, truncated, another kind of file, not as its
+    run wrote it, lacks one of them, or holds another kind of number, NaN or infinity.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
+    content_hash(Path(path))  # is it as its run wrote it?
     try:
         with safe_open(path, "pt") as file:
             have = set(file.keys())

@@ -35,6 +35,12 @@ class Prepared:
     class_label: int | None
     device: torch.device
 
+    @property
+    def steps(self) -> dict[str, int]:
+        """At which step of its training each network was saved; exact ones have none."""
+        steps = {role: net.step for role, net in self.networks.items()}
+        return {role: step for role, step in steps.items() if step is not None}
+
     def start(self, seeds: Tensor, rows: int = 0) -> tuple[Tensor, Trajectory]:
         """Classes (B,) and the sampler's steps (sigma, x), whose last x are the samples.
 

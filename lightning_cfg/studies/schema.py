@@ -10,7 +10,7 @@ Fresh = Annotated[int, Between(1, FRESH)]
 # each study has 2 FRESH seeds of samples to itself, and all of them lie below 2^32
 StudySeed = Annotated[int, Between(0, 2**32 // (2 * FRESH) - 1)]
 
-GIVEN = ("data", "seed", "run_dir", "force")  # by the study, to every verb
+GIVEN = ("data", "seed", "run_dir", "force", "trust")  # by the study, to every verb
 
 
 def _verb(name: str, *given: str) -> Verb:

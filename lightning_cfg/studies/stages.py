@@ -13,6 +13,7 @@ from typing import Any
 from lightning_cfg.config import checked, dump
 from lightning_cfg.errors import UserError, did_you_mean
 from lightning_cfg.runs.files import write_text
+from lightning_cfg.runs.manifests import read_manifest, read_record
 from lightning_cfg.runs.run import FORMAT, identity
 from lightning_cfg.studies.graph import Output, Stage
 
@@ -46,7 +47,7 @@ class Stages:
             not self.root.is_dir() or (any(self.root.iterdir()) and not known.is_file())
         ):
             raise UserError(f"{self.root} exists and is no study: give another run_dir")
-        before = json.loads(known.read_text()) if known.is_file() else {}
+        before = read_record(known, "stages") if known.is_file() else {}
         if before.get("stages") and before.get("format", 1) != FORMAT:
             told = f"{self.root}: its stages are an older version's, and are done again"
             print(told, file=sys.stderr)
@@ -84,7 +85,7 @@ class Stages:
             {
                 "name": stage.name,
                 "verb": stage.verb,
-                "seconds": json.loads(manifest.read_text())["seconds"],
+                "seconds": read_manifest(directory, "seconds")["seconds"],
                 "directory": str(directory.relative_to(self.root)),
                 "reused": before != 0 and manifest.stat().st_mtime_ns == before,
                 "hash": directory.name.rpartition("-")[2],
@@ -97,7 +98,7 @@ class Stages:
         manifest = directory / "manifest.json"
         done = manifest.is_file()
         if done and stage.verb == "fit":  # which may be asked for more steps than it has
-            steps = json.loads(manifest.read_text())["step"]
+            steps = read_manifest(directory, "step")["step"]
             done = steps == settings["trainer"].get("max_steps")
         self.states[stage.name] = "done" if done else "ready"
         if done:

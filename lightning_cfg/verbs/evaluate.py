@@ -34,6 +34,7 @@ from lightning_cfg.evaluation.tables import as_csv, as_markdown, as_text, spread
 from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.files import write_text
 from lightning_cfg.runs.inputs import Checkpoint
+from lightning_cfg.runs.manifests import read_table
 from lightning_cfg.runs.names import METRICS
 from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import launched, sharing
@@ -46,7 +47,7 @@ Generation = Annotated[
     dict,
     Verb(
         "lightning_cfg.verbs.generate.generate",
-        without=("run_dir", "force", "trajectories", "images", "device"),
+        without=("run_dir", "force", "trust", "trajectories", "images", "device"),
     ),
 ]
 
@@ -75,6 +76,7 @@ def evaluate(
     device: Annotated[str, Free] = "auto",
     logger: Annotated[Literal["csv", "wandb"], Free] = "csv",
     seed: Seed = 0,
+    trust: Annotated[list[str], Free] = [],
     force: bool = False,
 ) -> Path:
     """Score samples; the run holds metrics/metrics.csv and .json, numbers.csv and .json, table.md.
@@ -102,15 +104,14 @@ def evaluate(
                 their minimum and mean: 3 of 50,000 is EDM's protocol
     cache       keep features and moments of real data in the user's cache
     logger      wandb: the scores are a run there too, as those of a sweep's agent have to be
+    trust       modules of one's own that a checkpoint may name; see docs/security.md
     force       does a finished run again
     """
     if not samples and not generate and fresh is None:
         raise UserError("samples and generate name nothing to score")
     _check(samples, generate, draws)
-    if data is None and (not statistics or fresh is not None or classifier is not None):
-        raise UserError("data is missing: what samples are compared with, unless by `statistics`")
-    if data is None and by_class:
-        raise UserError("by_class=true needs data, which say what classes there are")
+    if data is None:
+        _check_without_data(statistics, fresh, classifier, by_class)
     if run.finished():
         _send(run)
         run.say("finished already")
@@ -172,6 +173,16 @@ def _check(samples: dict, generate: dict, draws: int) -> None:
         check_seeds(keys["seed"], keys["n"] * draws, f"generate.{label}.seed")
 
 
+def _check_without_data(
+    statistics: dict, fresh: int | None, classifier: str | None, by_class: bool
+) -> None:
+    """UserError where there is nothing to compare with, or what is asked for needs the data."""
+    if not statistics or fresh is not None or classifier is not None:
+        raise UserError("data is missing: what samples are compared with, unless by `statistics`")
+    if by_class:
+        raise UserError("by_class=true needs data, which say what classes there are")
+
+
 def _total(sets: dict[str, SampleSet], draws: int) -> int:
     """All samples, of which those of seeds are made anew for each draw."""
     drawn = {label: draws if isinstance(held, Generated) else 1 for label, held in sets.items()}
@@ -214,5 +225,5 @@ def _written(directory: Path, rows: list[dict], numbers: list[dict]) -> list[Pat
 def _send(run: Run) -> None:
     """The scores of a finished run to where else they are wanted."""
     if run.free["logger"] == "wandb" and launched().rank == 0:
-        rows = json.loads((run.directory / METRICS).read_text())
+        rows = read_table(run.directory / METRICS)
         wandb_run.log_scores(run.directory, {**run.identity["settings"], **run.free}, rows)

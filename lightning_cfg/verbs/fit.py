@@ -18,9 +18,12 @@ from lightning_cfg.config import (
     identity_difference,
     identity_of,
 )
+from lightning_cfg.config.trust import names_of
 from lightning_cfg.errors import UserError
+from lightning_cfg.runs.checkpoint_keys import check_to_go_on
 from lightning_cfg.runs.checkpoints import LAST, load
 from lightning_cfg.runs.files import output_of
+from lightning_cfg.runs.manifests import as_written
 from lightning_cfg.runs.ranks import launched, with_launch
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.training.undisturbed import undisturbed
@@ -61,6 +64,7 @@ def fit(
     channels_last: Annotated[bool | Literal["auto"], Free] = "auto",
     matmul_precision: Annotated[Literal["auto", "highest", "high", "medium"], Free] = "auto",
     logger: Annotated[Literal["csv", "tensorboard", "wandb"], Free] = "csv",
+    trust: Annotated[list[str], Free] = [],
     force: bool = False,
 ) -> Path:
     """Train a model; its run directory then holds checkpoints/last.ckpt.
@@ -77,6 +81,7 @@ def fit(
     compile           the network, by torch.compile
     channels_last     memory layout of a network of images
     matmul_precision  of float32 products: highest is float32, high and medium may be TF32 or less
+    trust             modules of one's own that a checkpoint may name; see docs/security.md
     force             does a finished run again, from its first step
 
     compile, channels_last, matmul_precision and trainer.precision are by default what is fastest:
@@ -88,8 +93,9 @@ def fit(
     trainer = with_launch(trainer, launched())
     recipe = {"data": data, "net": net, "model": model, "learner": learner}
     recipe |= {"seed": seed, "batch_size": batch_size}
-    if run.finished() and run.manifest["step"] == trainer["max_steps"]:
-        run.say(f"finished already, {run.manifest['step']} steps")
+    _refuse_damaged(run)
+    if run.finished() and run.manifest.get("step") == trainer["max_steps"]:
+        run.say(f"finished already, {trainer['max_steps']} steps")
         return run.directory
     start = (
         None if run.again else _start(resume, run.directory / LAST, recipe, trainer["max_steps"])
@@ -117,6 +123,16 @@ def fit(
     return run.directory
 
 
+def _refuse_damaged(run: Run) -> None:
+    """UserError for a finished training whose checkpoint is another: it is not gone on with."""
+    fault = "" if run.again else run.fault()
+    if fault and (run.directory / LAST).is_file():
+        raise UserError(
+            f"{run.directory}: {fault}; bring back a whole copy, or have it trained again from its "
+            "first step: force=true, or remove the directory"
+        )
+
+
 def _start(resume: str, last: Path, recipe: dict, max_steps: int) -> Path | None:
     """The checkpoint to go on from, if any."""
     if resume == "never" and last.is_file():
@@ -130,10 +146,9 @@ def _start(resume: str, last: Path, recipe: dict, max_steps: int) -> Path | None
     if start is not None:
         checkpoint = load(start)
         # where the data lie may have changed: the run's own inputs count by content
-        there, here = (
-            identity_of(fit, part, find=False) for part in (checkpoint["config"], recipe)
-        )
-        difference = identity_difference(there.settings, here.settings, here.usual)
+        here = identity_of(fit, recipe, find=False)
+        there = _identity_inside(start, checkpoint)
+        difference = identity_difference(there, here.settings, here.usual)
         if difference:
             raise UserError(f"{start} is of another config ({difference})")
         if checkpoint["global_step"] > max_steps:
@@ -142,3 +157,10 @@ def _start(resume: str, last: Path, recipe: dict, max_steps: int) -> Path | None
                 f"trainer.max_steps={max_steps}: give another run_dir, or remove it"
             )
     return start
+
+
+def _identity_inside(path: Path, checkpoint: dict) -> dict:
+    """The settings of the training that wrote a checkpoint; its names are a stranger's."""
+    check_to_go_on(path, checkpoint)
+    with names_of(path), as_written(path):
+        return identity_of(fit, checkpoint["config"], find=False).settings

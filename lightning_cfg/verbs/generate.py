@@ -60,6 +60,7 @@ def generate(
     trajectories: Annotated[int, NonNegative] = 0,
     images: Annotated[Literal["folder", "zip"] | None, Free] = None,
     device: Annotated[str, Free] = "auto",
+    trust: Annotated[list[str], Free] = [],
     force: bool = False,
 ) -> Path:
     """Generate n samples, of the seeds seed, seed + 1, ...; the run holds samples/.
@@ -75,6 +76,7 @@ def generate(
                  path (trajectories, steps + 1, *shape), sigma (steps + 1,) falling to 0, c, seed
     images       also as 8-bit PNGs (`save_images`), in samples/images/ or samples/images.zip; a
                  finished run makes them of its samples
+    trust        modules of one's own that a checkpoint may name; see docs/security.md
     force        does a finished run again
     """
     check_roles(guidance, models)
@@ -126,7 +128,7 @@ def generate(
         save(sheet, run.directory / "figures/samples", colours=colours)
         out += [run.directory / name for name in SHEET]
     facts = {"evaluations": evaluations, "seconds_per_sample": seconds}
-    facts |= {"weights": weights, "num_classes": ready.classes}
+    facts |= {"weights": weights, "num_classes": ready.classes, "steps": ready.steps}
     run.finish(*out, **facts, solver_dtype="float64")
     run.say(f"{n} samples, {sum(evaluations.values()):.0f} evaluations each")
     return run.directory

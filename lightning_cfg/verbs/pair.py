@@ -66,6 +66,7 @@ def pair(
     memory: Annotated[float, Between(0, 1e6, above=True), Free] = 4.0,  # no machine has more
     device: Annotated[str, Free] = "auto",
     seed: Seed = 0,
+    trust: Annotated[list[str], Free] = [],
     force: bool = False,
 ) -> Path:
     """Find the k nearest real points of every generated sample; the run holds pairs/.
@@ -90,6 +91,7 @@ def pair(
                 of the sources, by distance to the data, that a sample is in; null is the paper's
     memory      GiB that sources, bank and search may take: a larger bank is searched in parts, with
                 the same result; what cannot fit is refused before it starts
+    trust       modules of one's own that a checkpoint may name; see docs/security.md
     force       does a finished run again
     """
     real = build_data(data)
@@ -98,8 +100,7 @@ def pair(
         return run.directory
 
     x, c, source, named, scales = read_sources(sources, real, n)
-    if condition == "scale":
-        _check_scales(sources, scales)
+    _check_scales(condition, sources, scales)
     space = as_space(build("lightning_cfg.evaluation.features", features), features["name"])
     space.to(pick_device(device))
     points = real_set(real, split, bank)
@@ -155,9 +156,9 @@ WIDEST = 4096  # dimensions up to which a Fréchet distance takes less time than
 SHOWN = 500  # samples among which the picture finds some of each class
 
 
-def _check_scales(sources: list[str], scales: list[float | None]) -> None:
+def _check_scales(condition: str | None, sources: list[str], scales: list[float | None]) -> None:
     for source, scale in zip(sources, scales, strict=True):
-        if scale is None:
+        if scale is None and condition == "scale":
             raise UserError(
                 f"condition=scale: {source} does not say its guidance scale, as runs of `generate` "
                 "do"

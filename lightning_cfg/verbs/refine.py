@@ -54,6 +54,7 @@ def refine(
     batch_size: Annotated[int, AtLeast(1)] = 1000,
     device: Annotated[str, Free] = "auto",
     seed: Annotated[Seed, Free] = 0,
+    trust: Annotated[list[str], Free] = [],
     force: bool = False,
 ) -> Path:
     """Integrate dx/dt = v(x, t, c) from the sample at t = 0 to 1; the run holds samples/.
@@ -67,6 +68,7 @@ def refine(
     scale            w of classifier-free guidance inside the flow, v_u + w (v_c - v_u) (Zhao &
                      Schwing 2025, app. B.2): for a flow trained with label dropout; 1 is without
     images           also as 8-bit PNGs, in samples/images/ or samples/images.zip
+    trust            modules of one's own that a checkpoint may name; see docs/security.md
     force            does a finished run again
     """
     solver = Solver(method, steps, rtol, atol, max_evaluations, strength, scale)
@@ -75,13 +77,7 @@ def refine(
         return run.directory
 
     place = pick_device(device)
-    model = checkpoints.restore(flow, weights=weights).to(place)
-    if not model.refines:
-        raise UserError(
-            f"{flow} starts from noise: refine needs a flow that learner Refinement trained"
-        )
-    if not isinstance(model, Flow):
-        raise UserError(f"{flow} is a {type(model).__name__}: refine needs model Flow")
+    model = _flow(flow, weights).to(place)
     solver.check(model)
     source = read_set(samples, model, as_bytes=False)
     if not source.labelled:
@@ -122,9 +118,21 @@ def refine(
         place, labelled = run.directory / IMAGES[images], model.num_classes > 0
         out.append(save_images(place, x=x, c=source.c, seed=source.seeds, labelled=labelled))
     facts = {"evaluations": {"flow": cost["evaluations"]}, "seconds_per_sample": cost["seconds"]}
-    run.finish(*out, **facts, weights=weights)
+    run.finish(*out, **facts, weights=weights, steps={"flow": model.step})
     run.say(f"{total} samples, {cost['evaluations']:.0f} evaluations each")
     return run.directory
+
+
+def _flow(path: str, weights: str | int) -> Flow:
+    """The trained network; UserError if it is no flow that refines samples."""
+    model = checkpoints.restore(path, weights=weights)
+    if not model.refines:
+        raise UserError(
+            f"{path} starts from noise: refine needs a flow that learner Refinement trained"
+        )
+    if not isinstance(model, Flow):
+        raise UserError(f"{path} is a {type(model).__name__}: refine needs model Flow")
+    return model
 
 
 def _condition(model: Flow) -> Condition | None:

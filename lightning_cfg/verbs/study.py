@@ -12,6 +12,7 @@ from lightning_cfg.reports.claims import check_claims, summary
 from lightning_cfg.reports.rows import Cell
 from lightning_cfg.reports.study import write_report
 from lightning_cfg.reports.trajectories import trends
+from lightning_cfg.runs.manifests import read_manifest, read_table
 from lightning_cfg.runs.names import METRICS, SAMPLES, TRAJECTORIES
 from lightning_cfg.runs.ranks import alone
 from lightning_cfg.sampling.guided import named as named_guidance
@@ -72,6 +73,7 @@ def study(
     stage: str | None = None,
     plan: bool | Literal["json"] = False,
     seed: StudySeed = 0,
+    trust: list[str] = [],
     force: bool = False,
 ) -> Path:
     """Run every stage that is not done yet, then write report.md, report.html and table.csv.
@@ -96,6 +98,7 @@ def study(
              that several machines share a study through its directory
     plan     print every stage and how it stands, and run none; json: as a list for programs,
              {name, verb, needs, state: done, ready or waits}
+    trust    modules of one's own that a checkpoint may name; see docs/security.md
     force    does every stage again
     """
     alone("study")
@@ -115,7 +118,7 @@ def study(
         "discriminators": discriminators, "scales": scales, "flows": flows, "flow": flow,
         "generation": generation, "sources": sources, "samples": samples, "pairs": pairs,
         "refinement": refinement, "evaluation": evaluation, "trace": trace, "variants": variants,
-        "published": published, "seed": seed,
+        "published": published, "seed": seed, "trust": trust,
     }  # fmt: skip
     recipes = _check(asked)
     root = Path(run_dir)
@@ -205,7 +208,8 @@ def _spent(scored: Scored, places: dict[str, Path]) -> dict[tuple[str, str], dic
     out = {}
     for key, stage in scored.sets.items():
         runs = list(dict.fromkeys([scored.sets["before", ""], stage]))
-        manifests = [json.loads((places[run] / "manifest.json").read_text()) for run in runs]
+        needed = "evaluations", "seconds_per_sample"
+        manifests = [read_manifest(places[run], *needed) for run in runs]
         counts = [(role, n) for m in manifests for role, n in m["evaluations"].items()]
         out[key] = {
             "nfe": sum(n for _, n in counts),
@@ -226,7 +230,7 @@ def _rows(table: Path, label: str, key: tuple, spent: dict) -> list[dict]:
     """The rows of one sample set, with the study's columns in front."""
     name, scale, stage, kind = key
     out = []
-    for row in json.loads((table / METRICS).read_text()):
+    for row in read_table(table / METRICS):
         if row["samples"] == label:
             front = {"method": name, "scale": scale, "class": row["class"], "stage": stage}
             metrics = {k: v for k, v in row.items() if k not in ("samples", "class", "n")}

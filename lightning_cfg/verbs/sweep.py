@@ -14,7 +14,6 @@ and the plot are in runs/<name of FILE>/.
 """
 
 import itertools
-import json
 import os
 import re
 import shlex
@@ -28,6 +27,7 @@ import yaml
 
 from lightning_cfg.config import from_arguments, resolve
 from lightning_cfg.errors import UserError
+from lightning_cfg.runs.manifests import MANIFEST, read_manifest, read_table
 from lightning_cfg.runs.names import METRICS
 
 KEYS = ("program", "command", "method", "parameters", "metric", "name", "description", "project")
@@ -142,15 +142,14 @@ def run(row: Row) -> None:
 
 def results(directory: Path) -> list[dict]:
     """What a finished run has found: a dict per sample set and class, or the loss of a training."""
-    manifest = directory / "manifest.json"
-    if not manifest.is_file():
+    if not (directory / MANIFEST).is_file():
         return []
     scores = directory / METRICS
     if scores.is_file():
-        rows = json.loads(scores.read_text())
+        rows = read_table(scores)
         last = [row for row in rows if row.get("draw", "mean") == "mean"]
         return [{k: v for k, v in row.items() if k != "draw"} for row in last]
-    facts = json.loads(manifest.read_text())
+    facts = read_manifest(directory)
     trained = {"loss": facts.get("loss"), "step": facts.get("step")}
     return [{k: v for k, v in trained.items() if v is not None}]
 

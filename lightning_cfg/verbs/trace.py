@@ -38,6 +38,7 @@ def trace(
     weights: Weights = "ema",
     device: Annotated[str, Free] = "auto",
     seed: Annotated[Seed, Free] = 0,
+    trust: Annotated[list[str], Free] = [],
     force: bool = False,
 ) -> Path:
     """Measure trajectories, class by class; the run holds metrics/trajectories.csv and curves.csv.
@@ -46,6 +47,7 @@ def trace(
     classifiers  {name: run of `fit` of a noisy classifier, whose boundary is meant}; exact: the
                  closed form of `data`
     weights      of the classifiers: ema, raw, or the half-life in images of the average wanted
+    trust        modules of one's own that a checkpoint may name; see docs/security.md
     force        does a finished run again
 
     trajectories.csv has a row per label, class and classifier, means over the trajectories:
@@ -96,7 +98,8 @@ def trace(
         if table:
             outputs.append(write_text(run.directory / name, json.dumps(table)))
             outputs.append(write_text(outputs[-1].with_suffix(".csv"), as_csv(table)))
-    run.finish(*outputs, weights=weights)
+    steps = {name: reader.step for name, reader in readers.items() if reader.step is not None}
+    run.finish(*outputs, weights=weights, steps=steps)
     print(f"{run_dir}: {len(rows)} rows, {len(readers)} classifiers")
     return run.directory
 
