@@ -43,8 +43,8 @@ def load_tensors(
     """The named tensors of a safetensors file, and those optional ones that it has.
 
     Those in WHOLE come as int64, whatever kind of integer they are; the others as float32 or, where
-    they are, float64. Raises UserError if it is missing, truncated, another kind of file, not as its
-    run wrote it, lacks one of them, or holds another kind of number, NaN or infinity.
+    they are, float64. Raises UserError if it is missing, truncated, another kind of file, not as
+    its run wrote it, lacks one of them, or holds another kind of number, NaN or infinity.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
