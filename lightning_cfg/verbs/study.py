@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lightning_cfg.config import Between, Data, Real, Scales, changed, completed
+from lightning_cfg.config import Between, Data, Real, Scales, Seed, changed, completed
 from lightning_cfg.data.build import build_data
 from lightning_cfg.errors import UserError
 from lightning_cfg.reports.case import Case, Traced
@@ -29,7 +29,6 @@ from lightning_cfg.studies.schema import (
     Pairing,
     Published,
     Refining,
-    StudySeed,
     Tracing,
     Training,
     Variant,
@@ -71,7 +70,7 @@ def study(
     title: str = "",
     stage: str | None = None,
     plan: bool | Literal["json"] = False,
-    seed: StudySeed = 0,
+    seed: Seed = 0,
     force: bool = False,
 ) -> Path:
     """Run every stage that is not done yet, then write report.md, report.html and table.csv.
