@@ -208,7 +208,6 @@ def test_a_value_is_read_as_its_type(given, expected, form):
         ("endless=.nan", "endless must be float above 0 or .inf, not nan"),
         ("endless=-.inf", "endless must be float above 0 or .inf, not -inf"),
         ("maybe=.nan", "maybe must be int or null, not nan"),
-        ("steps=1e30", "steps must be int, not 1e+30 (64 bits cannot hold it)"),
         ("lr=null", "lr must be float, not null"),
         ("steps=2.5", "steps must be int, not 2.5"),
         ("steps=true", "steps must be int, not True"),

@@ -8,7 +8,7 @@ from collections import abc
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from lightning_cfg.config.domain import Infinite, Ordered, domains_of, rules_of
+from lightning_cfg.config.domain import Infinite, Ordered, domains_of, fits, rules_of
 from lightning_cfg.config.schema import (
     REQUIRED,
     Choice,
@@ -266,7 +266,8 @@ def _check_domain(kind: Any, plain: Any, value: Any, path: str) -> Any:
         found = check(plain, value, path)
     if all(domain.holds(found) for domain in domains):
         return found
-    raise Wrong(path, f"{path} must be {describe(kind)}, not {show(value)}")
+    hint = "" if fits(found) else " (64 bits cannot hold it)"
+    raise Wrong(path, f"{path} must be {describe(kind)}, not {show(value)}{hint}")
 
 
 def _check_scalar(kind: Any, value: Any, path: str, asked: Any = None) -> Any:
@@ -279,8 +280,7 @@ def _check_scalar(kind: Any, value: Any, path: str, asked: Any = None) -> Any:
             return float(value)
     elif kind is int:  # 1e5 is a float to yaml
         if type(value) is int or (type(value) is float and value.is_integer()):
-            if abs(value) < 2**63:
-                return int(value)
+            return int(value)
     elif value is None if kind is None else type(value) is kind:
         return value
     _refuse_text_of_a_number(asked or kind, [kind], value, path)
@@ -289,8 +289,6 @@ def _check_scalar(kind: Any, value: Any, path: str, asked: Any = None) -> Any:
         hint = " (put it in quotes)"
     elif kind is float and type(value) in (int, float) and Infinite not in domains_of(asked):
         hint = " (it has to be finite)"
-    elif kind is int and (type(value) is int or (type(value) is float and value.is_integer())):
-        hint = " (64 bits cannot hold it)"
     raise Wrong(path, f"{path} must be {describe(asked or kind)}, not {show(value)}{hint}")
 
 

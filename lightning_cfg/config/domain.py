@@ -30,8 +30,10 @@ class Between:
 
     def holds(self, value: Any) -> bool:
         """Whether a value that has passed its type lies in it; what is no number does."""
-        if type(value) not in (int, float):
+        if type(value) not in (int, float) or self == Real:
             return True
+        if not fits(value):
+            return False
         from_low = value > self.low if self.above else value >= self.low
         return from_low and (value < self.high if self.below else value <= self.high)
 
@@ -44,6 +46,11 @@ class Between:
         if self.above:
             return f"above {low} and {high if self.below else f'at most {high}'}"
         return f"from {low} to {high}"
+
+
+def fits(value: Any) -> bool:
+    """Whether a tensor can hold it, if it is an int; a seed, which is hashed, may be any."""
+    return type(value) is not int or abs(value) < 2**63
 
 
 def _shown(n: float) -> str:
@@ -103,12 +110,14 @@ Infinite = AlsoInfinite()
 # of guidance, side by side
 Scales = Annotated[list[Annotated[float, Real]], Filled]
 
+# any integer: trainings, data and pairs draw by a hash of it; which ones samples can have depends
+# on how many there are, and is told where that is known
+Seed = Annotated[int, Real]
+
 # What has an upper bound, as what lies beyond it cannot be meant
 
 # samples, or points of a class: ImageNet has 1.3e6; beyond it they would not fit in one file
 Count = Annotated[int, Between(1, 100_000_000)]
-# a sample's noise is that of its seed mod 2^32 (EDM's convention): beyond it, it would come again
-Seed = Annotated[int, Between(0, 2**32 - 1)]
 # of a solver: 1000 is the DDPM's own; beyond 100,000 float64 no longer tells the levels apart
 Steps = Annotated[int, Between(1, 100_000)]
 # of a layer, and of a network in layers: no network has more, and building one takes all memory

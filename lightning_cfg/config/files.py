@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lightning_cfg.config.check import Wrong, check_keys, show
 from lightning_cfg.config.domain import rules_of
 from lightning_cfg.config.schema import join, keys_of
-from lightning_cfg.errors import UserError
+from lightning_cfg.errors import UserError, one_line
 
 
 @dataclass
@@ -87,6 +87,8 @@ def _parse(text: str, where: str) -> Any:
     except OmegaConfBaseException as error:
         key = (error.full_key or "").removeprefix("_").removeprefix(".")
         raise UserError(f"{where}: {key}: {str(error).splitlines()[0]}") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise UserError(f"{where}: not a number: {one_line(error)}") from None
 
 
 def _with_string_keys(value: Any) -> Any:

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_cfg.config import AtLeast, Between, Depth, Filled, MultipleOf, Real, Width
+from lightning_cfg.config import AtLeast, Between, Depth, Filled, MultipleOf, Width
 from lightning_cfg.errors import UserError
 from lightning_cfg.nets.embedding import embedded
 from lightning_cfg.nets.layers import ChannelMult, Dropout
 
+Tap = Annotated[int, Between(-1000, 1000)]  # of a filter that is divided by its sum
 HALF = math.sqrt(0.5)  # the sum of two branches of equal variance times this keeps the variance
 
 
@@ -58,7 +59,7 @@ class SongUNet(nn.Module):
         augment_dim: Annotated[int, Between(0, 16_384)] = 0,
         encoder: Literal["standard", "residual"] = "standard",
         embedding: Literal["positional", "fourier"] = "positional",
-        resample_filter: Annotated[tuple[Annotated[int, Real], ...], Filled] = (1, 1),
+        resample_filter: Annotated[tuple[Tap, ...], Filled] = (1, 1),
     ):
         super().__init__()
         check_sizes(shape, channels, channel_mult, blocks, augment_dim)

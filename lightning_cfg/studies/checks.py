@@ -7,7 +7,8 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.sampling.guided import check_roles, check_together, with_scale
 from lightning_cfg.sampling.guided import named as named_guidance
 from lightning_cfg.sampling.network import path_and_weights
-from lightning_cfg.studies.schema import Pairing, Refining, Training
+from lightning_cfg.sampling.seeds import SEEDS
+from lightning_cfg.studies.schema import FRESH, Pairing, Refining, Training
 
 
 def check_name(path: str, name: str, *taken: str) -> None:
@@ -35,6 +36,16 @@ def recipes_of(variants: dict, flows: dict, own: dict) -> dict[str, dict]:
         if beyond := set(recipes[name]["scales"]) - set(own["scales"]):
             raise UserError(f"variants.{name} has scale {min(beyond):g}, which scales has not")
     return recipes
+
+
+def check_seed(seed: int) -> None:
+    """UserError for one whose samples would have seeds that another study's have."""
+    last = SEEDS // (2 * FRESH) - 1
+    if not 0 <= seed <= last:
+        raise UserError(
+            f"seed={seed} must be from 0 to {last}: a study's samples have seeds from "
+            f"{2 * FRESH} * seed on, and there are 2**32 of them"
+        )
 
 
 def check_devices(path: str, section: dict | None) -> None:

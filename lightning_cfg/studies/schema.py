@@ -7,8 +7,6 @@ from lightning_cfg.sampling.network import Networks
 
 FRESH = 1_000_000  # samples that are evaluated have seeds from here on, sources below
 Fresh = Annotated[int, Between(1, FRESH)]
-# each study has 2 FRESH seeds of samples to itself, and all of them lie below 2^32
-StudySeed = Annotated[int, Between(0, 2**32 // (2 * FRESH) - 1)]
 
 GIVEN = ("data", "seed", "run_dir", "force", "trust")  # by the study, to every verb
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lightning_cfg.config import Between, Data, Real, Scales, changed, completed
+from lightning_cfg.config import Between, Data, Real, Scales, Seed, changed, completed
 from lightning_cfg.data.build import build_data
 from lightning_cfg.errors import UserError
 from lightning_cfg.reports.case import Case, Traced
@@ -30,7 +30,6 @@ from lightning_cfg.studies.schema import (
     Pairing,
     Published,
     Refining,
-    StudySeed,
     Tracing,
     Training,
     Variant,
@@ -72,7 +71,7 @@ def study(
     title: str = "",
     stage: str | None = None,
     plan: bool | Literal["json"] = False,
-    seed: StudySeed = 0,
+    seed: Seed = 0,
     trust: list[str] = [],
     force: bool = False,
 ) -> Path:
@@ -168,6 +167,7 @@ def _check(asked: dict) -> dict[str, dict]:
     if (asked["data"] is None) == (not asked["cases"]):
         raise UserError("a study needs either data, one data set, or cases, several by name")
     samples, sources = asked["samples"], asked["sources"]
+    checks.check_seed(asked["seed"])
     if flows and (asked["flow"] is None or not sources):
         raise UserError(f"flows needs flow, and {sources=} from 1 to {FRESH}")
     kept = asked["generation"]["trajectories"]
