@@ -207,6 +207,31 @@ def test_a_flow_that_knows_the_distance(samples, mixture, tmp_path, training, ca
         refine(**refined, run_dir=str(tmp_path / "again"))
 
 
+def test_where_there_is_no_distance_to_condition_on(samples, mixture, tmp_path, training):
+    """Every sample is its own target, or a class has none, in `pair` and in `refine`."""
+    how = {"data": mixture, "bank": 300, "k": 3, "condition": "distance"}
+    held = load_tensors(samples, "x", "c", "seed")
+    y, c = Mixture(**{k: v for k, v in mixture.items() if k != "name"}).real("bank", 300)
+    near = {"x": y[::10] + 1e-6, "c": c[::10], "seed": torch.arange(len(c[::10]))}
+    near = str(save_tensors(tmp_path / "near.safetensors", **near))
+    told = "no real point of class {} is a target of the pairs, so its samples have no distance"
+    with pytest.raises(UserError, match=told.format(0)):
+        pair(**how, sources=[near], keep_close=0.5, run_dir=str(tmp_path / "own"))
+    swapped = {**held, "x": y[held["c"].eq(0).long() * 300 + torch.arange(len(y[:60]))]}
+    swapped = {name: t[held["c"] == 1] for name, t in swapped.items()}
+    swapped = str(save_tensors(tmp_path / "swapped.safetensors", **swapped))
+    with pytest.raises(UserError, match=told.format(1)):  # whose neighbours are of class 0
+        pair(**how, sources=[swapped], same_class=False, run_dir=str(tmp_path / "other"))
+    assert not (tmp_path / "own").exists()
+    assert not (tmp_path / "other").exists()
+    first = {name: t[held["c"] == 0] for name, t in held.items()}
+    first = str(save_tensors(tmp_path / "first.safetensors", **first))
+    run = pair(**how, sources=[first], run_dir=str(tmp_path / "pairs"))
+    flow = flow_on(str(run), tmp_path, training)
+    with pytest.raises(UserError, match=told.format(1)):
+        refine(flow=flow, samples=samples, run_dir=str(tmp_path / "refined"))
+
+
 def test_a_flow_that_knows_the_scale_needs_no_pairs(tmp_path, training):
     sources = [generated(tmp_path / f"s{w}", normal(40, 1) * w, w) for w in (1.0, 3.0)]
     run = pair(

@@ -35,17 +35,17 @@ class RealOrGenerated(DataSet):
         self.points = build_data(real)
         if self.points.augment_dim:
             raise UserError("data.real.augment: only real images would be augmented; leave it out")
-        self.path = output_of(path, SAMPLES)
+        self.path = self._file = output_of(path, SAMPLES)
         self.shape = tuple(self.points.shape)
 
     @cached_property
     def _generated(self) -> Tensor:
-        x = load_tensors(self.path, "x")["x"]
+        x = load_tensors(self._file, "x")["x"]
         if tuple(x.shape[1:]) != self.shape:
             raise UserError(
-                f"{self.path} has samples of shape {tuple(x.shape[1:])}, not {self.shape}"
+                f"{self._file} has samples of shape {tuple(x.shape[1:])}, not {self.shape}"
             )
-        check_units(self.path, x)
+        check_units(self._file, x)
         return signed(quantised(x)) if len(self.shape) == 3 else x
 
     def batch(self, draws: Draws) -> dict[str, Tensor]:

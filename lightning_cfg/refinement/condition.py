@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_cfg.errors import UserError
 from lightning_cfg.refinement.neighbours import nearest_in_class
 from lightning_cfg.runs.pngs import quantised, signed
 
@@ -107,6 +108,13 @@ def distance_condition(x: Tensor, c: Tensor, targets: Tensor, of: Tensor) -> dic
 
 
 def to_the_data(x: Tensor, c: Tensor, targets: Tensor, of: Tensor) -> Tensor:
-    """Distances of x to the nearest target of its class, (N,)."""
+    """Distances of x to the nearest target of its class, (N,); UserError where it has none."""
+    bare = sorted(set(c.tolist()) - set(of.tolist()))
+    if bare:
+        raise UserError(
+            f"condition=distance: no real point of class {bare[0]} is a target of the pairs, so "
+            "its samples have no distance to condition on (a smaller keep_close, same_class=true "
+            "or sources of that class give it some)"
+        )
     squared, _ = nearest_in_class(x, c, targets, of, k=1)
     return squared[:, 0].sqrt()

@@ -123,7 +123,6 @@ def pair(
     if keep_close:
         own = distance[:, 0].sqrt() <= own_reach(points, space, rows, keep_close)[c]
 
-    run.begin()
     used, neighbours = index[~own].unique(return_inverse=True)  # keep only somebody's targets
     targets = all_of(points.chosen(used))
     weights = torch.full(index.shape, 1 / k)
@@ -136,6 +135,7 @@ def pair(
     told |= {"distance": lambda: distance_condition(x, c, targets, points.c[used])}
     tensors |= told[condition]() if condition else {}
     table = used_targets(distance.sqrt(), index, c, source, named, weights)
+    run.begin()
     out = [save_tensors(run.directory / PAIRS, **tensors)]
     out.append(write_text(run.directory / "metrics/pairs.csv", as_csv(table)))
     out += _drawn(run.directory, x, c, points, index, real.num_classes)
