@@ -226,7 +226,8 @@ def test_real_images_are_gone_over_by_the_first_rank_alone(together, training, t
     data = {"name": "helpers.toys.Halves"}
     net = {"name": "ConvNet", "channels": 4}
     learner = {"name": "Classification", "ema_half_life": [50]}
-    judge = fit(**training(data=data, net=net, model={"name": "NoisyClassifier"}, learner=learner),
+    model = {"name": "NoisyClassifier", "clean": True}
+    judge = fit(**training(data=data, net=net, model=model, learner=learner),
                 run_dir=str(tmp_path / "judge"))  # fmt: skip
     x, c = torch.rand(90, 1, 8, 8) * 2 - 1, torch.arange(90) % 2
     save_tensors(tmp_path / "x.safetensors", x=x, c=c, seed=torch.arange(90))
