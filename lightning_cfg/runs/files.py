@@ -6,11 +6,15 @@ Imports nothing heavy; tensors in files are in `tensors`.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from lightning_cfg.errors import UserError
+
+LOCK = ".lock"  # of `lock`, in a directory that somebody writes
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.[^.]+)?")  # as `write` and `write_folder` name them
 
 
 def write(path: str | Path, save: Callable[[Path], object]) -> Path:
@@ -54,6 +58,44 @@ def write_folder(path: str | Path, save: Callable[[Path], object]) -> Path:
 def write_text(path: str | Path, text: str) -> Path:
     """A text file, whole or not at all."""
     return write(path, lambda temporary: temporary.write_text(text))
+
+
+def is_empty(directory: Path) -> bool:
+    """Whether a folder holds nothing but what a process of ours leaves that is killed at once.
+
+    That is a lock, temporary files, and folders of such.
+    """
+    try:
+        inside = list(directory.iterdir())
+    except FileNotFoundError:  # its owner has just removed it
+        return True
+    return all(
+        _is_ours(path.name) or (path.is_dir() and not path.is_symlink() and is_empty(path))
+        for path in inside
+    )
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove what killed processes have left half written in a directory that is one's own.
+
+    Not in the directories of other runs, as a study's has.
+    """
+    for place, folders, names in os.walk(directory):
+        here = Path(place)
+        for name in filter(TEMPORARY.fullmatch, [*folders, *names]):
+            path = here / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        folders[:] = [
+            name for name in folders if not TEMPORARY.fullmatch(name) and not _of_a_run(here / name)
+        ]
+
+
+def _is_ours(name: str) -> bool:
+    return name == LOCK or TEMPORARY.fullmatch(name) is not None
+
+
+def _of_a_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (LOCK, "identity.json"))
 
 
 def output_of(path: str | Path, inside: str) -> Path:

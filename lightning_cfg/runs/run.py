@@ -13,7 +13,8 @@ from pathlib import Path
 from lightning_cfg import __version__
 from lightning_cfg.config import Data, Identity, checked, dump, identity_difference, identity_of
 from lightning_cfg.errors import UserError
-from lightning_cfg.runs.files import sha256, write_text
+from lightning_cfg.runs.files import is_empty, sha256, write_text
+from lightning_cfg.runs.lock import Lock
 from lightning_cfg.runs.ranks import alone, launched
 
 FORMAT = 2  # of identity.json: 1, which did not say so, wrote by hand what made runs the same
@@ -39,7 +40,11 @@ def verb(
             config = checked(function, config)
             if one_process:
                 alone(function.__name__)
-            return function(Run.of(called, config), **config)
+            run = Run.of(called, config)
+            try:
+                return function(run, **config)
+            finally:
+                run.lock.release()
 
         called.unread = unread  # type: ignore[attr-defined]
         return called
@@ -87,6 +92,7 @@ class Run:
         self.again = force and bool(self.manifest)
         self._usual = {f"settings.{key}" for key in usual}
         self._start = time.monotonic()
+        self.lock = Lock(self.directory)
         self._refuse_another()
 
     @classmethod
@@ -108,7 +114,7 @@ class Run:
         """What the finished run wrote of itself; empty if it has not finished."""
         try:
             return json.loads((self.directory / "manifest.json").read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
 
     def finished(self) -> bool:
@@ -119,8 +125,27 @@ class Run:
             for name, digest in manifest["outputs"].items()
         )
 
+    def finished_already(self) -> bool:
+        """Whether it has finished, which is said; if not, the directory is claimed for the work."""
+        if finished := self.finished():
+            self.say("finished already")
+        else:
+            self.claim()
+        return finished
+
+    def claim(self) -> None:
+        """Have the directory for oneself, before the work; `verb` gives it back.
+
+        The first rank has it for all. Raises UserError where another process has it, or where it
+        has become another run's since it was looked at.
+        """
+        if launched().rank == 0:
+            self.lock.take()
+            self._refuse_another()
+
     def begin(self) -> None:
         """Write config.yaml and identity.json, by which the directory is known from now on."""
+        self.claim()  # again: where the file system has no locks another run may have begun
         (self.directory / "manifest.json").unlink(missing_ok=True)
         write_text(self.directory / "identity.json", json.dumps(self.identity, indent=1))
         config = {**self.identity["settings"], **self.free}
@@ -158,7 +183,7 @@ class Run:
         elif launched().rank > 0:
             return  # the first rank may be about to write it, and refuses for all
         elif self.directory.exists() and (
-            not self.directory.is_dir() or any(self.directory.iterdir())
+            not self.directory.is_dir() or not is_empty(self.directory)
         ):
             raise UserError(f"{self.directory} exists and is no run of ours: give another run_dir")
 

@@ -1,6 +1,7 @@
 """A training from its recipe to the last checkpoint: what the verb `fit` does with Lightning."""
 
 import shutil
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from lightning_cfg.config import build
 from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.draws import Draws, key
-from lightning_cfg.errors import Preempted, RankLost, UserError, did_you_mean
+from lightning_cfg.errors import Preempted, RankLost, UserError, did_you_mean, one_line
 from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.checkpoints import build_model, load
 from lightning_cfg.runs.names import EVALUATIONS, LAST
@@ -67,7 +68,7 @@ def train(
     how = {"logger": logger_of(logger, run), "log_every": log_every, "callbacks": callbacks}
     engine = trainer_for({**trainer, "precision": speed["precision"]}, run.directory, **how)
     batches = KeyedBatches(data_set, seed=recipe["seed"], batch_size=recipe["batch_size"])
-    rows = _tried(batches, engine, scores)
+    rows = _tried(batches, module, engine, scores)
     first = engine.is_global_zero  # the rank that writes and speaks for all
     if first:
         _begin(run, None if logger != "wandb" or engine.logger is None else engine.logger.version)
@@ -86,7 +87,7 @@ def train(
             f"{run.directory}: {stop.signal} ended it at step {engine.global_step}, where it is "
             "saved; started again it goes on"
         )
-    _finish(run, engine, loss=module.logged.get("loss"), **speed)
+    _finish(run, engine, module, **speed)
 
 
 def _learner(recipe: dict, data_set: Any, speed: dict) -> Any:
@@ -100,13 +101,21 @@ def _learner(recipe: dict, data_set: Any, speed: dict) -> Any:
     return module
 
 
-def _tried(batches: KeyedBatches, engine: L.Trainer, scores: EvaluateSamples | None) -> int:
-    """Rows of a process's batch; a size that does not divide, or data that cannot be read, stop
-    before anything is written."""
+def _tried(
+    batches: KeyedBatches, learner: Any, engine: L.Trainer, scores: EvaluateSamples | None
+) -> int:
+    """Rows of a process's batch; a size that does not divide, data that cannot be read, or what
+    the optimiser refuses stop before anything is written."""
     rows = batches.rows_per_batch(engine)
     if scores is not None and scores.n < engine.world_size:
         raise UserError(f"evaluation.n={scores.n} is less than the {engine.world_size} ranks")
     batches.data.batch(Draws(seed=batches.seed, step=0, batch_size=1))
+    try:
+        learner.configure_optimizers()
+    except RuntimeError:
+        pass  # one of one's own may ask its trainer, which is not there yet
+    except (ValueError, TypeError) as error:
+        raise UserError(f"learner: its optimiser refuses it: {one_line(error)}") from error
     return rows
 
 
@@ -128,9 +137,19 @@ def _begin(run: Run, wandb_id: str | None) -> None:
         (run.directory / EVALUATIONS).unlink(missing_ok=True)
 
 
-def _finish(run: Run, engine: L.Trainer, **facts: object) -> None:
-    """The last step is saved, and the manifest tells of the training."""
-    last = run.directory / LAST
+def _finish(run: Run, engine: L.Trainer, module: Any, **facts: object) -> None:
+    """The last step is saved, and the manifest tells of the training.
+
+    UserError where there was none, Diverged where it ended in bad ones.
+    """
+    if engine.global_step == 0:
+        raise UserError(
+            f"{run.directory}: not one step was trained, as trainer.max_time or another key of "
+            "trainer ended it before"
+        )
+    module.check_end()
+    last, loss = run.directory / LAST, module.logged.get("loss")
+    facts["loss"] = loss if loss is not None and isfinite(loss) else None  # json has no NaN
     if not last.is_file() or engine.global_step > load(last)["global_step"]:
         engine.save_checkpoint(last)  # stopped by something other than max_steps
     if engine.is_global_zero:

@@ -100,9 +100,8 @@ def evaluate(
         raise UserError("data is missing: what samples are compared with, unless by `statistics`")
     if data is None and by_class:
         raise UserError("by_class=true needs data, which say what classes there are")
-    if run.finished():
+    if run.finished_already():
         _send(run)
-        run.say("finished already")
         return run.directory
 
     side = (

@@ -86,6 +86,7 @@ def fit(
     if run.finished() and run.manifest["step"] == trainer["max_steps"]:
         run.say(f"finished already, {run.manifest['step']} steps")
         return run.directory
+    run.claim()
     start = (
         None if run.again else _start(resume, run.directory / LAST, recipe, trainer["max_steps"])
     )

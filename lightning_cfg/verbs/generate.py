@@ -69,6 +69,7 @@ def generate(
         _add_images(run, images)
         run.say(f"finished already, {n} samples")
         return run.directory
+    run.claim()
 
     ready = prepare(
         models=models,
@@ -124,6 +125,7 @@ def _add_images(run: Run, images: str | None) -> None:
     """The images of a finished run, where it has not these yet."""
     if images is None or launched().rank > 0 or IMAGES[images] in run.manifest["outputs"]:
         return
+    run.claim()
     held = load_tensors(run.directory / SAMPLES, "x", "c", "seed")
     check_images(images, tuple(held["x"].shape[1:]))
     labelled = run.manifest.get("num_classes") != 0

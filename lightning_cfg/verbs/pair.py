@@ -84,8 +84,7 @@ def pair(
     """
     _check(sources, n, k, keep_close)
     real = build_data(data)
-    if run.finished():
-        run.say("finished already")
+    if run.finished_already():
         return run.directory
 
     x, c, source, named, scales = read_sources(sources, real, n)

@@ -61,8 +61,7 @@ def refine(
     force            does a finished run again
     """
     solver = Solver(method, steps, rtol, atol, max_evaluations, strength, scale)
-    if run.finished():
-        run.say("finished already")
+    if run.finished_already():
         return run.directory
 
     place = pick_device(device)

@@ -62,8 +62,7 @@ def trace(
     """
     if not samples or not classifiers:
         raise UserError("trace needs at least one of samples and one of classifiers")
-    if run.finished():
-        print(f"{run_dir}: finished already")
+    if run.finished_already():
         return run.directory
 
     place = pick_device(device)
