@@ -239,6 +239,8 @@ def _check_scalar(kind: Any, value: Any, path: str) -> Any:
     elif kind is int:  # 1e5 is a float to yaml
         if type(value) is int or (type(value) is float and value.is_integer()):
             return int(value)
+    elif kind is str and isinstance(value, str):  # of a kind of its own too, as `ToCome` is
+        return value
     elif value is None if kind is None else type(value) is kind:
         return value
     hint = " (put it in quotes)" if kind is str and type(value) in (int, float, bool) else ""

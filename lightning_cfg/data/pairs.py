@@ -14,6 +14,7 @@ from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.inputs import PairFile
 from lightning_cfg.runs.names import PAIRS
 from lightning_cfg.runs.tensors import load_tensors
+from lightning_cfg.runs.to_come import ToCome
 
 DIRECTION = "generated to real"  # in which a refinement goes (Zhao & Schwing 2025, eq. 12)
 
@@ -32,9 +33,9 @@ class Pairs(DataSet):
     has_sources = True  # its batches have x0
 
     def __init__(self, *, path: PairFile):
-        self.path = output_of(path, PAIRS)
-        manifest = self.path.parent.parent / "manifest.json"
-        told = json.loads(manifest.read_text()) if manifest.is_file() else {}
+        self.path = file = output_of(path, PAIRS)
+        manifest = None if isinstance(file, ToCome) else file.parent.parent / "manifest.json"
+        told = json.loads(manifest.read_text()) if manifest and manifest.is_file() else {}
         direction = told.get("direction", DIRECTION)
         if direction != DIRECTION:
             raise UserError(f"{path}: its pairs lead from {direction}, not from {DIRECTION}")

@@ -18,6 +18,7 @@ from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import drawable, quantised, signed
 from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.tensors import load_samples, load_tensors
+from lightning_cfg.runs.to_come import ToCome
 from lightning_cfg.sampling.guided import scale_of
 from lightning_cfg.sampling.network import own_weights
 from lightning_cfg.sampling.prepared import Prepared, prepare
@@ -173,6 +174,8 @@ def read_set(path: str | Path, data: Any = None, *, as_bytes: bool = True) -> Sa
     as_bytes  images as 8 bits have them, also where the file holds floats
     UserError where there is nothing of the kind, or it is damaged or does not fit, naming the file.
     """
+    if isinstance(path, ToCome):
+        return _to_come(path.inside(SAMPLES), data)
     path = Path(path)
     if path.suffix.lower() == ".zip":
         return _images(Zip(path), data)
@@ -199,6 +202,15 @@ def read_set(path: str | Path, data: Any = None, *, as_bytes: bool = True) -> Sa
             )
     samples = held(x, tensors["c"], about, seeds=tensors["seed"], as_bytes=as_bytes)
     samples.scale = _scale_of(run)
+    return samples
+
+
+def _to_come(file: ToCome, data: Any) -> SampleSet:
+    x, c, of = file.content["x"], file.content["c"], Path(file)
+    if data is not None and tuple(x.shape[1:]) != tuple(data.shape):
+        raise UserError(f"{of} holds samples of shape {tuple(x.shape[1:])}, not {data.shape}")
+    samples = SampleSet(x.shape[1:], c, lambda rows: x[rows], {"source": str(of)})
+    samples.scale = file.content.get("scale")
     return samples
 
 

@@ -13,6 +13,7 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import Model, Net, complete
 from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.names import LAST
+from lightning_cfg.runs.to_come import ToCome
 
 
 def load(path: str | Path) -> dict:
@@ -21,6 +22,8 @@ def load(path: str | Path) -> dict:
     Raises UserError if there is none, or it is truncated or somebody else's.
     """
     path = output_of(path, LAST)
+    if isinstance(path, ToCome):
+        return path.content
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken file makes the unpickler raise

@@ -10,8 +10,10 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from lightning_cfg.errors import UserError
+from lightning_cfg.runs.to_come import ToCome
 
 LOCK = ".lock"  # of `lock`, in a directory that somebody writes
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.[^.]+)?")  # as `write` and `write_folder` name them
@@ -103,6 +105,8 @@ def output_of(path: str | Path, inside: str) -> Path:
 
     Raises UserError if there is none.
     """
+    if isinstance(path, ToCome):
+        return cast(Path, path.inside(inside))
     path = Path(path)
     file = path / inside if path.is_dir() else path
     if not file.is_file():

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from lightning_cfg import __version__
 from lightning_cfg.config import Data, Identity, checked, dump, identity_difference, identity_of
@@ -22,15 +23,22 @@ PACKAGES = ("torch", "lightning", "torchvision", "faiss-gpu", "faiss-cpu", "torc
 
 
 Unread = Callable[[dict, str], bool]  # (config, dotted key of an input) -> it is not read
+# a checked config -> {name of an output: what it will hold}, as `to_come` has it
+Tried = Callable[[dict], dict[str, Any]]
 
 
 def verb(
-    unread: Unread = lambda config, key: False, *, one_process: bool = False
+    unread: Unread = lambda config, key: False,
+    *,
+    tried: Tried = lambda config: {},
+    one_process: bool = False,
 ) -> Callable[[Callable], Callable[..., Path]]:
     """A verb, from its function: its keywords are checked and completed, and it is given its `Run`.
 
     So it is the same run whether it is called from Python or by a command line.
     unread       which inputs do not count, since this verb does not read them
+    tried        checks a config as the verb itself does, without its work, and says what the run
+                 would hold; inputs may be `ToCome`. UserError as the verb raises it
     one_process  it refuses to be started on several
     """
 
@@ -46,7 +54,7 @@ def verb(
             finally:
                 run.lock.release()
 
-        called.unread = unread  # type: ignore[attr-defined]
+        called.unread, called.tried = unread, tried  # type: ignore[attr-defined]
         return called
 
     return decorated

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import write
+from lightning_cfg.runs.to_come import ToCome
 
 
 def save_tensors(path: str | Path, /, **tensors: Tensor) -> Path:
@@ -32,6 +33,8 @@ def load_tensors(
 
     Raises UserError if it is missing, truncated, lacks one of them, or holds NaN or infinity.
     """
+    if isinstance(path, ToCome):
+        return {n: path.content[n] for n in (*names, *optional) if n in path.content}
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     try:

@@ -1,7 +1,7 @@
 """`fit`: a config becomes a trained checkpoint."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from lightning_cfg.config import (
     Data,
@@ -22,6 +22,8 @@ from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.training.undisturbed import undisturbed
 
 GridKeys = Annotated[dict, Keywords("lightning_cfg.training.grids.Grids"), Free]
+RECIPE = ("data", "net", "model", "learner", "seed", "batch_size")
+NUMBERS = ("trainer", "checkpoint_every", "log_every", "keep")
 EvaluationKeys = Annotated[
     dict, Keywords("lightning_cfg.training.evaluate_samples.EvaluateSamples"), Free
 ]
@@ -32,7 +34,18 @@ def _unread(config: dict, key: str) -> bool:
     return key.startswith("data.") and key.endswith(".held_out")
 
 
-@verb(_unread)
+def _tried(config: dict) -> dict[str, Any]:
+    _check_numbers(*(config[key] for key in NUMBERS))
+    from lightning_cfg.training.train import untrained
+
+    recipe = {key: config[key] for key in RECIPE}
+    others = (*RECIPE, "trainer", "run_dir", "resume", "logger", "force")
+    how = {key: value for key, value in config.items() if key not in others}
+    with undisturbed():
+        return {LAST: untrained(recipe, config["trainer"], **how)}
+
+
+@verb(_unread, tried=_tried)
 @undisturbed()
 def fit(
     run: Run,

@@ -3,7 +3,7 @@
 import itertools
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import Ranks, launched, sharing
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
-from lightning_cfg.sampling.guided import check_roles
+from lightning_cfg.sampling.guided import check_roles, check_together, scale_of
 from lightning_cfg.sampling.network import Networks
-from lightning_cfg.sampling.prepared import Prepared, prepare
+from lightning_cfg.sampling.prepared import Prepared, pick_device, prepare
 from lightning_cfg.sampling.sample import check_finite
 
 
@@ -29,7 +29,34 @@ def _unread(config: dict, key: str) -> bool:
     return key.startswith("data.") and "exact" not in config["models"].values()
 
 
-@verb(_unread)
+def _tried(config: dict) -> dict[str, Any]:
+    pick_device(config["device"])
+    ready = _prepared({**config, "device": "cpu"})
+    check_together(config["guidance"], config["sampler"])
+    n, kept, classes = config["n"], config["trajectories"], max(1, ready.classes)
+    x, c = torch.zeros(1, *ready.shape).expand(n, *ready.shape), torch.arange(n) % classes
+    samples = {"x": x, "c": c, "seed": torch.arange(n), "scale": scale_of(config["guidance"])}
+    path = torch.zeros(1, 2, *ready.shape).expand(kept, 2, *ready.shape)
+    sigma = torch.tensor([80.0, 0.0], dtype=torch.float64)
+    paths = {"path": path, "sigma": sigma, "c": c[:kept], "seed": torch.arange(kept)}
+    return {SAMPLES: samples} | ({TRAJECTORIES: paths} if kept else {})
+
+
+def _prepared(config: dict) -> Prepared:
+    """The networks put together; UserError for keys of `generate` that do not fit each other."""
+    check_roles(config["guidance"], config["models"])
+    keys = ("models", "guidance", "sampler", "data", "class_label", "weights", "device")
+    ready = prepare(**{key: config[key] for key in keys})
+    n, batch_size, trajectories = (config[key] for key in ("n", "batch_size", "trajectories"))
+    check_images(config["images"], ready.shape)
+    if n < 1 or batch_size < 1:
+        raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
+    if not 0 <= trajectories <= n:
+        raise UserError(f"trajectories={trajectories} must be from 0 to n={n}")
+    return ready
+
+
+@verb(_unread, tried=_tried)
 def generate(
     run: Run,
     /,
@@ -71,20 +98,9 @@ def generate(
         return run.directory
     run.claim()
 
-    ready = prepare(
-        models=models,
-        guidance=guidance,
-        sampler=sampler,
-        data=data,
-        class_label=class_label,
-        weights=weights,
-        device=device,
-    )
-    check_images(images, ready.shape)
-    if n < 1 or batch_size < 1:
-        raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
-    if not 0 <= trajectories <= n:
-        raise UserError(f"trajectories={trajectories} must be from 0 to n={n}")
+    asked = {"models": models, "guidance": guidance, "sampler": sampler, "data": data}
+    asked |= {"class_label": class_label, "weights": weights, "device": device, "images": images}
+    ready = _prepared({**asked, "n": n, "batch_size": batch_size, "trajectories": trajectories})
 
     with sharing() as ranks:
         ranks.check(n, f"n={n}")

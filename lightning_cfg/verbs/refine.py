@@ -1,8 +1,9 @@
 """`refine`: samples follow the flow to where their real neighbours are."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from lightning_cfg.config import Free
 from lightning_cfg.data.pairs import Pairs
 from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.errors import UserError
-from lightning_cfg.evaluation.sample_sets import Samples, read_set
+from lightning_cfg.evaluation.sample_sets import Samples, SampleSet, read_set
 from lightning_cfg.refinement.condition import ByScale, Condition, condition_of
 from lightning_cfg.refinement.solver import Solver, refined
 from lightning_cfg.runs import checkpoints
@@ -25,7 +26,52 @@ from lightning_cfg.runs.tensors import save_tensors
 from lightning_cfg.sampling.prepared import pick_device
 
 
-@verb()
+@dataclass(frozen=True)
+class _Ready:
+    """A flow, and the samples that it moves."""
+
+    model: Flow
+    solver: Solver
+    source: SampleSet
+    condition: Condition | None
+
+
+def _tried(config: dict) -> dict[str, Any]:
+    pick_device(config["device"])
+    source = _ready({**config, "device": "cpu"}).source
+    x = torch.zeros(1, *source.shape).expand(len(source), *source.shape)
+    return {SAMPLES: {"x": x, "c": source.c, "seed": source.seeds, "scale": source.scale}}
+
+
+def _ready(config: dict) -> _Ready:
+    """All that `refine` needs; UserError for keys that do not fit each other."""
+    flow, samples, images = config["flow"], config["samples"], config["images"]
+    keys = ("method", "steps", "rtol", "atol", "max_evaluations", "strength", "scale")
+    solver = Solver(**{key: config[key] for key in keys})
+    place = pick_device(config["device"])
+    model = checkpoints.restore(flow, weights=config["weights"]).to(place)
+    if not model.refines:
+        raise UserError(
+            f"{flow} starts from noise: refine needs a flow that learner Refinement trained"
+        )
+    if not isinstance(model, Flow):
+        raise UserError(f"{flow} is a {type(model).__name__}: refine needs model Flow")
+    solver.check(model)
+    source = read_set(samples, model, as_bytes=False)
+    if not source.labelled:
+        raise UserError(f"{samples} says no classes, and the flow moves samples by class")
+    if config["batch_size"] < 1:
+        raise UserError(f"batch_size={config['batch_size']} must be at least 1")
+    check_images(images, model.shape)
+    condition = _condition(model)
+    if isinstance(condition, ByScale) and source.scale is None:
+        raise UserError(
+            f"{samples} does not say its guidance scale, on which the flow {flow} is conditioned"
+        )
+    return _Ready(model, solver, source, condition)
+
+
+@verb(tried=_tried)
 def refine(
     run: Run,
     /,
@@ -60,32 +106,14 @@ def refine(
     images           also as 8-bit PNGs, in samples/images/ or samples/images.zip
     force            does a finished run again
     """
-    solver = Solver(method, steps, rtol, atol, max_evaluations, strength, scale)
     if run.finished_already():
         return run.directory
 
-    place = pick_device(device)
-    model = checkpoints.restore(flow, weights=weights).to(place)
-    if not model.refines:
-        raise UserError(
-            f"{flow} starts from noise: refine needs a flow that learner Refinement trained"
-        )
-    if not isinstance(model, Flow):
-        raise UserError(f"{flow} is a {type(model).__name__}: refine needs model Flow")
-    solver.check(model)
-    source = read_set(samples, model, as_bytes=False)
-    if not source.labelled:
-        raise UserError(f"{samples} says no classes, and the flow moves samples by class")
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} must be at least 1")
-    check_images(images, model.shape)
-
-    condition = _condition(model)
-    if isinstance(condition, ByScale) and source.scale is None:
-        raise UserError(
-            f"{samples} does not say its guidance scale, on which the flow {flow} is conditioned"
-        )
-
+    asked = {"flow": flow, "samples": samples, "weights": weights, "method": method}
+    asked |= {"steps": steps, "rtol": rtol, "atol": atol, "max_evaluations": max_evaluations}
+    asked |= {"strength": strength, "scale": scale, "images": images, "batch_size": batch_size}
+    ready = _ready({**asked, "device": device})
+    model, solver, source, condition = ready.model, ready.solver, ready.source, ready.condition
     total = len(source)
     with sharing() as ranks:
         ranks.check(total, samples)
