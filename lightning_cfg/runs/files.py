@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -35,7 +36,8 @@ def write(path: str | Path, save: Callable[[Path], object]) -> Path:
     except OSError as error:
         raise UserError(f"{path} could not be written: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of the place itself, which has been told
+            temporary.unlink(missing_ok=True)
     return path
 
 
