@@ -340,6 +340,22 @@ def test_columns_are_named_as_the_literature_does(column, label, usual, n, expec
     assert column_of(column, label, space, n) == expected
 
 
+def test_a_cache_that_cannot_be_written_costs_no_scores(
+    made, scored, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("LIGHTNING_CFG_CACHE", str(tmp_path / "cache"))
+    real_side.cache_clear()
+    expected = numbers(scored({"a": made.foreign})["a",])
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LIGHTNING_CFG_CACHE", str(tmp_path / "file/cache"))
+    real_side.cache_clear()
+    capsys.readouterr()
+    assert numbers(scored({"a": made.foreign})["a",]) == expected
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines
+    assert all("set LIGHTNING_CFG_CACHE to another folder, or cache=false" in x for x in lines)
+
+
 def test_features_are_computed_once_for_each_set(made, scored, monkeypatch, tmp_path):
     monkeypatch.setenv("LIGHTNING_CFG_CACHE", str(tmp_path / "cache"))
     other = {**made.data, "held_out": stored(tmp_path / "fresh.zip", 80, first=5)}

@@ -1,6 +1,7 @@
 """`fit`: stopped and resumed equals uninterrupted, and what is good is never lost."""
 
 import json
+import math
 import os
 import random
 import resource
@@ -15,15 +16,16 @@ import pytest
 import torch
 import yaml
 from helpers.killed import Killed
-from helpers.runs import assert_same, flat
+from helpers.runs import assert_same, flat, manifest
 from helpers.toys import Dropping
-from torch import Tensor
+from torch import Tensor, nn
 
 import lightning_cfg
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.checkpoints import LAST, load, restore
 from lightning_cfg.runs.files import sha256
 from lightning_cfg.training.checkpointing import AtomicCheckpointIO, SaveLast
+from lightning_cfg.training.learners import Diffusion
 from lightning_cfg.verbs.fit import fit
 
 
@@ -38,6 +40,17 @@ class TurnsNaN(Dropping):
         self.calls += 1
         out = super().forward(x, noise, c)
         return out * float("nan") if self.calls > self.at else out
+
+
+class Refusing(Diffusion):
+    """A learner whose optimiser refuses a number that its annotation lets through."""
+
+    def __init__(self, model: nn.Module, *, beta: float):
+        super().__init__(model)
+        self.beta = beta
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.model.parameters(), betas=(self.beta, 0.9), fused=True)
 
 
 NETS = {"mlp": {}, "dropout": {"net": {"name": "helpers.toys.Dropping"}}}
@@ -166,6 +179,66 @@ def test_nan_from_the_start(call, training, steps):
     assert "not finite at step 0" in stopped.err
     assert len(stopped.err.strip().splitlines()) == 1
     assert not Path("run/manifest.json").exists()
+
+
+@pytest.mark.parametrize("bad, status", [(3, 1), (6, 1), (2, 0), (1, 0)])
+def test_a_run_that_ends_in_bad_steps_has_diverged(call, training, bad, status):
+    """By hand: 3 of 12 or more at the end; less may be chance, and the weights are good."""
+    config = training(net={"name": "test_fit.TurnsNaN", "at": 12 - bad})
+    ended = call(fit, config, "run_dir=run", "trainer.max_steps=12")
+    assert ended.status == status, ended.err
+    assert Path("run/manifest.json").exists() == (status == 0)
+    if status:
+        assert f"not finite at step {12 - bad} and the {bad - 1} after it" in ended.err
+        assert len(ended.err.strip().splitlines()) == 1
+        assert load("run")["global_step"] == 10
+        restore("run")
+
+
+@pytest.mark.parametrize(
+    "rate, steps, status",
+    [(1e3, 2, 0), (1e3, 11, 1), *((rate, steps, 1) for rate in (1e30, 1e38) for steps in (3, 11))],
+)
+def test_a_rate_that_is_far_too_high(call, training, rate, steps, status):
+    """It has diverged, or what is finished has a finite loss and finite weights."""
+    config = training(learner={"name": "Diffusion", "lr": rate, "warmup": 0}, log_every=1)
+    ended = call(fit, config, "run_dir=run", f"trainer.max_steps={steps}", "checkpoint_every=1")
+    assert ended.status == status, ended.err
+    assert Path("run/manifest.json").exists() == (ended.status == 0)
+    if Path("run", LAST).exists():
+        kept = load("run")
+        for part in ("state_dict", "ema"):
+            assert all(w.isfinite().all() for w in flat(kept[part]).values())
+    if ended.status == 0:
+        assert math.isfinite(manifest(Path("run"))["loss"])
+
+
+def test_weights_that_are_not_finite_are_not_saved(call, training):
+    """At lr 1e38 the second step makes them infinite, and no step after it is good."""
+    config = training(learner={"name": "Diffusion", "lr": 1e38, "warmup": 0})
+    ended = call(fit, config, "run_dir=run", "checkpoint_every=2", "learner.max_bad_steps=19")
+    assert (ended.status, len(ended.err.strip().splitlines())) == (1, 1)
+    assert "not finite" in ended.err
+    assert not Path("run", LAST).exists()
+
+
+def test_no_step_is_no_training(call, training):
+    words = ("run_dir=run", "trainer.max_time=00:00:00:00")
+    ended = call(fit, training(), *words)
+    assert ended.status == 2, ended
+    assert "run: not one step was trained" in ended.err
+    assert not Path("run/manifest.json").exists()
+    assert call(fit, training(), "run_dir=run").status == 0
+
+
+def test_what_the_optimiser_refuses_leaves_no_directory(call, training, monkeypatch):
+    """Whatever the range of a number says: an optimiser of one's own has its own."""
+    config = training(learner={"name": "test_fit.Refusing", "beta": 2.0})
+    refused = call(fit, config, "run_dir=run")
+    assert refused.status == 2
+    assert "learner: its optimiser refuses it: Invalid beta parameter" in refused.err
+    assert not Path("run").exists()
+    assert call(fit, config, "run_dir=run", "learner.beta=0.9").status == 0
 
 
 def test_another_config_is_refused(call, training):

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import html
 import re
 from types import SimpleNamespace
 
@@ -11,13 +12,14 @@ import pytest
 import torch
 
 from lightning_cfg.data import Mixture
+from lightning_cfg.evaluation.tables import in_markdown
 from lightning_cfg.interfaces import DataSet, complete
 from lightning_cfg.reports import points
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.claims import check_claims, summary
 from lightning_cfg.reports.contact_sheet import contact_sheet
 from lightning_cfg.reports.markdown import as_html
-from lightning_cfg.reports.panels import few
+from lightning_cfg.reports.panels import Line, few, per_name, save
 from lightning_cfg.reports.study import write_report
 from lightning_cfg.runs.tensors import save_tensors
 
@@ -321,3 +323,49 @@ def test_zoom_finds_where_classes_meet():
 def test_few_scales_of_many_keep_the_ends():
     assert few([1.0, 2.0]) == [1.0, 2.0]
     assert few([float(s) for s in range(9)]) == [0.0, 2.0, 4.0, 6.0, 8.0]
+
+
+# What names and texts of the user's may hold
+
+
+@pytest.mark.parametrize(
+    "text, written",
+    [
+        ("fid_2k", "fid_2k"),
+        ("runs/base (weights 7)", "runs/base (weights 7)"),
+        ("a](b", r"a\](b"),
+        ("_a_ $x$ <b> `c` **d** e|f", r"\_a\_ \$x\$ \<b\> \`c\` \*\*d\*\* e\|f"),
+        ("a\n\n![x](y)", r"a !\[x\](y)"),
+    ],
+)
+def test_a_text_in_markdown_is_no_mark_and_in_html_itself(tmp_path, text, written):
+    assert in_markdown(text) == written
+    page = as_html(f"# {written}\n\n| {written} |\n| :-- |\n| {written} |", tmp_path)
+    for tag in ("h1", "td"):
+        found = re.search(f"<{tag}>(.*)</{tag}>", page)[1]
+        assert "<" not in found
+        assert html.unescape(found) == " ".join(text.split())
+
+
+@pytest.mark.parametrize("file", ["/etc/hostname", "figures/../secret.png", "secret.png"])
+def test_html_embeds_its_own_figures_only(tmp_path, file):
+    (tmp_path / "figures").mkdir()
+    for name in ("secret.png", "figures/own.png"):
+        (tmp_path / name).write_bytes(b"bytes")
+    assert "<img" not in as_html(f"# a\n\n![x]({file})", tmp_path)
+    assert "<img" in as_html("# a\n\n![x](figures/own.png)", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["$x", r"$\frac$", "_a", "a_b^{", "](", "<b>"])
+def test_names_in_figures_are_no_tex(tmp_path, name):
+    figure = per_name(
+        {name: name}, lambda metric: [Line(name, [(1, 2.0), (100, 3.0)], {})], xlabel=name,
+        floors={}, finish=lambda axes, metric: axes.set_xscale("log"),
+    )  # fmt: skip
+    save(figure, tmp_path / "figure")
+    (legend,) = figure.legends
+    assert legend.get_texts()[0].get_text().lstrip("\u200b") == name
+    assert figure.axes[0].get_title() == name
+    labels = [label for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    assert any("10^{1}" in label.get_text() for label in labels)  # these are
+    assert all(label.get_parse_math() for label in labels)

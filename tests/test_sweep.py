@@ -20,6 +20,7 @@ from lightning_cfg.config import load, resolve
 from lightning_cfg.errors import UserError
 from lightning_cfg.reports.sweep import against, axis, shortened
 from lightning_cfg.runs import wandb_run
+from lightning_cfg.runs.lock import Lock
 from lightning_cfg.verbs import sweep
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
@@ -150,6 +151,32 @@ def test_what_has_finished_is_not_done_again(here, within, monkeypatch, capsys):
     assert {p: p.stat().st_mtime_ns for p in here.glob("runs/*/manifest.json")} == manifests
     assert {file: file.stat().st_mtime_ns for file in (here / "cache").iterdir()} == kept
     assert table() == first
+
+
+def test_results_of_other_settings_are_left_out(here, within, capsys):
+    """A report of a file that has been changed since: it does not show the older numbers."""
+    assert sweep.main(["sweep.yaml"]) == 0
+    before = table()
+    assert sweep.main(["sweep.yaml", "--report"]) == 0
+    assert (table(), capsys.readouterr().err) == (before, "")
+    changed = {"generate.guided.guidance.name": {"values": ["classifier_free", "apg"]}}
+    changed |= {"generate.guided.guidance.scale": {"values": [1.0, 2.0]}, "seed": {"value": 1}}
+    write(parameters=changed)
+    assert sweep.main(["sweep.yaml", "--report"]) == 0
+    out, err = capsys.readouterr()
+    assert not any(row.get("fd_judge") for row in table())
+    assert len(err.strip().splitlines()) == 4
+    assert "left out, its result is of other settings (settings.seed: 0 there, 1 here)" in err
+    assert "0 of 4 runs" in out
+
+
+def test_a_sweep_that_another_process_runs_is_refused(here, within):
+    lock = Lock(Path("runs/sweep"))
+    lock.take()
+    with pytest.raises(UserError, match="runs/sweep is being written by process"):
+        sweep.main(["sweep.yaml"])
+    lock.release()
+    assert within == []
 
 
 def test_a_run_that_fails_does_not_stop_the_others(here, within, capsys):

@@ -281,6 +281,8 @@ def _check_scalar(kind: Any, value: Any, path: str, asked: Any = None) -> Any:
     elif kind is int:  # 1e5 is a float to yaml
         if type(value) is int or (type(value) is float and value.is_integer()):
             return int(value)
+    elif kind is str and isinstance(value, str):  # of a kind of its own too, as `ToCome` is
+        return value
     elif value is None if kind is None else type(value) is kind:
         return value
     _refuse_text_of_a_number(asked or kind, [kind], value, path)

@@ -14,6 +14,7 @@ from lightning_cfg.runs.inputs import PairFile
 from lightning_cfg.runs.manifests import read_manifest
 from lightning_cfg.runs.names import PAIRS
 from lightning_cfg.runs.tensors import load_tensors
+from lightning_cfg.runs.to_come import ToCome
 
 DIRECTION = "generated to real"  # in which a refinement goes (Zhao & Schwing 2025, eq. 12)
 
@@ -32,8 +33,8 @@ class Pairs(DataSet):
     has_sources = True  # its batches have x0
 
     def __init__(self, *, path: PairFile):
-        self.path = output_of(path, PAIRS)
-        told = read_manifest(self.path.absolute().parents[1])
+        self.path = file = output_of(path, PAIRS)
+        told = {} if isinstance(file, ToCome) else read_manifest(file.absolute().parents[1])
         direction = told.get("direction", DIRECTION)
         if direction != DIRECTION:
             raise UserError(f"{path}: its pairs lead from {direction}, not from {DIRECTION}")

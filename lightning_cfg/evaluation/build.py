@@ -21,6 +21,7 @@ from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.manifests import content_hash
 from lightning_cfg.runs.ranks import Ranks
+from lightning_cfg.runs.to_come import ToCome
 from lightning_cfg.weights.catalogue import ASSETS
 from lightning_cfg.weights.store import find
 
@@ -71,13 +72,17 @@ def scorer_of(
         },
         references=reference,
         classifier=judge(classifier, real, device),
-        classifier_hash=""
-        if classifier is None
-        else content_hash(output_of(classifier, checkpoints.LAST)),
+        classifier_hash=_hash_of(classifier),
         cache=cache,
         device=device,
         batch_size=batch_size,
     )
+
+
+def _hash_of(classifier: str | None) -> str:
+    if classifier is None or isinstance(classifier, ToCome):
+        return ""
+    return content_hash(output_of(classifier, checkpoints.LAST))
 
 
 def by_label(features: dict | None) -> dict[str, dict]:

@@ -92,7 +92,7 @@ class Real:
                     value = getattr(fresh, what)[name]
                     self._known[self._key(split, what, space)] = value
                     if cache and "weights" in space.about:
-                        self._keep(split, what, space, value)
+                        self._try_to_keep(split, what, space, value)
         found = Gathered(samples.c, self._x.get(split))
         for name, space in spaces.items():
             for what in of_spaces:
@@ -162,6 +162,14 @@ class Real:
         except (UserError, OSError, ValueError) as error:
             print(f"lightning_cfg: computed again: {one_line(error)}", file=sys.stderr)
             return None
+
+    def _try_to_keep(self, split: str, what: str, space: Space, value: Any) -> None:
+        """What cannot be kept is told and costs no scores: it is in memory all the same."""
+        try:
+            self._keep(split, what, space, value)
+        except UserError as error:
+            told = f"{error}; {what} of real data are not kept: set LIGHTNING_CFG_CACHE to another "
+            print(f"{told}folder, or cache=false", file=sys.stderr)
 
     def _keep(self, split: str, what: str, space: Space, value: Any) -> None:
         path = self.place(split, what, space)

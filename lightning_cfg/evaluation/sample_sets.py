@@ -18,6 +18,7 @@ from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import drawable, quantised, signed
 from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.tensors import load_samples
+from lightning_cfg.runs.to_come import ToCome
 from lightning_cfg.runs.units import check_units
 from lightning_cfg.sampling.guided import scale_of
 from lightning_cfg.sampling.network import own_weights
@@ -172,6 +173,8 @@ def read_set(path: str | Path, data: Any = None, *, as_bytes: bool = True) -> Sa
     as_bytes  images as 8 bits have them, also where the file holds floats
     UserError where there is nothing of the kind, or it is damaged or does not fit, naming the file.
     """
+    if isinstance(path, ToCome):
+        return _to_come(path.inside(SAMPLES), data)
     path = Path(path)
     if path.suffix.lower() == ".zip":
         return _images(Zip(path), data)
@@ -187,6 +190,15 @@ def read_set(path: str | Path, data: Any = None, *, as_bytes: bool = True) -> Sa
     about = {"source": str(path), **_of_run(run), "seeds": seeds}
     samples = held(x, tensors["c"], about, seeds=tensors["seed"], as_bytes=as_bytes)
     samples.scale = _scale_of(run)
+    return samples
+
+
+def _to_come(file: ToCome, data: Any) -> SampleSet:
+    x, c, of = file.content["x"], file.content["c"], Path(file)
+    if data is not None and tuple(x.shape[1:]) != tuple(data.shape):
+        raise UserError(f"{of} holds samples of shape {tuple(x.shape[1:])}, not {data.shape}")
+    samples = SampleSet(x.shape[1:], c, lambda rows: x[rows], {"source": str(of)})
+    samples.scale = file.content.get("scale")
     return samples
 
 

@@ -15,7 +15,18 @@ def read_sources(
     paths: list[str], real: object, n: int | None
 ) -> tuple[Tensor, Tensor, Tensor, list[str], list[float | None]]:
     """Samples x, classes c, numbers of their sources, and each source's name and guidance scale."""
-    xs, cs, numbers, names, scales = [], [], [], [], []
+    chosen = choose_sources(paths, real, n)
+    names = [
+        some.about.get("guidance", str(path)) for some, path in zip(chosen, paths, strict=True)
+    ]
+    numbers = torch.cat([torch.full((len(some),), i) for i, some in enumerate(chosen)])
+    x, c = (torch.cat(parts) for parts in zip(*((all_of(s), s.c) for s in chosen), strict=True))
+    return x, c, numbers, names, [some.scale for some in chosen]
+
+
+def choose_sources(paths: list[str], real: object, n: int | None) -> list[SampleSet]:
+    """Of every source its share of n; UserError where it has not so many, or no classes."""
+    chosen = []
     for i, path in enumerate(paths):
         held = read_set(path, real, as_bytes=False)
         if not held.labelled:
@@ -23,13 +34,8 @@ def read_sources(
         share = None if n is None else n * (i + 1) // len(paths) - n * i // len(paths)
         if share is not None and share > len(held):
             raise UserError(f"{path} holds {len(held)} samples, not the {share} wanted")
-        some = held.chosen(torch.arange(len(held) if share is None else share))
-        xs.append(all_of(some))
-        cs.append(some.c)
-        numbers.append(torch.full((len(some),), i))
-        names.append(held.about.get("guidance", str(path)))
-        scales.append(held.scale)
-    return torch.cat(xs), torch.cat(cs), torch.cat(numbers), names, scales
+        chosen.append(held.chosen(torch.arange(len(held) if share is None else share)))
+    return chosen
 
 
 def all_of(points: SampleSet) -> Tensor:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from typing import Any
 
 from lightning_cfg.metrics.meaning import meaning, show
@@ -18,6 +19,11 @@ def as_csv(rows: list[dict]) -> str:
     for row in rows:
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
     return text.getvalue()
+
+
+def in_markdown(text: str) -> str:
+    """A text of the user's, in one line, of which nothing is read as a mark, a link or TeX."""
+    return re.sub(r"[\\`*\[\]<>$|]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))
 
 
 def markdown_table(head: list[str], body: list[list[str]], *, left: int = 1) -> str:
@@ -58,7 +64,7 @@ def as_text(rows: list[dict]) -> str:
 
 def as_markdown(rows: list[dict], numbers: list[dict]) -> str:
     """A line per metric and a column per set, then what each metric is, and how a set was made."""
-    head, *body = _turned(rows)
+    head, *body = ([in_markdown(cell) for cell in line] for line in _turned(rows))
     made: dict[str, list[str]] = {}
     sets: dict[str, list[str]] = {}
     for number in numbers:
@@ -73,7 +79,8 @@ def as_markdown(rows: list[dict], numbers: list[dict]) -> str:
         better, text = meaning(column)[:2]
         way = f"; {better} is better" if better in ("lower", "higher") else ""
         columns.append(f"- `{column}`: {'; '.join([text + way, *filter(None, said)])}")
-    labels = [f"- **{label}**: {'; '.join(said)}" for label, said in sets.items()]
+    told = {in_markdown(label): in_markdown("; ".join(said)) for label, said in sets.items()}
+    labels = [f"- **{label}**: {said}" for label, said in told.items()]
     parts = (markdown_table(head, body), *("\n".join(lines) for lines in (columns, labels)))
     return "\n\n".join(parts) + "\n"
 

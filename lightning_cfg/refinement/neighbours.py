@@ -1,6 +1,7 @@
 """Nearest neighbours by Euclidean distance: FAISS proposes, float64 decides."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,10 +115,7 @@ def nearest_in_shards(
             found = torch.cat([index[ours], members.to(found.device)[found] + start], 1)
             distance[ours], index[ours] = near[:, :k], found.gather(1, order[:, :k])
         start += len(bank)
-    for label, count in have.items():
-        if count < k:
-            points = f"{count} points" + ("" if label is None else f" of class {label}")
-            raise UserError(f"the bank has {points}, fewer than the k = {k} neighbours asked for")
+    check_enough(have, k)
     return distance, index
 
 
@@ -201,3 +199,11 @@ def _against_all(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]
     index = chosen.nonzero()[:, 1].reshape(-1, k)
     squared, order = squared.gather(1, index).sort(dim=1, stable=True)
     return squared, index.gather(1, order)
+
+
+def check_enough(have: Mapping[Any, int], k: int) -> None:
+    """UserError unless there are k points of every class; None: of all classes together."""
+    for label, count in have.items():
+        if count < k:
+            points = f"{count} points" + ("" if label is None else f" of class {label}")
+            raise UserError(f"the bank has {points}, fewer than the k = {k} neighbours asked for")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.reports.case import Case
-from lightning_cfg.reports.panels import DPI, STYLE, Drawn
+from lightning_cfg.reports.panels import DPI, STYLE, Drawn, without_tex
 from lightning_cfg.reports.rows import SAMPLE_KINDS, Cell
 from lightning_cfg.runs.tensors import load_tensors
 
@@ -65,6 +65,7 @@ def contact_sheet(
         for i in range(rows) if of_classes else ():
             y = 1 - (TOP + zoom * (i + 0.5) * height / rows) / size[1]
             figure.text(0.5 * LEFT / size[0], y, str(i), ha="center", va="center")
+        without_tex(figure)
     return figure
 
 

@@ -5,6 +5,8 @@ import html
 import re
 from pathlib import Path
 
+ESCAPED = re.compile(r"\\([^\w\s]|_)")  # as `tables.in_markdown` writes what is no mark
+FIGURE = re.compile(r"!\[(.*)\]\((figures/(?:\w+/)?\w+\.png)\)")  # nothing else is embedded
 CSS = """
 body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1240px;margin:2em auto;padding:0 1em}
 h1,h2{line-height:1.2}h2{margin-top:2em;border-bottom:1px solid #ddd;padding-bottom:.2em}
@@ -18,7 +20,7 @@ th:first-child,td:first-child{text-align:left}td strong{color:#b3261e}
 
 def as_html(markdown: str, directory: Path) -> str:
     """Our own markdown (headings, lists, tables, figures) as one html file, its images inside."""
-    out, title = [], markdown.partition("\n")[0].lstrip("# ")
+    out, title = [], _unmarked(markdown.partition("\n")[0].lstrip("# "))
     for part in markdown.strip().split("\n\n"):
         lines = part.split("\n")
         if part.startswith("#"):
@@ -30,14 +32,18 @@ def as_html(markdown: str, directory: Path) -> str:
             table = [f"<tr>{_html_cells(line, 'td')}</tr>" for line in lines[2:]]
             table.insert(0, f"<tr>{_html_cells(lines[0], 'th')}</tr>")
             out.append("<div class=table><table>\n" + "\n".join(table) + "\n</table></div>")
-        elif part.startswith("!["):
-            says, file = part.removeprefix("![").removesuffix(")").rsplit("](", 1)
+        elif figure := FIGURE.fullmatch(part):
+            says, file = figure.groups()
             data = base64.b64encode((directory / file).read_bytes()).decode()
             out.append(f'<img src="data:image/png;base64,{data}" alt="{html.escape(says)}">')
         else:
             out.append(f"<p>{_inline(part)}</p>")
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{CSS}</style>'
     return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n" + "\n".join(out) + "\n"
+
+
+def _unmarked(text: str) -> str:
+    return ESCAPED.sub(r"\1", text)
 
 
 def _html_cells(line: str, tag: str) -> str:
@@ -48,7 +54,9 @@ def _html_cells(line: str, tag: str) -> str:
 
 
 def _inline(text: str) -> str:
-    """Our few marks, **bold**, `code` and [text](link), as html."""
-    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(text))
+    """Our few marks, **bold**, `code` and [text](link), as html; what is escaped is none."""
+    text = ESCAPED.sub(lambda found: f"\\{ord(found[1])};", text)
+    text = html.escape(text).replace("\\", "&#")
+    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
     text = re.sub(r"`(.+?)`", r"<code>\1</code>", text)
     return re.sub(r"\[(.+?)\]\((.+?)\)", r'<a href="\2">\1</a>', text)

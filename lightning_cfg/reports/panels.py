@@ -60,6 +60,24 @@ def framed(
             found = [panel.get_legend_handles_labels() for panel in panels.flat]
             handles = {label: h for pair in found for h, label in zip(*pair, strict=True)}
             figure.legend(handles.values(), handles.keys(), frameon=False, **legend)
+        without_tex(figure)
+
+
+def without_tex(figure: Any) -> None:
+    """Show every text of a figure as it is: in a name `$` is no formula.
+
+    The labels of a logarithmic axis are the only formulas here.
+    """
+    from matplotlib.text import Text
+
+    formulas: set[int] = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":
+                formulas |= {id(text) for text in axis.findobj(Text) if text is not axis.label}
+    for text in figure.findobj(Text):
+        if id(text) not in formulas:
+            text.set_parse_math(False)
 
 
 def per_name(
@@ -103,10 +121,15 @@ def plotted(axes: Any, lines: list[Line], floor: float | None, dashes: str = "--
     for line in lines:
         if line.points:
             x, y = zip(*line.points, strict=True)
-            axes.plot(x, y, label=line.label, **{"lw": 1, "ms": 3, **line.style})
+            axes.plot(x, y, label=shown(line.label), **{"lw": 1, "ms": 3, **line.style})
     if floor is not None:
         axes.axhline(floor, color="black", lw=0.8, ls=dashes, label="real")
     axes.grid(alpha=0.3, lw=0.4)
+
+
+def shown(label: str) -> str:
+    """A label that legends show: from one that begins with _ matplotlib makes none."""
+    return f"\u200b{label}" if label.startswith("_") else label
 
 
 def turn(i: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from lightning_cfg.evaluation.tables import in_markdown
 from lightning_cfg.reports.case import Case
 from lightning_cfg.runs.manifests import read_manifest
 
@@ -16,12 +17,12 @@ def done(config: dict, cases: list[Case]) -> str:
     data = "; ".join(
         f"{case.name + ': ' if case.name else ''}`{section['name']}`, "
         f"{case.data_set.num_classes} classes, shape {tuple(case.data_set.shape)}"
-        + f", {case.data_set.formula}".removesuffix(", ")
+        + in_markdown(f", {case.data_set.formula}").removesuffix(",")
         for case, section in zip(cases, config["cases"].values() or [config["data"]], strict=True)
     )
     methods = "; ".join(
         f"{name}, guidance `{section['guidance']['name']}` with "
-        + ", ".join(f"{role} {path}" for role, path in section["models"].items())
+        + ", ".join(f"{role} {in_markdown(path)}" for role, path in section["models"].items())
         for name, section in config["methods"].items()
     )
     text = f"Data: {data}. Methods: {methods}. "

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from lightning_cfg.evaluation.tables import as_csv, markdown_table
+from lightning_cfg.evaluation.tables import as_csv, in_markdown, markdown_table
 from lightning_cfg.metrics.meaning import meaning, show
 from lightning_cfg.reports import (
     against_scale,
@@ -55,7 +55,7 @@ def write_report(
         lines = [line for name, parts in of_each for line in (name, *parts) if line]
         return [f"## {title}", *first, *lines] if any(parts for _, parts in of_each) else []
 
-    parts = [f"# {title}", done(config, cases), spent(directory, stages)]
+    parts = [f"# {in_markdown(title)}", done(config, cases), spent(directory, stages)]
     if config["flows"]:
         parts += chapter("What refinement did", claims.told)
     parts += chapter(
@@ -122,7 +122,7 @@ def _averages_table(averages: Rows, metrics: list[str]) -> str:
 
 
 def _table(front: list[str], metrics: list[str], rows: list[dict]) -> str:
-    heads = [metric + WAYS[meaning(metric).better][0] for metric in metrics]
+    heads = [in_markdown(metric) + WAYS[meaning(metric).better][0] for metric in metrics]
     body = [[show(name, row.get(name)) for name in (*front, *metrics)] for row in rows]
     return markdown_table([*front, *heads], body)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lightning_cfg.evaluation.tables import FRONT, as_csv, markdown_table
+from lightning_cfg.evaluation.tables import FRONT, as_csv, in_markdown, markdown_table
 from lightning_cfg.metrics.meaning import meaning, show
 from lightning_cfg.reports.panels import Line, per_name, save, turn
 from lightning_cfg.runs.files import write_text
@@ -128,7 +128,7 @@ def as_markdown(rows: list[dict], parameters: int) -> str:
 
 
 def _cell(name: str, value: Any) -> str:
-    return show(name, value) if isinstance(value, float) else str(value).replace("|", "\\|")
+    return show(name, value) if isinstance(value, float) else in_markdown(str(value))
 
 
 def _said(value: Any, name: str) -> str:

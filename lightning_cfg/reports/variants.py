@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from lightning_cfg.evaluation.tables import markdown_table
+from lightning_cfg.evaluation.tables import in_markdown, markdown_table
 from lightning_cfg.metrics.meaning import kind_of, meaning, show
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.panels import COLOURS, Drawn, Line, per_name, spread_out, turn
@@ -63,7 +63,7 @@ def _table(metric: str, averages: Rows, real: float | None, method: str, config:
             if numbers:
                 there = {float(scale): value for scale, value in numbers.items()}
                 cells = [show(paper["metric"], there.get(scale)) for scale in scales]
-                body.append([f"· {paper['source']}", "", *cells])
+                body.append([f"· {in_markdown(paper['source'])}", "", *cells])
     if not body:
         return []
     floor = f" (fresh real draw: {show(metric, real)})" if real is not None else ""

@@ -6,11 +6,18 @@ Imports nothing heavy; tensors in files are in `tensors`.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 from lightning_cfg.errors import UserError
+from lightning_cfg.runs.to_come import ToCome
+
+LOCK = ".lock"  # of `lock`, in a directory that somebody writes
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.[^.]+)?")  # as `write` and `write_folder` name them
 
 
 def write(path: str | Path, save: Callable[[Path], object]) -> Path:
@@ -29,7 +36,8 @@ def write(path: str | Path, save: Callable[[Path], object]) -> Path:
     except OSError as error:
         raise UserError(f"{path} could not be written: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of the place itself, which has been told
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -56,11 +64,51 @@ def write_text(path: str | Path, text: str) -> Path:
     return write(path, lambda temporary: temporary.write_text(text))
 
 
+def is_empty(directory: Path) -> bool:
+    """Whether a folder holds nothing but what a process of ours leaves that is killed at once.
+
+    That is a lock, temporary files, and folders of such.
+    """
+    try:
+        inside = list(directory.iterdir())
+    except FileNotFoundError:  # its owner has just removed it
+        return True
+    return all(
+        _is_ours(path.name) or (path.is_dir() and not path.is_symlink() and is_empty(path))
+        for path in inside
+    )
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove what killed processes have left half written in a directory that is one's own.
+
+    Not in the directories of other runs, as a study's has.
+    """
+    for place, folders, names in os.walk(directory):
+        here = Path(place)
+        for name in filter(TEMPORARY.fullmatch, [*folders, *names]):
+            path = here / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        folders[:] = [
+            name for name in folders if not TEMPORARY.fullmatch(name) and not _of_a_run(here / name)
+        ]
+
+
+def _is_ours(name: str) -> bool:
+    return name == LOCK or TEMPORARY.fullmatch(name) is not None
+
+
+def _of_a_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (LOCK, "identity.json"))
+
+
 def output_of(path: str | Path, inside: str) -> Path:
     """The file that is meant: itself, or the one at `inside` in a run directory.
 
     Raises UserError if there is none.
     """
+    if isinstance(path, ToCome):
+        return cast(Path, path.inside(inside))
     path = Path(path)
     file = path / inside if path.is_dir() else path
     if not file.is_file():

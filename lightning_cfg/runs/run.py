@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from lightning_cfg import __version__
 from lightning_cfg.config import Data, Identity, checked, dump, identity_difference, identity_of
 from lightning_cfg.config.trust import trust_as_asked
 from lightning_cfg.errors import UserError
-from lightning_cfg.runs.files import sha256, write_text
+from lightning_cfg.runs.files import is_empty, sha256, write_text
+from lightning_cfg.runs.lock import Lock
 from lightning_cfg.runs.manifests import (
     MANIFEST,
     content_hash,
@@ -29,15 +31,22 @@ PACKAGES = ("torch", "lightning", "torchvision", "faiss-gpu", "faiss-cpu", "torc
 
 
 Unread = Callable[[dict, str], bool]  # (config, dotted key of an input) -> it is not read
+# a checked config -> {name of an output: what it will hold}, as `to_come` has it
+Tried = Callable[[dict], dict[str, Any]]
 
 
 def verb(
-    unread: Unread = lambda config, key: False, *, one_process: bool = False
+    unread: Unread = lambda config, key: False,
+    *,
+    tried: Tried = lambda config: {},
+    one_process: bool = False,
 ) -> Callable[[Callable], Callable[..., Path]]:
     """A verb, from its function: its keywords are checked and completed, and it is given its `Run`.
 
     So it is the same run whether it is called from Python or by a command line.
     unread       which inputs do not count, since this verb does not read them
+    tried        checks a config as the verb itself does, without its work, and says what the run
+                 would hold; inputs may be `ToCome`. UserError as the verb raises it
     one_process  it refuses to be started on several
     """
 
@@ -48,9 +57,13 @@ def verb(
             trust_as_asked(config)
             if one_process:
                 alone(function.__name__)
-            return function(Run.of(called, config), **config)
+            run = Run.of(called, config)
+            try:
+                return function(run, **config)
+            finally:
+                run.lock.release()
 
-        called.unread = unread  # type: ignore[attr-defined]
+        called.unread, called.tried = unread, tried  # type: ignore[attr-defined]
         return called
 
     return decorated
@@ -96,6 +109,7 @@ class Run:
         self.again = force and (self.directory / MANIFEST).is_file()
         self._usual = {f"settings.{key}" for key in usual}
         self._start = time.monotonic()
+        self.lock = Lock(self.directory)
         self._refuse_another()
 
     @classmethod
@@ -139,8 +153,27 @@ class Run:
             self.say(f"{fault}; it is made again")
         return not fault
 
+    def finished_already(self) -> bool:
+        """Whether it has finished, which is said; if not, the directory is claimed for the work."""
+        if finished := self.finished():
+            self.say("finished already")
+        else:
+            self.claim()
+        return finished
+
+    def claim(self) -> None:
+        """Have the directory for oneself, before the work; `verb` gives it back.
+
+        The first rank has it for all. Raises UserError where another process has it, or where it
+        has become another run's since it was looked at.
+        """
+        if launched().rank == 0:
+            self.lock.take()
+            self._refuse_another()
+
     def begin(self) -> None:
         """Write config.yaml and identity.json, by which the directory is known from now on."""
+        self.claim()  # again: where the file system has no locks another run may have begun
         (self.directory / "manifest.json").unlink(missing_ok=True)
         write_text(self.directory / "identity.json", json.dumps(self.identity, indent=1))
         config = {**self.identity["settings"], **self.free}
@@ -178,7 +211,7 @@ class Run:
         elif launched().rank > 0:
             return  # the first rank may be about to write it, and refuses for all
         elif self.directory.exists() and (
-            not self.directory.is_dir() or any(self.directory.iterdir())
+            not self.directory.is_dir() or not is_empty(self.directory)
         ):
             raise UserError(f"{self.directory} exists and is no run of ours: give another run_dir")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import write
 from lightning_cfg.runs.manifests import content_hash
+from lightning_cfg.runs.to_come import ToCome
 
 WHOLE = {"c", "seed", "neighbours", "num_classes", "source", "bin", "targets_c"}  # tensors by name
 KINDS = {  # of files that are none of ours, by their first bytes
@@ -46,6 +47,8 @@ def load_tensors(
     they are, float64. Raises UserError if it is missing, truncated, another kind of file, not as
     its run wrote it, lacks one of them, or holds another kind of number, NaN or infinity.
     """
+    if isinstance(path, ToCome):
+        return {n: path.content[n] for n in (*names, *optional) if n in path.content}
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     content_hash(Path(path))  # is it as its run wrote it?

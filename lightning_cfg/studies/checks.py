@@ -10,14 +10,29 @@ from lightning_cfg.sampling.network import path_and_weights
 from lightning_cfg.sampling.seeds import SEEDS
 from lightning_cfg.studies.schema import FRESH, Pairing, Refining, Training
 
+LONGEST = 64  # characters of a name, several of which are in that of a folder
+
 
 def check_name(path: str, name: str, *taken: str) -> None:
     """UserError for a name that cannot be a file's, or is something else's."""
-    if not name.replace("_", "").isalnum() or name in taken:
-        also = f", and not {', '.join(taken[:-1])} or {taken[-1]}" if taken else ""
+    fits = name[:1] != "_" and name.replace("_", "").isalnum() and len(name) <= LONGEST
+    if not fits or name in taken:
+        also = f", and not {', '.join(taken[:-1])} or {taken[-1]}" if len(taken) > 1 else ""
+        also = also or f", and not {taken[0]}" if taken else ""
+        said = name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
         raise UserError(
-            f"{path}.{name}: letters, digits and _ only{also}, it names folders and files"
+            f"{path}.{said}: letters, digits and _ only, {LONGEST} at most and no _ first{also}, "
+            "it names folders and files"
         )
+
+
+def check_names(asked: dict) -> None:
+    """UserError for a name of a study's sections that cannot be a file's."""
+    for path in ("fits", "discriminators", "methods", "cases"):
+        for name in asked[path]:
+            check_name(path, name)
+    for name in () if asked["trace"] is None else asked["trace"]["classifiers"]:
+        check_name("trace.classifiers", name)
 
 
 def recipes_of(variants: dict, flows: dict, own: dict) -> dict[str, dict]:

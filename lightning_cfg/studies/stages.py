@@ -4,7 +4,8 @@ import hashlib
 import heapq
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -12,10 +13,13 @@ from typing import Any
 
 from lightning_cfg.config import checked, dump
 from lightning_cfg.errors import UserError, did_you_mean
-from lightning_cfg.runs.files import write_text
-from lightning_cfg.runs.manifests import read_manifest, read_record
+from lightning_cfg.runs.files import is_empty, write_text
+from lightning_cfg.runs.lock import Lock
+from lightning_cfg.runs.manifests import hash_of, read_manifest, read_record
 from lightning_cfg.runs.run import FORMAT, identity
+from lightning_cfg.runs.to_come import ToCome
 from lightning_cfg.studies.graph import Output, Stage
+from lightning_cfg.training.undisturbed import undisturbed
 
 
 @dataclass
@@ -40,26 +44,75 @@ class Stages:
     states: dict[str, str] = field(default_factory=dict)
     done: list[dict] = field(default_factory=list)
 
-    def claim(self, asked: dict) -> None:
-        """Write the study's config.yaml; UserError if the directory is something else's."""
-        known = self.root / "study.json"
-        if self.root.exists() and (
-            not self.root.is_dir() or (any(self.root.iterdir()) and not known.is_file())
-        ):
-            raise UserError(f"{self.root} exists and is no study: give another run_dir")
-        before = read_record(known, "stages") if known.is_file() else {}
-        if before.get("stages") and before.get("format", 1) != FORMAT:
-            told = f"{self.root}: its stages are an older version's, and are done again"
-            print(told, file=sys.stderr)
-        if self.only is None or not before:
-            self._write([])
-        write_text(self.root / "config.yaml", "# lightning_cfg.study\n" + dump(asked))
+    def check(self, stages: dict[str, Stage]) -> None:
+        """Try every stage that is not done, without its work; nothing is written.
 
-    def run(self, stages: dict[str, Stage]) -> None:
-        """Run those that are to be run, each once what it needs is done."""
+        UserError if the directory is something else's, `only` is none of the stages, or a stage
+        would be refused by its verb. A single stage, one of a plan, is left to its verb.
+        """
+        self._before()
         if self.only and self.only not in stages:
             hint = did_you_mean(self.only, stages, "plan=true prints them")
             raise UserError(f"stage={self.only} is no stage of this study; {hint}")
+        places: dict[str, Path | ToCome] = {}
+        for stage in () if self.only else in_order(stages):
+            try:
+                places[stage.name] = self._done(stage, places) or self._tried(stage, places)
+            except UserError as error:
+                raise UserError(f"stage {stage.name}: {error}") from error
+
+    def _done(self, stage: Stage, places: Mapping[str, Path | ToCome]) -> Path | None:
+        """The directory of a stage that is done and will not be done again."""
+        if self.force or any(isinstance(places[name], ToCome) for name in stage.needs):
+            return None
+        settings, directory = self._found(stage, places)
+        if not _is_done(stage, settings, directory):
+            return None
+        outputs = read_manifest(directory, "outputs")["outputs"]
+        files = {directory / name: digest for name, digest in outputs.items()}
+        whole = all(f.exists() and hash_of(f) == digest for f, digest in files.items())
+        return directory if whole else None
+
+    def _tried(self, stage: Stage, places: Mapping[str, Path | ToCome]) -> ToCome:
+        """What a stage will hold, as far as that is known; UserError where its verb refuses it."""
+        verb = self.verbs[stage.verb]
+        config = checked(verb, {**_filled(stage.settings, places), "run_dir": ""})
+        with undisturbed():
+            return ToCome(stage.name, verb.tried(config))  # type: ignore[attr-defined]
+
+    @contextmanager
+    def claimed(self, asked: dict) -> Iterator[None]:
+        """The directory is this study's from now on, and this process's where all stages are run.
+
+        Of a study with a report config.yaml and study.json stay as they are up to its next one.
+        UserError where another process runs it.
+        """
+        lock = Lock(self.root)
+        if self.only is None:
+            lock.take()
+        try:
+            if not self._before().get("stages"):
+                self._write([])
+                self._write_config(asked)
+            yield
+        finally:
+            lock.release()
+
+    def _before(self) -> dict:
+        """What study.json says; UserError if the directory is something else's."""
+        known = self.root / "study.json"
+        if known.is_file():
+            return read_record(known, "stages")
+        if self.root.exists() and not (self.root.is_dir() and is_empty(self.root)):
+            raise UserError(f"{self.root} exists and is no study: give another run_dir")
+        return {}
+
+    def run(self, stages: dict[str, Stage]) -> None:
+        """Run those that are to be run, each once what it needs is done."""
+        before = self._before()
+        if before.get("stages") and before.get("format", 1) != FORMAT:
+            told = f"{self.root}: its stages are an older version's, and are done again"
+            print(told, file=sys.stderr)
         for i, stage in enumerate(in_order(stages), 1):
             waits = [name for name in stage.needs if name not in self.places]
             if waits and stage.name == self.only:
@@ -76,7 +129,7 @@ class Stages:
 
     def _run(self, stage: Stage) -> None:
         """Call the verb in the stage's directory, which tells by itself whether it is done."""
-        settings, directory = self._found(stage)
+        settings, directory = self._found(stage, self.places)
         manifest = directory / "manifest.json"
         before = manifest.stat().st_mtime_ns if manifest.is_file() else 0
         self.verbs[stage.verb](**settings, run_dir=str(directory), force=self.force)
@@ -94,32 +147,40 @@ class Stages:
 
     def _look(self, stage: Stage) -> None:
         """Whether the stage is done, without running it."""
-        settings, directory = self._found(stage)
-        manifest = directory / "manifest.json"
-        done = manifest.is_file()
-        if done and stage.verb == "fit":  # which may be asked for more steps than it has
-            steps = read_manifest(directory, "step")["step"]
-            done = steps == settings["trainer"].get("max_steps")
+        settings, directory = self._found(stage, self.places)
+        done = _is_done(stage, settings, directory)
         self.states[stage.name] = "done" if done else "ready"
         if done:
             self.places[stage.name] = directory
 
-    def _found(self, stage: Stage) -> tuple[dict, Path]:
+    def _found(self, stage: Stage, places: Mapping[str, Path | ToCome]) -> tuple[dict, Path]:
         """The stage's keys with directories in the place of stages; the directory for it."""
         verb = self.verbs[stage.verb]
-        settings = _filled(stage.settings, self.places)
+        settings = _filled(stage.settings, places)
         found, files = identity(verb, checked(verb, {**settings, "run_dir": ""}))
         text = json.dumps([stage.verb, found.settings, files], sort_keys=True, default=list)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return settings, self.root / "stages" / f"{stage.name.replace(' ', '-')}-{digest}"
 
-    def close(self) -> None:
-        """Record which stage directories the report is made of."""
+    def close(self, asked: dict) -> None:
+        """Record which stage directories the report is made of, and of what study it is."""
         self._write(self.done)
+        self._write_config(asked)
+
+    def _write_config(self, asked: dict) -> None:
+        write_text(self.root / "config.yaml", "# lightning_cfg.study\n" + dump(asked))
 
     def _write(self, stages: list[dict]) -> None:
         text = json.dumps({"format": FORMAT, "stages": stages}, indent=1)
         write_text(self.root / "study.json", text)
+
+
+def _is_done(stage: Stage, settings: dict, directory: Path) -> bool:
+    manifest = directory / "manifest.json"
+    if not manifest.is_file() or stage.verb != "fit":
+        return manifest.is_file()
+    steps = read_manifest(directory, "step")["step"]  # it may be asked for more than it has
+    return steps == settings["trainer"].get("max_steps")
 
 
 def in_order(stages: dict[str, Stage]) -> Iterator[Stage]:
@@ -150,9 +211,10 @@ def as_plan(stages: Iterable[Stage], states: dict[str, str]) -> list[dict]:
     ]
 
 
-def _filled(value: Any, places: dict[str, Path]) -> Any:
+def _filled(value: Any, places: Mapping[str, Path | ToCome]) -> Any:
     if isinstance(value, Output):
-        return str(places[value.stage])
+        place = places[value.stage]
+        return place if isinstance(place, ToCome) else str(place)
     if isinstance(value, dict):
         return {key: _filled(item, places) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -69,6 +69,14 @@ class SaveLast(EachStep):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
+        self._resumed(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if self._saved < 0:  # it was killed after its last step, and Lightning has not started
+            self._resumed(trainer)
+
+    def _resumed(self, trainer: L.Trainer) -> None:
+        """The files become what the checkpoint that was gone on from says of them."""
         self._saved = trainer.global_step
         if self.keep and trainer.is_global_zero:
             # a run that was killed may have saved this step and not yet copied it; one that goes

@@ -1,6 +1,7 @@
 """The LightningModules: they average the model's loss, log it and step; the model owns the loss."""
 
 import copy
+import itertools
 import time
 from dataclasses import dataclass
 from typing import Annotated
@@ -52,9 +53,10 @@ class Learner(L.LightningModule):
     A step is bad if the norm of its gradient, before clipping, is not finite; a loss that is not
     finite makes it so. A bad step is skipped: weights, averages and the optimiser's state stay as
     they were, and the step counts. After max_bad_steps of them in a row, or if not one of
-    trainer.max_steps was good, the run stops with Diverged. The last checkpoint is good either way.
-    On a GPU, where looking means waiting, that is looked for every log_every steps and before a
-    checkpoint is written.
+    trainer.max_steps was good, the run stops with Diverged, and so it does where it would end with
+    3 bad steps or more, or with half of its steps bad, and where weights or averages are not
+    finite. The last checkpoint is good either way. On a GPU, where looking means waiting, that is
+    looked for every log_every steps and before a checkpoint is written.
 
     Logged every log_every steps: `loss`, averaged since the last time over all samples where it is
     finite, `loss_sigma_0.1` and so on (`loss_t_...` for flows), the same of those samples whose
@@ -201,6 +203,9 @@ class Learner(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         self._stop_if_diverged()
+        if self.trainer.global_step >= self.trainer.max_steps:
+            self.check_end()
+        self._check_weights()
         described = {} if self.described is None else vars(self.described)
         checkpoint.update({key: value for key, value in described.items() if value is not None})
         checkpoint.update(ema=self.ema.state_dict(), seconds=self.seconds())
@@ -258,12 +263,31 @@ class Learner(L.LightningModule):
     def _stop_if_diverged(self) -> None:
         stop, n = int(self._stop), min(self.max_bad_steps, self.trainer.max_steps)
         if stop >= 0:
-            others = f" and the {n - 1} after it" if n > 1 else ""
-            raise Diverged(
-                f"the loss or its gradient was not finite at step {stop - n + 1}{others}; the run "
-                "stopped and its last good checkpoint is kept (a lower learner.lr or "
-                "learner.gradient_clip may help)"
-            )
+            raise _diverged(_bad_steps(stop - n + 1, n))
+
+    def check_end(self) -> None:
+        """Diverged if the run ends in bad steps, too few for max_bad_steps to have stopped it."""
+        n, done = int(self._in_a_row), self.trainer.global_step
+        if done and n >= min(3, (done + 1) // 2):
+            raise _diverged(f"{_bad_steps(done - n, n)}, with which it ended")
+
+    def _check_weights(self) -> None:
+        held = [*self.model.parameters(), *itertools.chain(*self.ema.averages.values())]
+        if held and not torch.stack([tensor.isfinite().all() for tensor in held]).all():
+            done = self.trainer.global_step
+            raise _diverged(f"weights or their averages are not finite after {done} steps")
+
+
+def _bad_steps(first: int, n: int) -> str:
+    others = f" and the {n - 1} after it" if n > 1 else ""
+    return f"the loss or its gradient was not finite at step {first}{others}"
+
+
+def _diverged(what: str) -> Diverged:
+    return Diverged(
+        f"{what}; the run stopped and its last good checkpoint is kept (a lower learner.lr or "
+        "learner.gradient_clip may help)"
+    )
 
 
 def skip_if(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:

@@ -1,16 +1,19 @@
 """A training from its recipe to the last checkpoint: what the verb `fit` does with Lightning."""
 
 import shutil
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lightning_cfg.config import build
 from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.draws import Draws, key
-from lightning_cfg.errors import Preempted, RankLost, UserError, did_you_mean
+from lightning_cfg.errors import Preempted, RankLost, UserError, did_you_mean, one_line
 from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.checkpoints import build_model, load
 from lightning_cfg.runs.names import EVALUATIONS, LAST
@@ -29,11 +32,27 @@ from lightning_cfg.training.stop import StopWhenAsked
 from lightning_cfg.training.trainer import logger_of, trainer_for
 
 
-def train(
-    run: Run,
+@dataclass(frozen=True)
+class Ready:
+    """A training that has not begun.
+
+    rows   of a process's batch
+    speed  what was chosen, see `speed_of`
+    """
+
+    engine: L.Trainer
+    module: Any
+    batches: KeyedBatches
+    stop: StopWhenAsked
+    rows: int
+    speed: dict
+
+
+def ready_to_train(
+    directory: Path,
     recipe: dict,
-    start: Path | None,
     trainer: dict,
+    logger: Logger,
     *,
     checkpoint_every: int,
     keep: int,
@@ -41,42 +60,60 @@ def train(
     log_every: int,
     grids: dict | None,
     evaluation: dict | None,
-    logger: str,
     **asked: Any,
+) -> Ready:
+    """All that can be refused is tried, and nothing is written; as in `train`."""
+    data_set = build_data(recipe["data"])
+    speed = speed_of(trainer, data_set.shape, **asked)
+    module = _learner(recipe, data_set, speed)
+    scores = None
+    if evaluation is not None:
+        scores = EvaluateSamples(directory, **evaluation)
+        scores.check(module, data_set, recipe["data"], device=device_of(trainer))
+    _check_keep(keep, keep_by, checkpoint_every, scores)
+    save = SaveLast(directory, every=checkpoint_every, keep=keep, by=keep_by)
+    stop = StopWhenAsked(save)
+    pictures = _pictures(directory, grids, module, data_set)
+    # a checkpoint after the evaluation of the same step, by which it may be kept
+    callbacks = [Progress(), *filter(None, (scores, save, pictures)), stop]
+    how = {"logger": logger, "log_every": log_every, "callbacks": callbacks}
+    engine = trainer_for({**trainer, "precision": speed["precision"]}, directory, **how)
+    # Lightning does it after it has read a checkpoint, whose float64 would pass through float32
+    module.ema.to(engine.precision_plugin.convert_module(module).model)
+    batches = KeyedBatches(data_set, seed=recipe["seed"], batch_size=recipe["batch_size"])
+    rows = _tried(batches, module, engine, scores)
+    return Ready(engine, module, batches, stop, rows, speed)
+
+
+def untrained(recipe: dict, trainer: dict, **how: Any) -> dict:
+    """The checkpoint of a training that has not begun; UserError as `train` raises it."""
+    nowhere = Path("nowhere")  # nothing is written
+    module = ready_to_train(nowhere, recipe, trainer, CSVLogger(nowhere), **how).module
+    state = {f"model.{name}": value for name, value in module.model.state_dict().items()}
+    described = {key: value for key, value in vars(module.described).items() if value is not None}
+    return {**described, "state_dict": state, "ema": module.ema.state_dict()}
+
+
+def train(
+    run: Run, recipe: dict, start: Path | None, trainer: dict, *, logger: str, **how: Any
 ) -> None:
     """Train, and finish the run; the keys are those of `fit`.
 
     recipe  data, net, model, learner, seed and batch_size
     start   the checkpoint to go on from
-    asked   of the speed: see `speed_of`
+    how     the other keys of `fit`; of the speed: see `speed_of`
     Raises UserError before anything is written, Preempted after a signal, RankLost, Diverged.
     """
-    launch, data_set = launched(), build_data(recipe["data"])
-    speed = speed_of(trainer, data_set.shape, **asked)
-    module = _learner(recipe, data_set, speed)
-    scores = None
-    if evaluation is not None:
-        scores = EvaluateSamples(run.directory, **evaluation)
-        scores.check(module, data_set, recipe["data"], device=device_of(trainer))
-    _check_keep(keep, keep_by, checkpoint_every, scores)
-    save = SaveLast(run.directory, every=checkpoint_every, keep=keep, by=keep_by)
-    stop = StopWhenAsked(save)
-    pictures = _pictures(run, grids, module, data_set)
-    # a checkpoint after the evaluation of the same step, by which it may be kept
-    callbacks = [Progress(), *filter(None, (scores, save, pictures)), stop]
-    how = {"logger": logger_of(logger, run), "log_every": log_every, "callbacks": callbacks}
-    engine = trainer_for({**trainer, "precision": speed["precision"]}, run.directory, **how)
-    # Lightning does it after it has read a checkpoint, whose float64 would pass through float32
-    module.ema.to(engine.precision_plugin.convert_module(module).model)
-    batches = KeyedBatches(data_set, seed=recipe["seed"], batch_size=recipe["batch_size"])
-    rows = _tried(batches, engine, scores)
+    launch = launched()
+    ready = ready_to_train(run.directory, recipe, trainer, logger_of(logger, run), **how)
+    engine, module, batches, stop = ready.engine, ready.module, ready.batches, ready.stop
     first = engine.is_global_zero  # the rank that writes and speaks for all
     if first:
         _begin(run, None if logger != "wandb" or engine.logger is None else engine.logger.version)
         if launch.by or engine.world_size > 1:
-            print(_ranks_in_words(launch, engine, recipe["batch_size"], rows), flush=True)
+            print(_ranks_in_words(launch, engine, recipe["batch_size"], ready.rows), flush=True)
     try:
-        with matmul(speed["matmul_precision"]):
+        with matmul(ready.speed["matmul_precision"]):
             _train(engine, module, batches, start)
     finally:
         if logger == "wandb" and engine.logger is not None:
@@ -88,7 +125,7 @@ def train(
             f"{run.directory}: {stop.signal} ended it at step {engine.global_step}, where it is "
             "saved; started again it goes on"
         )
-    _finish(run, engine, loss=module.logged.get("loss"), **speed)
+    _finish(run, engine, module, **ready.speed)
 
 
 def _learner(recipe: dict, data_set: Any, speed: dict) -> Any:
@@ -102,20 +139,28 @@ def _learner(recipe: dict, data_set: Any, speed: dict) -> Any:
     return module
 
 
-def _tried(batches: KeyedBatches, engine: L.Trainer, scores: EvaluateSamples | None) -> int:
-    """Rows of a process's batch; a size that does not divide, or data that cannot be read, stop
-    before anything is written."""
+def _tried(
+    batches: KeyedBatches, learner: Any, engine: L.Trainer, scores: EvaluateSamples | None
+) -> int:
+    """Rows of a process's batch; a size that does not divide, data that cannot be read, or what
+    the optimiser refuses stop before anything is written."""
     rows = batches.rows_per_batch(engine)
     if scores is not None and scores.n < engine.world_size:
         raise UserError(f"evaluation.n={scores.n} is less than the {engine.world_size} ranks")
     batches.data.batch(Draws(seed=batches.seed, step=0, batch_size=1))
+    try:
+        learner.configure_optimizers()
+    except RuntimeError:
+        pass  # one of one's own may ask its trainer, which is not there yet
+    except (ValueError, TypeError) as error:
+        raise UserError(f"learner: its optimiser refuses it: {one_line(error)}") from error
     return rows
 
 
-def _pictures(run: Run, grids: dict | None, module: Any, data_set: Any) -> Grids | None:
+def _pictures(directory: Path, grids: dict | None, module: Any, data_set: Any) -> Grids | None:
     if grids is None:
         return None
-    found = Grids(run.directory, **grids)
+    found = Grids(directory, **grids)
     found.check(module, data_set)
     return found
 
@@ -130,9 +175,19 @@ def _begin(run: Run, wandb_id: str | None) -> None:
         (run.directory / EVALUATIONS).unlink(missing_ok=True)
 
 
-def _finish(run: Run, engine: L.Trainer, **facts: object) -> None:
-    """The last step is saved, and the manifest tells of the training."""
-    last = run.directory / LAST
+def _finish(run: Run, engine: L.Trainer, module: Any, **facts: object) -> None:
+    """The last step is saved, and the manifest tells of the training.
+
+    UserError where there was none, Diverged where it ended in bad ones.
+    """
+    if engine.global_step == 0:
+        raise UserError(
+            f"{run.directory}: not one step was trained, as trainer.max_time or another key of "
+            "trainer ended it before"
+        )
+    module.check_end()
+    last, loss = run.directory / LAST, module.logged.get("loss")
+    facts["loss"] = loss if loss is not None and isfinite(loss) else None  # json has no NaN
     if not last.is_file() or engine.global_step > load(last)["global_step"]:
         engine.save_checkpoint(last)  # stopped by something other than max_steps
     if engine.is_global_zero:

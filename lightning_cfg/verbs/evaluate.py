@@ -2,9 +2,11 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from lightning_cfg.config import (
     AtLeast,
@@ -52,7 +54,67 @@ Generation = Annotated[
 ]
 
 
-@verb()
+@dataclass(frozen=True)
+class _Ready:
+    """All that is needed to score: the real side, the scorer, the sets.
+
+    others  what fresh real points are compared with, in place of all real points
+    """
+
+    scorer: Scorer
+    sets: dict[str, SampleSet]
+    others: Real | None
+
+
+def _tried(config: dict) -> dict[str, Any]:
+    pick_device(config["device"])
+    _check(config)
+    _ready({**config, "device": "cpu"}, _same_scorer)
+    return {}
+
+
+@lru_cache(maxsize=1)
+def _scorer_again(asked: str, real: Real | None) -> Scorer:
+    return scorer_of(**json.loads(asked), real=real)
+
+
+def _same_scorer(*, real: Real | None, classifier: str | None, **asked: Any) -> Scorer:
+    """As `scorer_of`; a study tries many tables of the same metrics."""
+    if classifier is not None:  # which may be to come, and is no mere text
+        return scorer_of(real=real, classifier=classifier, **asked)
+    asked["device"] = str(asked["device"])
+    return _scorer_again(json.dumps({**asked, "classifier": None}), real)
+
+
+def _ready(config: dict, scorer_of: Callable[..., Scorer]) -> _Ready:
+    """The sets and what they are scored by; UserError for what does not fit together."""
+    data, fresh, classifier = config["data"], config["fresh"], config["classifier"]
+    by_class, reference, side = config["by_class"], config["reference"], None
+    if data is not None:
+        content = content_of(data)[1]
+        side = real_side(json.dumps(data), content, config["real"], config["bank"], by_class)
+    keys = ("metrics", "features", "statistics", "cache", "batch_size")
+    scorer = scorer_of(
+        real=side,
+        classifier=classifier,
+        reference=[reference] if isinstance(reference, str) else list(reference),
+        device=pick_device(config["device"]),
+        **{key: config[key] for key in keys},
+    )
+    data_set = None if side is None else side.data
+    sets = {label: read_set(path, data_set) for label, path in config["samples"].items()}
+    for label, keys in config["generate"].items():
+        sets[label] = generated(**keys, device=config["device"])
+    needs_classes = by_class or classifier is not None
+    for label, held in sets.items():
+        check_set(label, held, data_set, config["draws"], needs_classes=needs_classes)
+    others = None
+    if fresh is not None:
+        sets["real"], others = fresh_points(side, fresh)
+    return _Ready(scorer, sets, others)
+
+
+@verb(tried=_tried)
 def evaluate(
     run: Run,
     /,
@@ -107,40 +169,17 @@ def evaluate(
     trust       modules of one's own that a checkpoint may name; see docs/security.md
     force       does a finished run again
     """
-    if not samples and not generate and fresh is None:
-        raise UserError("samples and generate name nothing to score")
-    _check(samples, generate, draws)
-    if data is None:
-        _check_without_data(statistics, fresh, classifier, by_class)
-    if run.finished():
+    asked = {"samples": samples, "generate": generate, "data": data, "metrics": metrics}
+    asked |= {"features": features, "statistics": statistics, "reference": reference}
+    asked |= {"classifier": classifier, "real": real, "bank": bank, "by_class": by_class}
+    asked |= {"fresh": fresh, "draws": draws, "batch_size": batch_size, "cache": cache}
+    _check(asked)
+    if run.finished_already():
         _send(run)
-        run.say("finished already")
         return run.directory
 
-    side = (
-        None
-        if data is None
-        else real_side(json.dumps(data), content_of(data)[1], real, bank, by_class)
-    )
-    scorer = scorer_of(
-        metrics=metrics,
-        features=features,
-        statistics=statistics,
-        reference=[reference] if isinstance(reference, str) else list(reference),
-        real=side,
-        classifier=classifier,
-        cache=cache,
-        device=pick_device(device),
-        batch_size=batch_size,
-    )
-    data_set = None if side is None else side.data
-    sets = {label: read_set(path, data_set) for label, path in samples.items()}
-    sets |= {label: generated(**keys, device=device) for label, keys in generate.items()}
-    for label, held in sets.items():
-        check_set(label, held, data_set, draws, needs_classes=by_class or classifier is not None)
-    others = None
-    if fresh is not None:
-        sets["real"], others = fresh_points(side, fresh)
+    ready = _ready({**asked, "device": device}, scorer_of)
+    scorer, sets, others = ready.scorer, ready.sets, ready.others
     parts = {label: 1 if label == "real" else draws for label in sets}
     with progress(_total(sets, draws), " samples", shown=launched().rank == 0) as bar:
         with sharing() as ranks:
@@ -161,8 +200,12 @@ def evaluate(
     return run.directory
 
 
-def _check(samples: dict, generate: dict, draws: int) -> None:
-    """UserError for sets that bear the name of something else."""
+def _check(config: dict) -> None:
+    """UserError for sets that are none, or bear the name of something else, or no data."""
+    samples, generate, data = config["samples"], config["generate"], config["data"]
+    draws, fresh = config["draws"], config["fresh"]
+    if not samples and not generate and fresh is None:
+        raise UserError("samples and generate name nothing to score")
     for label in (*samples, *generate):
         if label in ("data", "held_out", "features", "classifier", "real"):
             raise UserError(f"samples.{label} is the name of something else here: choose another")
@@ -171,15 +214,10 @@ def _check(samples: dict, generate: dict, draws: int) -> None:
     for label, keys in generate.items():
         check_roles(keys["guidance"], keys["models"])
         check_seeds(keys["seed"], keys["n"] * draws, f"generate.{label}.seed")
-
-
-def _check_without_data(
-    statistics: dict, fresh: int | None, classifier: str | None, by_class: bool
-) -> None:
-    """UserError where there is nothing to compare with, or what is asked for needs the data."""
-    if not statistics or fresh is not None or classifier is not None:
+    classifier, statistics = config["classifier"], config["statistics"]
+    if data is None and (not statistics or fresh is not None or classifier is not None):
         raise UserError("data is missing: what samples are compared with, unless by `statistics`")
-    if by_class:
+    if data is None and config["by_class"]:
         raise UserError("by_class=true needs data, which say what classes there are")
 
 

@@ -1,7 +1,7 @@
 """`fit`: a config becomes a trained checkpoint."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from lightning_cfg.config import (
     AtLeast,
@@ -29,6 +29,7 @@ from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.training.undisturbed import undisturbed
 
 GridKeys = Annotated[dict, Keywords("lightning_cfg.training.grids.Grids"), Free]
+RECIPE = ("data", "net", "model", "learner", "seed", "batch_size")
 EvaluationKeys = Annotated[
     dict, Keywords("lightning_cfg.training.evaluate_samples.EvaluateSamples"), Free
 ]
@@ -39,7 +40,18 @@ def _unread(config: dict, key: str) -> bool:
     return key.startswith("data.") and key.endswith(".held_out")
 
 
-@verb(_unread)
+def _tried(config: dict) -> dict[str, Any]:
+    _check_steps(config["trainer"])
+    from lightning_cfg.training.train import untrained
+
+    recipe = {key: config[key] for key in RECIPE}
+    others = (*RECIPE, "trainer", "run_dir", "resume", "logger", "force")
+    how = {key: value for key, value in config.items() if key not in others}
+    with undisturbed():
+        return {LAST: untrained(recipe, config["trainer"], **how)}
+
+
+@verb(_unread, tried=_tried)
 @undisturbed()
 def fit(
     run: Run,
@@ -88,8 +100,7 @@ def fit(
     for images on CUDA compiled, channels-last, high and bf16-mixed; otherwise none of it and
     float32. What was chosen is in the manifest.
     """
-    if "max_steps" not in trainer:
-        raise UserError("trainer.max_steps is needed: the number of optimiser steps, 1 or more")
+    _check_steps(trainer)
     trainer = with_launch(trainer, launched())
     recipe = {"data": data, "net": net, "model": model, "learner": learner}
     recipe |= {"seed": seed, "batch_size": batch_size}
@@ -97,6 +108,7 @@ def fit(
     if run.finished() and run.manifest.get("step") == trainer["max_steps"]:
         run.say(f"finished already, {trainer['max_steps']} steps")
         return run.directory
+    run.claim()
     start = (
         None if run.again else _start(resume, run.directory / LAST, recipe, trainer["max_steps"])
     )
@@ -121,6 +133,11 @@ def fit(
         logger=logger,
     )
     return run.directory
+
+
+def _check_steps(trainer: dict) -> None:
+    if "max_steps" not in trainer:
+        raise UserError("trainer.max_steps is needed: the number of optimiser steps, 1 or more")
 
 
 def _refuse_damaged(run: Run) -> None:

@@ -3,7 +3,7 @@
 import itertools
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,9 +29,9 @@ from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import Ranks, launched, sharing
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
-from lightning_cfg.sampling.guided import check_roles
+from lightning_cfg.sampling.guided import check_roles, check_together, scale_of
 from lightning_cfg.sampling.network import Networks
-from lightning_cfg.sampling.prepared import Prepared, prepare
+from lightning_cfg.sampling.prepared import Prepared, pick_device, prepare
 from lightning_cfg.sampling.sample import check_finite
 from lightning_cfg.sampling.seeds import check_seeds
 
@@ -41,7 +41,30 @@ def _unread(config: dict, key: str) -> bool:
     return key.startswith("data.") and "exact" not in config["models"].values()
 
 
-@verb(_unread)
+def _tried(config: dict) -> dict[str, Any]:
+    pick_device(config["device"])
+    ready = _prepared({**config, "device": "cpu"})
+    check_together(config["guidance"], config["sampler"])
+    n, kept, classes = config["n"], config["trajectories"], max(1, ready.classes)
+    x, c = torch.zeros(1, *ready.shape).expand(n, *ready.shape), torch.arange(n) % classes
+    samples = {"x": x, "c": c, "seed": torch.arange(n), "scale": scale_of(config["guidance"])}
+    path = torch.zeros(1, 2, *ready.shape).expand(kept, 2, *ready.shape)
+    sigma = torch.tensor([80.0, 0.0], dtype=torch.float64)
+    paths = {"path": path, "sigma": sigma, "c": c[:kept], "seed": torch.arange(kept)}
+    return {SAMPLES: samples} | ({TRAJECTORIES: paths} if kept else {})
+
+
+def _prepared(config: dict) -> Prepared:
+    """The networks put together; UserError for keys of `generate` that do not fit each other."""
+    check_roles(config["guidance"], config["models"])
+    check_seeds(config["seed"], config["n"])
+    keys = ("models", "guidance", "sampler", "data", "class_label", "weights", "device")
+    ready = prepare(**{key: config[key] for key in keys})
+    check_images(config["images"], ready.shape)
+    return ready
+
+
+@verb(_unread, tried=_tried)
 @ordered("trajectories", "n", equal=True)
 def generate(
     run: Run,
@@ -84,20 +107,11 @@ def generate(
         _add_images(run, images)
         run.say(f"finished already, {n} samples")
         return run.directory
+    run.claim()
 
-    if n < 1 or batch_size < 1:
-        raise UserError(f"n={n} and batch_size={batch_size} must be at least 1")
-    check_seeds(seed, n)
-    ready = prepare(
-        models=models,
-        guidance=guidance,
-        sampler=sampler,
-        data=data,
-        class_label=class_label,
-        weights=weights,
-        device=device,
-    )
-    check_images(images, ready.shape)
+    asked = {"models": models, "guidance": guidance, "sampler": sampler, "data": data}
+    asked |= {"class_label": class_label, "weights": weights, "device": device, "images": images}
+    ready = _prepared({**asked, "n": n, "seed": seed})
 
     with sharing() as ranks:
         ranks.check(n, f"n={n}")
@@ -138,6 +152,7 @@ def _add_images(run: Run, images: str | None) -> None:
     """The images of a finished run, where it has not these yet."""
     if images is None or launched().rank > 0 or IMAGES[images] in run.manifest["outputs"]:
         return
+    run.claim()
     held = load_tensors(run.directory / SAMPLES, "x", "c", "seed")
     check_images(images, tuple(held["x"].shape[1:]))
     labelled = run.manifest.get("num_classes") != 0

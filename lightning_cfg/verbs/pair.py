@@ -1,7 +1,7 @@
 """`pair`: generated samples and their nearest real neighbours of the same class."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,11 +24,17 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.features import Space, as_space
 from lightning_cfg.evaluation.sample_sets import Samples, SampleSet, real_set
 from lightning_cfg.evaluation.size import Size
-from lightning_cfg.evaluation.sources import all_of, feature_shards, own_reach, read_sources
+from lightning_cfg.evaluation.sources import (
+    all_of,
+    choose_sources,
+    feature_shards,
+    own_reach,
+    read_sources,
+)
 from lightning_cfg.evaluation.tables import as_csv
 from lightning_cfg.metrics.moments import Moments, frechet_distance
 from lightning_cfg.refinement.condition import distance_condition, scale_condition
-from lightning_cfg.refinement.neighbours import nearest_in_shards
+from lightning_cfg.refinement.neighbours import check_enough, nearest_in_shards
 from lightning_cfg.refinement.targets import balanced, effective, used_once, used_targets
 from lightning_cfg.reports.contact_sheet import contact_sheet
 from lightning_cfg.reports.panels import save
@@ -46,7 +52,33 @@ def _unread(config: dict, key: str) -> bool:
     return config["split"] == "bank" and key.startswith("data.") and key.endswith(".held_out")
 
 
-@verb(_unread)
+def _tried(config: dict) -> dict[str, Any]:
+    pick_device(config["device"])
+    sources, n, k = config["sources"], config["n"], config["k"]
+    real = build_data(config["data"])
+    chosen = choose_sources(sources, real, n)
+    x = torch.zeros(1, *real.shape).expand(sum(map(len, chosen)), *real.shape)
+    space = _space(config["features"])
+    points = real_set(real, config["split"], config["bank"])
+    Size.of(x, points, space, k, same_class=config["same_class"]).shard(config["memory"])
+    of_class = {label: int((points.c == label).sum()) for label in points.c.unique().tolist()}
+    check_enough(of_class if config["same_class"] else {None: len(points)}, k)
+    nothing = torch.zeros(1, dtype=torch.long)
+    tensors = {"x": x[:1], "targets": x[:1], "c": nothing, "neighbours": nothing.expand(1, k)}
+    tensors |= {"num_classes": torch.tensor(real.num_classes)}
+    if config["condition"] == "scale":
+        scales = _known_scales(sources, [some.scale for some in chosen])
+        tensors |= scale_condition(scales, nothing)
+    elif config["condition"] == "distance":
+        tensors |= distance_condition(x[:1], nothing, x[:1], nothing)
+    return {PAIRS: tensors}
+
+
+def _space(features: dict) -> Space:
+    return as_space(build("lightning_cfg.evaluation.features", features), features["name"])
+
+
+@verb(_unread, tried=_tried)
 def pair(
     run: Run,
     /,
@@ -95,14 +127,12 @@ def pair(
     force       does a finished run again
     """
     real = build_data(data)
-    if run.finished():
-        run.say("finished already")
+    if run.finished_already():
         return run.directory
 
     x, c, source, named, scales = read_sources(sources, real, n)
-    _check_scales(condition, sources, scales)
-    space = as_space(build("lightning_cfg.evaluation.features", features), features["name"])
-    space.to(pick_device(device))
+    known = _known_scales(sources, scales) if condition == "scale" else []
+    space = _space(features).to(pick_device(device))
     points = real_set(real, split, bank)
     size = Size.of(x, points, space, k, same_class=same_class)
     rows = size.shard(memory)
@@ -131,7 +161,7 @@ def pair(
     tensors = _tensors(x, c, source, distance, neighbours, targets, own)
     tensors |= {"num_classes": torch.tensor(real.num_classes)}
     tensors |= {"weights": weights} if balance else {}
-    told = {"scale": lambda: scale_condition(scales, source)}
+    told = {"scale": lambda: scale_condition(known, source)}
     told |= {"distance": lambda: distance_condition(x, c, targets, points.c[used])}
     tensors |= told[condition]() if condition else {}
     table = used_targets(distance.sqrt(), index, c, source, named, weights)
@@ -156,13 +186,16 @@ WIDEST = 4096  # dimensions up to which a Fréchet distance takes less time than
 SHOWN = 500  # samples among which the picture finds some of each class
 
 
-def _check_scales(condition: str | None, sources: list[str], scales: list[float | None]) -> None:
+def _known_scales(sources: list[str], scales: list[float | None]) -> list[float]:
+    known = []
     for source, scale in zip(sources, scales, strict=True):
-        if scale is None and condition == "scale":
+        if scale is None:
             raise UserError(
                 f"condition=scale: {source} does not say its guidance scale, as runs of `generate` "
                 "do"
             )
+        known.append(scale)
+    return known
 
 
 def _nearest(

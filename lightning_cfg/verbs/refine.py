@@ -1,8 +1,9 @@
 """`refine`: samples follow the flow to where their real neighbours are."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from lightning_cfg.config import (
 from lightning_cfg.data.pairs import Pairs
 from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.errors import UserError
-from lightning_cfg.evaluation.sample_sets import Samples, read_set
+from lightning_cfg.evaluation.sample_sets import Samples, SampleSet, read_set
 from lightning_cfg.refinement.condition import ByScale, Condition, condition_of
 from lightning_cfg.refinement.solver import Solver, refined
 from lightning_cfg.runs import checkpoints
@@ -34,7 +35,44 @@ from lightning_cfg.runs.tensors import save_tensors
 from lightning_cfg.sampling.prepared import pick_device
 
 
-@verb()
+@dataclass(frozen=True)
+class _Ready:
+    """A flow, and the samples that it moves."""
+
+    model: Flow
+    solver: Solver
+    source: SampleSet
+    condition: Condition | None
+
+
+def _tried(config: dict) -> dict[str, Any]:
+    pick_device(config["device"])
+    source = _ready({**config, "device": "cpu"}).source
+    x = torch.zeros(1, *source.shape).expand(len(source), *source.shape)
+    return {SAMPLES: {"x": x, "c": source.c, "seed": source.seeds, "scale": source.scale}}
+
+
+def _ready(config: dict) -> _Ready:
+    """All that `refine` needs; UserError for keys that do not fit each other."""
+    flow, samples, images = config["flow"], config["samples"], config["images"]
+    keys = ("method", "steps", "rtol", "atol", "max_evaluations", "strength", "scale")
+    solver = Solver(**{key: config[key] for key in keys})
+    place = pick_device(config["device"])
+    model = _flow(flow, config["weights"]).to(place)
+    solver.check(model)
+    source = read_set(samples, model, as_bytes=False)
+    if not source.labelled:
+        raise UserError(f"{samples} says no classes, and the flow moves samples by class")
+    check_images(images, model.shape)
+    condition = _condition(model)
+    if isinstance(condition, ByScale) and source.scale is None:
+        raise UserError(
+            f"{samples} does not say its guidance scale, on which the flow {flow} is conditioned"
+        )
+    return _Ready(model, solver, source, condition)
+
+
+@verb(tried=_tried)
 def refine(
     run: Run,
     /,
@@ -71,25 +109,14 @@ def refine(
     trust            modules of one's own that a checkpoint may name; see docs/security.md
     force            does a finished run again
     """
-    solver = Solver(method, steps, rtol, atol, max_evaluations, strength, scale)
-    if run.finished():
-        run.say("finished already")
+    if run.finished_already():
         return run.directory
 
-    place = pick_device(device)
-    model = _flow(flow, weights).to(place)
-    solver.check(model)
-    source = read_set(samples, model, as_bytes=False)
-    if not source.labelled:
-        raise UserError(f"{samples} says no classes, and the flow moves samples by class")
-    check_images(images, model.shape)
-
-    condition = _condition(model)
-    if isinstance(condition, ByScale) and source.scale is None:
-        raise UserError(
-            f"{samples} does not say its guidance scale, on which the flow {flow} is conditioned"
-        )
-
+    asked = {"flow": flow, "samples": samples, "weights": weights, "method": method}
+    asked |= {"steps": steps, "rtol": rtol, "atol": atol, "max_evaluations": max_evaluations}
+    asked |= {"strength": strength, "scale": scale, "images": images, "batch_size": batch_size}
+    ready = _ready({**asked, "device": device})
+    model, solver, source, condition = ready.model, ready.solver, ready.source, ready.condition
     total = len(source)
     with sharing() as ranks:
         ranks.check(total, samples)

@@ -19,7 +19,7 @@ from lightning_cfg.sampling.guided import named as named_guidance
 from lightning_cfg.sampling.network import told
 from lightning_cfg.studies import checks
 from lightning_cfg.studies.cost import cost
-from lightning_cfg.studies.graph import Graph, Scored, graph_of
+from lightning_cfg.studies.graph import Graph, Scored, Stage, graph_of
 from lightning_cfg.studies.schema import (
     FRESH,
     Discriminator,
@@ -122,7 +122,6 @@ def study(
     recipes = _check(asked)
     root = Path(run_dir)
     stages = Stages(root, VERBS, only="" if plan else stage, force=force)
-    stages.claim({**asked, "methods": written})
     data_sets = {name: build_data(part) for name, part in _cases(asked).items()}
     checks.check_exact(list(data_sets.values()), methods, trace)
     graphs = [
@@ -131,23 +130,32 @@ def study(
     ]
     every = {name: stage for graph in graphs for name, stage in graph.stages.items()}
     shape = next(iter(data_sets.values())).shape
+    stages.check(every)
     if plan != "json":
         print(cost(every, generation["sampler"], shape), flush=True)
-    stages.run(every)
-    if plan == "json":
-        print(json.dumps(as_plan(every.values(), stages.states), indent=1))
-    elif plan:
-        for name, state in stages.states.items():
-            print(f"{name}: {state}")
-    if stages.only is not None:
+    if plan:
+        stages.run(every)
+        _print_plan(every, stages.states, as_json=plan == "json")
         return root
-    stages.close()
-    found = [_found(graph, data_sets[graph.case], stages.places) for graph in graphs]
-    config = {**asked, "methods": {name: _in_words(m) for name, m in methods.items()}}
-    write_report(root, title=title or root.name, config=config, cases=found, stages=stages.done)
+    with stages.claimed({**asked, "methods": written}):
+        stages.run(every)
+        if stage is not None:
+            return root
+        stages.close({**asked, "methods": written})
+        found = [_found(graph, data_sets[graph.case], stages.places) for graph in graphs]
+        config = {**asked, "methods": {name: _in_words(m) for name, m in methods.items()}}
+        write_report(root, title=title or root.name, config=config, cases=found, stages=stages.done)
     print(summary([c for case in found for c in (*check_claims(case.rows), *trends(case))]))
     print(root / "report.html")
     return root
+
+
+def _print_plan(stages: dict[str, Stage], states: dict[str, str], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(as_plan(stages.values(), states), indent=1))
+        return
+    for name, state in states.items():
+        print(f"{name}: {state}")
 
 
 def _cases(asked: dict) -> dict[str, dict]:
@@ -158,6 +166,7 @@ def _cases(asked: dict) -> dict[str, dict]:
 def _check(asked: dict) -> dict[str, dict]:
     """UserError for sections that do not fit each other; the recipes of the flows, by kind."""
     fits, methods, flows = asked["fits"], asked["methods"], asked["flows"]
+    checks.check_names(asked)
     for path, section in [(f"fits.{name}", part) for name, part in fits.items()]:
         checks.check_devices(path, section)
     checks.check_devices("flow", asked["flow"])
@@ -175,8 +184,6 @@ def _check(asked: dict) -> dict[str, dict]:
         raise UserError(f"generation.trajectories={kept} must be at most {samples=}")
     if asked["trace"] is not None:
         checks.check_trace(asked["trace"], kept, methods, list(fits))
-    for name in asked["cases"]:
-        checks.check_name("cases", name)
     tried = sorted({scale for section in methods.values() for scale in section["scales"]})
     own = {key: asked[key] for key in ("pairs", "flow", "refinement")}
     recipes = checks.recipes_of(asked["variants"], flows, {**own, "scales": tried})

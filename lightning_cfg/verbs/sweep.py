@@ -14,21 +14,25 @@ and the plot are in runs/<name of FILE>/.
 """
 
 import itertools
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lightning_cfg.config import from_arguments, resolve
+from lightning_cfg.config import from_arguments, identity_difference, identity_of, resolve
 from lightning_cfg.errors import UserError
-from lightning_cfg.runs.manifests import MANIFEST, read_manifest, read_table
+from lightning_cfg.runs.lock import Lock
+from lightning_cfg.runs.manifests import MANIFEST, read_manifest, read_record, read_table
 from lightning_cfg.runs.names import METRICS
+from lightning_cfg.runs.run import identity
 
 KEYS = ("program", "command", "method", "parameters", "metric", "name", "description", "project")
 KEYS += ("entity", "run_cap", "apiVersion", "kind")  # of W&B's schema; what else it has is refused
@@ -43,6 +47,8 @@ class Row:
     values: dict[str, Any]
     command: list[str]
     directory: Path
+    verb: Callable
+    config: dict
     failed: int = 0  # exit status
     found: list[dict] = field(default_factory=list)  # its results, a dict per sample set and class
 
@@ -131,13 +137,30 @@ def rows_of(sweep: dict, extra: list[str]) -> list[Row]:
                 "the swept keys in it, as in run_dir: runs/name_${guidance.scale}"
             )
         taken[directory] = i
-        rows.append(Row(values, command, directory))
+        rows.append(Row(values, command, directory, verb, config))
     return rows
 
 
 def run(row: Row) -> None:
     """Start one run in a process of its own, as W&B's agent does, and note its exit status."""
     row.failed = subprocess.run(row.command).returncode
+
+
+def outdated(row: Row) -> str | None:
+    """How the finished run in a row's directory differs from what the row asks for, if it does."""
+    file = row.directory / "manifest.json"
+    if not file.is_file() or not hasattr(row.verb, "unread"):  # a study has no manifest
+        return None
+    known = read_record(file)
+    try:
+        now, inputs = identity(row.verb, row.config)
+    except UserError:  # what it has read is gone, and so cannot be another
+        now, inputs = identity_of(row.verb, row.config, find=False), known["inputs"]
+        now.settings = {k: v for k, v in now.settings.items() if k not in ("run_dir", "force")}
+    here = {"verb": row.verb.__name__, "settings": now.settings, "inputs": inputs}
+    there = {key: known.get(key) for key in here}
+    here = json.loads(json.dumps(here))
+    return identity_difference(there, here, {f"settings.{key}" for key in now.usual})
 
 
 def results(directory: Path) -> list[dict]:
@@ -177,20 +200,38 @@ def main(argv: list[str]) -> int:
     if "--print" in flags:
         print("\n".join(shlex.join(row.command) for row in rows))
         return 0
-    for i, row in enumerate(rows):
-        if "--report" in flags:
-            break
-        said = ", ".join(f"{name}={value}" for name, value in row.values.items())
-        print(f"[{i + 1}/{len(rows)}] {said}", flush=True)
-        run(row)
-    failed = [row for row in rows if row.failed]
+    lock = Lock(Path("runs") / Path(file).stem)
     if index is None:
-        for row in rows:
-            row.found = [] if row.failed else results(row.directory)
-        from lightning_cfg.reports.sweep import write_report  # it draws
-
-        folder = Path("runs") / Path(file).stem
-        print(write_report(folder, [(row.values, row.found) for row in rows]))
+        lock.take()
+    try:
+        if "--report" not in flags:
+            run_all(rows)
+        if index is None:
+            report(rows, lock.directory)
+    finally:
+        lock.release()
+    failed = [row for row in rows if row.failed]
     for row in failed:
         print(f"failed with status {row.failed}: {shlex.join(row.command)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def run_all(rows: list[Row]) -> None:
+    """Start every run, one after the other."""
+    for i, row in enumerate(rows):
+        said = ", ".join(f"{name}={value}" for name, value in row.values.items())
+        print(f"[{i + 1}/{len(rows)}] {said}", flush=True)
+        run(row)
+
+
+def report(rows: list[Row], folder: Path) -> None:
+    """Write table and plot of what has finished; results of other settings are left out."""
+    for row in rows:
+        other = None if row.failed else outdated(row)
+        if other is not None:
+            told = f"{row.directory}: left out, its result is of other settings ({other})"
+            print(told, file=sys.stderr)
+        row.found = [] if row.failed or other is not None else results(row.directory)
+    from lightning_cfg.reports.sweep import write_report  # it draws
+
+    print(write_report(folder, [(row.values, row.found) for row in rows]))

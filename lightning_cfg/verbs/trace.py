@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -26,7 +26,25 @@ from lightning_cfg.runs.tensors import load_tensors
 from lightning_cfg.sampling.prepared import network, pick_device
 
 
-@verb(one_process=True)
+def _tried(config: dict) -> dict[str, Any]:
+    pick_device(config["device"])
+    readers = _readers(config["classifiers"], config["data"], config["weights"])
+    for path in config["samples"].values():
+        file = output_of(path, TRAJECTORIES)
+        held = load_tensors(file, "path", "sigma", "c")
+        for name, reader in readers.items():
+            _fits(file, held, name, reader)
+    return {}
+
+
+def _readers(classifiers: dict[str, str], data: dict | None, weights: str | int) -> dict:
+    return {
+        name: _reader(f"classifiers.{name}", path, data, weights)
+        for name, path in classifiers.items()
+    }
+
+
+@verb(tried=_tried, one_process=True)
 def trace(
     run: Run,
     /,
@@ -64,15 +82,13 @@ def trace(
     """
     if not samples or not classifiers:
         raise UserError("trace needs at least one of samples and one of classifiers")
-    if run.finished():
-        print(f"{run_dir}: finished already")
+    if run.finished_already():
         return run.directory
 
     place = pick_device(device)
-    readers = {
-        name: _reader(f"classifiers.{name}", path, data, weights).to(place)
-        for name, path in classifiers.items()
-    }
+    readers = _readers(classifiers, data, weights)
+    for reader in readers.values():
+        reader.to(place)
     rows, curves, boundaries = [], [], []
     for label, file in ((k, output_of(path, TRAJECTORIES)) for k, path in samples.items()):
         held = load_tensors(file, "path", "sigma", "c")
