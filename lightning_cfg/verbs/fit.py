@@ -45,7 +45,7 @@ def _tried(config: dict) -> dict[str, Any]:
     from lightning_cfg.training.train import untrained
 
     recipe = {key: config[key] for key in RECIPE}
-    others = (*RECIPE, "trainer", "run_dir", "resume", "logger", "force")
+    others = (*RECIPE, "trainer", "run_dir", "resume", "logger", "trust", "force")
     how = {key: value for key, value in config.items() if key not in others}
     with undisturbed():
         return {LAST: untrained(recipe, config["trainer"], **how)}
