@@ -91,7 +91,7 @@ def untrained(recipe: dict, trainer: dict, **how: Any) -> dict:
     module = ready_to_train(nowhere, recipe, trainer, CSVLogger(nowhere), **how).module
     state = {f"model.{name}": value for name, value in module.model.state_dict().items()}
     described = {key: value for key, value in vars(module.described).items() if value is not None}
-    return {**described, "state_dict": state, "ema": module.ema.state_dict()}
+    return {**described, "state_dict": state, "ema": module.ema.state_dict(), "global_step": 0}
 
 
 def train(
