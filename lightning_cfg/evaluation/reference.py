@@ -188,7 +188,7 @@ class Real:
 
 def seal(path: Path) -> None:
     """Append the hash of a file's content, 32 bytes, which numpy does not mind."""
-    digest = hashlib.sha256(np.memmap(path, np.uint8, "r")).digest()
+    digest = hashlib.sha256(np.memmap(path, np.uint8, "r").data).digest()
     with open(path, "ab") as file:
         file.write(digest)
 
@@ -196,7 +196,7 @@ def seal(path: Path) -> None:
 def check_sealed(path: Path) -> None:
     """UserError for a file that is not as it was when it was sealed."""
     content = np.memmap(path, np.uint8, "r")
-    if hashlib.sha256(content[:-32]).digest() != content[-32:].tobytes():
+    if hashlib.sha256(content[:-32].data).digest() != content[-32:].tobytes():
         raise UserError(f"{path} is damaged, or of an older version: its hash is another")
 
 
