@@ -98,18 +98,27 @@ MISTAKES = {
         {"pairs": {"features": {"name": "inception", "weights": "absent.pth"}}},
         "absent.pth",
     ),
-    "farther than the end": ({"refinement": {"strength": 5.0}}, "strength=5"),
-    "no step": ({"refinement": {"method": "euler", "steps": 0}}, "steps=0"),
+    "farther than the end": (
+        {"refinement": {"strength": 5.0}},
+        "refinement.strength must be float from 0 to 1, not 5",
+    ),
+    "no step": (
+        {"refinement": {"method": "euler", "steps": 0}},
+        "refinement.steps must be int from 1",
+    ),
     "guidance in a flow without dropout": (
         {"refinement": {"scale": 2.0}, "flow": {"model": {"label_dropout": 0.0}}},
         "scale=2 inside the flow",
     ),
     "an average that is not kept": ({"refinement": {"weights": 7}}, "no average of half-life 7"),
     "an average of another's": ({"generation": {"weights": 7}}, "no average of half-life 7"),
-    "no neighbour": ({"pairs": {"k": 0}}, "k=0"),
+    "no neighbour": ({"pairs": {"k": 0}}, "pairs.k must be int of at least 1"),
     "more neighbours than points": ({"pairs": {"k": 11}}, "fewer than the k = 11 neighbours"),
     "no memory": ({"pairs": {"memory": 1e-9}}, "more than memory="),
-    "all its own": ({"pairs": {"keep_close": 1.0}}, "keep_close=1.0"),
+    "all its own": (
+        {"pairs": {"keep_close": 1.0}},
+        "pairs.keep_close must be float from 0 to below 1",
+    ),
     "a batch that does not divide": (
         {"flow": {"trainer": {"accumulate_grad_batches": 3}}},
         "batch_size=32 does not divide",
@@ -137,7 +146,7 @@ MISTAKES = {
     ),
     "pictures of points": ({"generation": {"images": "zip"}}, "needs samples that are grey or RGB"),
     "a device that is not there": ({"pairs": {"device": "tpu9"}}, "device=tpu9"),
-    "no batch": ({"generation": {"batch_size": 0}}, "batch_size=0"),
+    "no batch": ({"generation": {"batch_size": 0}}, "generation.batch_size must be int of"),
 }
 
 
@@ -250,4 +259,4 @@ def test_a_stage_that_has_lost_its_output_is_done_again(call, mixture, training,
     again = call(study, asked, "run_dir=study")
     assert again.status == (0 if harm == "lost" else 2), again.err
     if harm == "damaged":  # fit itself says so, and names the file
-        assert "last.ckpt is truncated" in again.err
+        assert "checkpoints/last.ckpt is damaged" in again.err
