@@ -112,7 +112,7 @@ def frechet(who: str, asked: argparse.Namespace) -> Callable:
         return {"moments of a side": (second - first) / 2, "root": root - second}
 
     if who == "ours":
-        from lightning_cfg.metrics.moments import Moments, frechet_distance
+        from lightning_cfg.metrics.frechet import Moments, frechet_distance
 
         def run() -> dict:
             start = clock()
@@ -205,7 +205,7 @@ def images(who: str, asked: argparse.Namespace) -> Callable:
     bytes_ = torch.from_numpy(bytes_)
     if who == "ours":
         from lightning_cfg.evaluation.features import inception
-        from lightning_cfg.metrics.moments import Moments
+        from lightning_cfg.metrics.frechet import Moments
 
         space, x = inception(weights=str(file)), bytes_.float() / 127.5 - 1
 
@@ -253,7 +253,7 @@ def images(who: str, asked: argparse.Namespace) -> Callable:
 def memory(who: str, asked: argparse.Namespace) -> Callable:
     features = batches(0, asked.n, asked.d)
     if who == "ours":
-        from lightning_cfg.metrics.moments import Moments
+        from lightning_cfg.metrics.frechet import Moments
 
         moments = Moments()
 

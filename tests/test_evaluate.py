@@ -20,8 +20,8 @@ from lightning_cfg.evaluation.build import real_side
 from lightning_cfg.evaluation.features import Space
 from lightning_cfg.evaluation.sample_sets import read_set
 from lightning_cfg.evaluation.scorer import column_of
+from lightning_cfg.metrics.frechet import Moments, frechet_distance, load_statistics
 from lightning_cfg.metrics.meaning import meaning
-from lightning_cfg.metrics.moments import Moments, frechet_distance, load_statistics
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import IMAGES, quantised, save_images, signed
 from lightning_cfg.runs.tensors import load_tensors, save_tensors

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from lightning_cfg.cli import main
 from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import UserError
+from lightning_cfg.metrics.frechet import Moments
 from lightning_cfg.metrics.meaning import better
-from lightning_cfg.metrics.moments import Moments
 from lightning_cfg.runs.checkpoints import load
 from lightning_cfg.runs.names import EVALUATIONS, SAMPLES
 from lightning_cfg.runs.tensors import load_tensors, save_tensors

@@ -20,7 +20,7 @@ from torch import Tensor, distributed
 from lightning_cfg import metrics
 from lightning_cfg.errors import UserError
 from lightning_cfg.metrics import manifold
-from lightning_cfg.metrics.moments import Moments, frechet_distance, load_statistics
+from lightning_cfg.metrics.frechet import Moments, frechet_distance, load_statistics
 from lightning_cfg.metrics.torchmetric import FrechetDistance
 from lightning_cfg.refinement import neighbours
 from lightning_cfg.refinement.neighbours import nearest

@@ -23,7 +23,7 @@ from lightning_cfg.data.cifar import CIFAR10, FOLDER
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation import features
 from lightning_cfg.evaluation.features import Space
-from lightning_cfg.metrics.moments import Moments, frechet_distance
+from lightning_cfg.metrics.frechet import Moments, frechet_distance
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.pngs import quantised, save_images, signed
 from lightning_cfg.verbs.evaluate import evaluate

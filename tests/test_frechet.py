@@ -4,7 +4,7 @@ import scipy.linalg
 import torch
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.metrics.moments import Moments, frechet_distance
+from lightning_cfg.metrics.frechet import Moments, frechet_distance
 from lightning_cfg.metrics.torchmetric import FrechetDistance
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_cfg import metrics
 from lightning_cfg.data import Mixture
 from lightning_cfg.errors import UserError
+from lightning_cfg.metrics.frechet import Moments
 from lightning_cfg.metrics.meaning import (
     COLUMNS,
     better,
@@ -19,7 +20,6 @@ from lightning_cfg.metrics.meaning import (
     percent,
     show,
 )
-from lightning_cfg.metrics.moments import Moments
 from lightning_cfg.metrics.needs import needs
 from lightning_cfg.reports.rows import best, bold
 from lightning_cfg.reports.sweep import against

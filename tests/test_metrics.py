@@ -8,7 +8,7 @@ from lightning_cfg import metrics
 from lightning_cfg.data import Mixture
 from lightning_cfg.errors import UserError
 from lightning_cfg.metrics.cached import cached_on
-from lightning_cfg.metrics.moments import Moments
+from lightning_cfg.metrics.frechet import Moments
 
 
 def normal(*shape, seed=0):

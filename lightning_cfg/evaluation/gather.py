@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_cfg.evaluation.features import Space
 from lightning_cfg.evaluation.sample_sets import SampleSet
 from lightning_cfg.interfaces import Classifier
-from lightning_cfg.metrics.moments import Moments
+from lightning_cfg.metrics.frechet import Moments
 from lightning_cfg.runs.ranks import Ranks
 
 ALL = "all"  # the group of all samples, where they are not scored class by class

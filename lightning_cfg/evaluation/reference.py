@@ -15,7 +15,7 @@ from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.evaluation.features import Space
 from lightning_cfg.evaluation.gather import ALL, Gathered, gather
 from lightning_cfg.evaluation.sample_sets import SampleSet, real_set
-from lightning_cfg.metrics.moments import Moments, load_statistics
+from lightning_cfg.metrics.frechet import Moments, load_statistics
 from lightning_cfg.runs.files import write
 from lightning_cfg.runs.tensors import fingerprint
 

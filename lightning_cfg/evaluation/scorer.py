@@ -13,8 +13,8 @@ from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import SampleSet
 from lightning_cfg.interfaces import Classifier
 from lightning_cfg.metrics import IMAGES, MIXTURE
+from lightning_cfg.metrics.frechet import Moments
 from lightning_cfg.metrics.meaning import check_columns
-from lightning_cfg.metrics.moments import Moments
 from lightning_cfg.metrics.needs import OF_A_SPACE, needs
 from lightning_cfg.metrics.settings import settings_of, with_settings, words
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from lightning_cfg.config import AtLeast, Between
 from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import UserError
+from lightning_cfg.metrics.frechet import Moments, frechet_distance
 from lightning_cfg.metrics.meaning import better
-from lightning_cfg.metrics.moments import Moments, frechet_distance
 
 
 @better("lower", "squared Fréchet distance in this feature space; falls with n", column="fd")

@@ -10,8 +10,8 @@ from torch import Tensor
 from lightning_cfg.config import AtLeast
 from lightning_cfg.errors import UserError
 from lightning_cfg.metrics.cached import cached_on
+from lightning_cfg.metrics.frechet import Moments, frechet_distance
 from lightning_cfg.metrics.meaning import better, percent
-from lightning_cfg.metrics.moments import Moments, frechet_distance
 from lightning_cfg.refinement.neighbours import nearest
 
 

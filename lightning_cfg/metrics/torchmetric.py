@@ -5,7 +5,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.metrics.moments import Moments, frechet_distance, gram
+from lightning_cfg.metrics.frechet import Moments, frechet_distance, gram
 
 
 class FrechetDistance(Metric):

@@ -32,7 +32,7 @@ from lightning_cfg.evaluation.sources import (
     read_sources,
 )
 from lightning_cfg.evaluation.tables import as_csv
-from lightning_cfg.metrics.moments import Moments, frechet_distance
+from lightning_cfg.metrics.frechet import Moments, frechet_distance
 from lightning_cfg.refinement.condition import distance_condition, scale_condition
 from lightning_cfg.refinement.neighbours import check_enough, nearest_in_shards
 from lightning_cfg.refinement.targets import balanced, effective, used_once, used_targets
