@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,6 +107,7 @@ def refused(call) -> Callable[..., str]:
 def test_no_code_is_run_that_a_file_names(
     verb, name, section, made, training, refused, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(trusting, "_named", set())
     canary = tmp_path / "canary"
     (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -125,6 +126,14 @@ def test_no_code_is_run_that_a_file_names(
         else:
             assert "its shape must be a list of whole numbers" in line
     assert "evil" not in sys.modules
+
+
+@pytest.mark.parametrize("name, trusted", [("builtins.exec", False), ("mine.Net", True)])
+def test_a_name_of_pythons_own_in_a_config_trusts_nothing(name, trusted, monkeypatch):
+    monkeypatch.setattr(trusting, "_named", set())
+    trusting.trust_as_asked({"net": {"name": name}})
+    with trusting.names_of("their.ckpt"), nullcontext() if trusted else pytest.raises(UserError):
+        trusting.check_trusted(name)
 
 
 @pytest.mark.parametrize("name", ["subprocess.Popen", "os.system", "builtins.exec"])

@@ -7,6 +7,7 @@ these modules and the package's own, and nothing else.
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,7 +31,8 @@ def trust(modules: Iterable[str]) -> None:
 
 def trust_as_asked(config: dict[str, Any]) -> None:
     """Let files name what the user's own config does: by names of its own, and by its key."""
-    trust([*named_in(config), *config.get("trust", ())])
+    own = [name for name in named_in(config) if not is_pythons(name)]
+    trust([*own, *config.get("trust", ())])
 
 
 def named_in(config: Any) -> Iterator[str]:
@@ -42,6 +44,11 @@ def named_in(config: Any) -> Iterator[str]:
     for item in config.values() if isinstance(config, dict) else config:
         if isinstance(item, (dict, list, tuple)):
             yield from named_in(item)
+
+
+def is_pythons(module: str) -> bool:
+    """Whether it is of Python's own library, which holds no networks: a slip trusts none of it."""
+    return module.partition(".")[0] in sys.stdlib_module_names
 
 
 @contextmanager
