@@ -43,6 +43,15 @@ def config(training) -> dict:
     return asked
 
 
+@pytest.fixture
+def hung_up():
+    """A hang-up ends what this process starts, though it was itself started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hung_up")
 @pytest.mark.parametrize("name, rank", [("SIGUSR1", 0), ("SIGTERM", 1), ("SIGHUP", 0)])
 def test_all_ranks_save_and_stop_together(together, config, name, rank):
     """Whichever of them heard it; and the run that goes on equals one that nobody disturbed."""
