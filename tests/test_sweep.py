@@ -179,6 +179,22 @@ def test_a_sweep_that_another_process_runs_is_refused(here, within):
     assert within == []
 
 
+def test_two_files_of_one_name_do_not_share_a_table(here, within):
+    rows = {"parameters": {"generate.guided.guidance.scale": {"value": 1.0}}}
+    write(**rows)
+    assert sweep.main(["sweep.yaml"]) == 0
+    kept = Path("runs/sweep/table.csv").read_text()
+    Path("other").mkdir()
+    Path("sweep.yaml").rename("other/sweep.yaml")
+    write(**rows)
+    assert sweep.main(["sweep.yaml"]) == 0  # after a file was moved, its folder is free
+    started = len(within)
+    with pytest.raises(UserError, match=r"has the table of .*sweep.yaml: rename one of the two"):
+        sweep.main(["other/sweep.yaml"])
+    assert (len(within), Path("runs/sweep/table.csv").read_text()) == (started, kept)
+    assert not Path("runs/sweep/.lock").exists()
+
+
 def test_a_run_that_fails_does_not_stop_the_others(here, within, capsys):
     write(parameters={"generate.guided.models.model": {"values": ["nowhere", "also_nowhere"]},
                       "generate.guided.guidance.scale": {"values": [1.0]}})  # fmt: skip

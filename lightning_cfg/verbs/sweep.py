@@ -29,6 +29,7 @@ import yaml
 
 from lightning_cfg.config import from_arguments, identity_difference, identity_of, resolve
 from lightning_cfg.errors import UserError
+from lightning_cfg.runs.files import write_text
 from lightning_cfg.runs.lock import Lock
 from lightning_cfg.runs.manifests import MANIFEST, read_manifest, read_record, read_table
 from lightning_cfg.runs.names import METRICS
@@ -37,6 +38,7 @@ from lightning_cfg.runs.run import identity
 KEYS = ("program", "command", "method", "parameters", "metric", "name", "description", "project")
 KEYS += ("entity", "run_cap", "apiVersion", "kind")  # of W&B's schema; what else it has is refused
 COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")  # W&B's default
+SOURCE = "sweep_file.txt"  # the path of the sweep file, in the folder of its table
 QUIET = "logger=csv"  # a sweep file says wandb for the agents' sake
 
 
@@ -204,6 +206,8 @@ def main(argv: list[str]) -> int:
     if index is None:
         lock.take()
     try:
+        if index is None:
+            keep_for(lock.directory, Path(file))
         if "--report" not in flags:
             run_all(rows)
         if index is None:
@@ -214,6 +218,16 @@ def main(argv: list[str]) -> int:
     for row in failed:
         print(f"failed with status {row.failed}: {shlex.join(row.command)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def keep_for(folder: Path, file: Path) -> None:
+    """Note whose table lies here; UserError where it is that of another file of the same name."""
+    note = folder / SOURCE
+    if note.is_file():
+        other = Path(note.read_text(encoding="utf-8").strip())
+        if other.is_file() and not other.samefile(file):
+            raise UserError(f"{folder} has the table of {other}: rename one of the two files")
+    write_text(note, f"{file.resolve()}\n")
 
 
 def run_all(rows: list[Row]) -> None:
