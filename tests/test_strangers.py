@@ -381,6 +381,12 @@ def test_an_unfinished_training_is_told_and_its_step_is_recorded(made, call, tmp
         assert json.loads(Path(run, "manifest.json").read_text())["steps"] == {"model": 1}
     done = call(refine, asked(refine, made.flow, made, dict), "run_dir=refined")
     assert json.loads(Path("refined/manifest.json").read_text())["steps"] == {"flow": 1}
+    made_anew = {**asked(generate, made.base, made, dict), "n": 32}
+    sets = {"generate": {"made": made_anew}, "data": made.data, "metrics": ["class_accuracy"]}
+    done = call(evaluate, {**sets, "classifier": made.clean}, "run_dir=scores")
+    assert (done.status, done.err) == (0, "")
+    steps = json.loads(Path("scores/manifest.json").read_text())["steps"]
+    assert steps == {"generate": {"made": {"model": 1}}, "classifier": 1}
 
 
 # Manifests

@@ -39,7 +39,10 @@ class Space:
     frechet   what the Fréchet distance in this space is called in the literature
     kernel    the same of the kernel distance
     standard  samples that its published distances are taken over; fewer are named in the result
+    step      of a training of ours, at which its network was saved
     """
+
+    step: int | None = None
 
     def __init__(
         self,
@@ -109,7 +112,9 @@ def classifier(*, path: Checkpoint) -> Features:
         "layer": "penultimate",
         "weights": content_hash(output_of(path, checkpoints.LAST)),
     }
-    return Space(extract, about, net=model, head=net.head)
+    space = Space(extract, about, net=model, head=net.head)
+    space.step = model.step
+    return space
 
 
 def inception(

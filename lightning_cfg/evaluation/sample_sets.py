@@ -97,6 +97,11 @@ class Generated(SampleSet):
     def labelled(self) -> bool:
         return True
 
+    @property
+    def steps(self) -> dict[str, int]:
+        """At which step of its training each network was saved, by role."""
+        return self._made.steps
+
     @torch.no_grad()
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Samples and classes, in batches of the generation's own size."""

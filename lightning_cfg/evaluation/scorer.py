@@ -71,6 +71,13 @@ class Scorer:
         self.how["device"] = device
         return self
 
+    @property
+    def steps(self) -> dict[str, Any]:
+        """At which step of its training each network that reads samples was saved."""
+        spaces = {k: space.step for k, space in self.spaces.items() if space.step is not None}
+        found = {"features": spaces} if spaces else {}
+        return found if self.classifier is None else found | {"classifier": self.classifier.step}
+
     def gather(self, held: SampleSet, progress: Callable[[int], Any] = lambda n: None) -> Gathered:
         """One pass over a set, which keeps what these metrics want of it."""
         return gather(

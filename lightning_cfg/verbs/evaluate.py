@@ -192,7 +192,9 @@ def evaluate(
     rows = spread(rows)
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
     names = [metric.__name__ for metric, _ in scorer.metrics]
-    run.finish(*_written(run.directory, rows, numbers), metrics=names)
+    made = {label: held.steps for label, held in sets.items() if isinstance(held, Generated)}
+    steps = ({"generate": made} if made else {}) | scorer.steps
+    run.finish(*_written(run.directory, rows, numbers), metrics=names, steps=steps)
     _send(run)
     if sys.stdout.isatty():
         print(as_text(rows))
