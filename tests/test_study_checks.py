@@ -256,6 +256,16 @@ def test_a_stage_that_has_lost_its_output_is_done_again(call, mixture, training,
     (file,) = Path("study").glob("stages/fit-base-*/checkpoints/last.ckpt")
     whole = file.read_bytes()
     file.unlink() if harm == "lost" else file.write_bytes(whole[:100])
+    plan = {s["name"]: s["state"] for s in json.loads(call(study, asked, "plan=json").out)}
+    assert plan["fit base"] == "ready"  # of another directory
+    planned = call(study, asked, "run_dir=study", "plan=json")
+    assert planned.status == 0, planned.err
+    plan = {s["name"]: s["state"] for s in json.loads(planned.out)}
+    assert plan.pop("fit base") == "damaged"
+    assert set(plan.values()) <= {"waits", "done"}
+    assert "waits" in plan.values()
+    told = call(study, asked, "run_dir=study", "plan=true").out
+    assert "fit base: damaged: checkpoints/last.ckpt is " in told
     again = call(study, asked, "run_dir=study")
     assert again.status == (0 if harm == "lost" else 2), again.err
     if harm == "damaged":  # fit itself says so, and names the file

@@ -71,6 +71,17 @@ def as_written(file: Path) -> Iterator[None]:
         raise UserError(f"{file} is damaged or not of ours ({said})") from error
 
 
+def fault_of(directory: Path) -> str:
+    """Which file of a finished run is not as it was written, in words; "" where all are."""
+    for name, digest in read_manifest(directory, "outputs").get("outputs", {}).items():
+        file = directory / name
+        if not file.exists():
+            return f"{name} is missing"
+        if hash_of(file) != digest:
+            return f"{name} is damaged, or was changed: {MANIFEST} has another hash"
+    return ""
+
+
 def content_hash(path: Path) -> str:
     """The hash of a file's or folder's content; of a file that has not changed it is remembered.
 

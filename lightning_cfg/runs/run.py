@@ -20,7 +20,7 @@ from lightning_cfg.runs.lock import Lock
 from lightning_cfg.runs.manifests import (
     MANIFEST,
     content_hash,
-    hash_of,
+    fault_of,
     read_manifest,
     read_record,
 )
@@ -131,16 +131,6 @@ class Run:
         """What the finished run wrote of itself; empty if it has not finished."""
         return read_manifest(self.directory, "verb", "outputs")
 
-    def fault(self) -> str:
-        """Which file of the finished run is not as it was written, in words; "" where all are."""
-        for name, digest in self.manifest.get("outputs", {}).items():
-            file = self.directory / name
-            if not file.exists():
-                return f"{name} is missing"
-            if hash_of(file) != digest:
-                return f"{name} is damaged, or was changed: manifest.json has another hash"
-        return ""
-
     def finished(self) -> bool:
         """Whether all its files are there, as they were written, and none is to be made again.
 
@@ -148,7 +138,7 @@ class Run:
         """
         if self.again or not self.manifest:
             return False
-        fault = self.fault()
+        fault = fault_of(self.directory)
         if fault:
             self.say(f"{fault}; it is made again")
         return not fault

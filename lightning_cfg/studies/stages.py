@@ -15,7 +15,7 @@ from lightning_cfg.config import checked, dump
 from lightning_cfg.errors import UserError, did_you_mean
 from lightning_cfg.runs.files import is_empty, write_text
 from lightning_cfg.runs.lock import Lock
-from lightning_cfg.runs.manifests import hash_of, read_manifest, read_record
+from lightning_cfg.runs.manifests import fault_of, read_manifest, read_record
 from lightning_cfg.runs.run import FORMAT, identity
 from lightning_cfg.runs.to_come import ToCome
 from lightning_cfg.studies.graph import Output, Stage
@@ -33,7 +33,7 @@ class Stages:
     only    the one stage to run; None: all of them, "": none, they are only looked at
     force   do them again
     places  where the stages that are done lie
-    states  done, ready, or what it waits for, of the stages that were looked at
+    states  done, damaged, ready, or what it waits for, of the stages that were looked at
     """
 
     root: Path
@@ -66,12 +66,8 @@ class Stages:
         if self.force or any(isinstance(places[name], ToCome) for name in stage.needs):
             return None
         settings, directory = self._found(stage, places)
-        if not _is_done(stage, settings, directory):
-            return None
-        outputs = read_manifest(directory, "outputs")["outputs"]
-        files = {directory / name: digest for name, digest in outputs.items()}
-        whole = all(f.exists() and hash_of(f) == digest for f, digest in files.items())
-        return directory if whole else None
+        done = _is_done(stage, settings, directory) and not fault_of(directory)
+        return directory if done else None
 
     def _tried(self, stage: Stage, places: Mapping[str, Path | ToCome]) -> ToCome:
         """What a stage will hold, as far as that is known; UserError where its verb refuses it."""
@@ -116,9 +112,8 @@ class Stages:
         for i, stage in enumerate(in_order(stages), 1):
             waits = [name for name in stage.needs if name not in self.places]
             if waits and stage.name == self.only:
-                raise UserError(
-                    f"stage={stage.name} needs these to be done before: {', '.join(waits)}"
-                )
+                told = ", ".join(map(self._with_damage, waits))
+                raise UserError(f"stage={stage.name} needs these to be done before: {told}")
             if waits:
                 self.states[stage.name] = f"waits for {', '.join(waits)}"
             elif self.only in (None, stage.name):
@@ -126,6 +121,10 @@ class Stages:
                 self._run(stage)
             else:
                 self._look(stage)
+
+    def _with_damage(self, name: str) -> str:
+        state = self.states[name]
+        return f"{name} ({state})" if state.startswith("damaged") else name
 
     def _run(self, stage: Stage) -> None:
         """Call the verb in the stage's directory, which tells by itself whether it is done."""
@@ -149,8 +148,9 @@ class Stages:
         """Whether the stage is done, without running it."""
         settings, directory = self._found(stage, self.places)
         done = _is_done(stage, settings, directory)
-        self.states[stage.name] = "done" if done else "ready"
-        if done:
+        fault = fault_of(directory) if done else ""
+        self.states[stage.name] = f"damaged: {fault}" if fault else "done" if done else "ready"
+        if done and not fault:
             self.places[stage.name] = directory
 
     def _found(self, stage: Stage, places: Mapping[str, Path | ToCome]) -> tuple[dict, Path]:
@@ -205,7 +205,7 @@ def as_plan(stages: Iterable[Stage], states: dict[str, str]) -> list[dict]:
             "name": stage.name,
             "verb": stage.verb,
             "needs": stage.needs,
-            "state": states[stage.name].split()[0],
+            "state": states[stage.name].split()[0].rstrip(":"),
         }
         for stage in stages
     ]

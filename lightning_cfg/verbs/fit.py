@@ -23,7 +23,7 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.runs.checkpoint_keys import check_to_go_on
 from lightning_cfg.runs.checkpoints import LAST, load
 from lightning_cfg.runs.files import output_of
-from lightning_cfg.runs.manifests import as_written
+from lightning_cfg.runs.manifests import as_written, fault_of
 from lightning_cfg.runs.ranks import launched, with_launch
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.training.undisturbed import undisturbed
@@ -142,7 +142,7 @@ def _check_steps(trainer: dict) -> None:
 
 def _refuse_damaged(run: Run) -> None:
     """UserError for a finished training whose checkpoint is another: it is not gone on with."""
-    fault = "" if run.again else run.fault()
+    fault = "" if run.again else fault_of(run.directory)
     if fault and (run.directory / LAST).is_file():
         raise UserError(
             f"{run.directory}: {fault}; bring back a whole copy, or have it trained again from its "

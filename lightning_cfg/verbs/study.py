@@ -96,7 +96,7 @@ def study(
     stage    run this one only, which needs those before it to be done, and write no report: so
              that several machines share a study through its directory
     plan     print every stage and how it stands, and run none; json: as a list for programs,
-             {name, verb, needs, state: done, ready or waits}
+             {name, verb, needs, state: done, damaged, ready or waits}
     trust    modules of one's own that a checkpoint may name; see docs/security.md
     force    does every stage again
     """
