@@ -12,6 +12,7 @@ import pytest
 import yaml
 from helpers import ROOT
 from helpers.killed import fit_as_called
+from helpers.processes import catches
 from helpers.runs import assert_same
 
 from lightning_cfg.cli import REQUEUE
@@ -127,12 +128,6 @@ def test_a_signal_during_the_imports(config, tmp_path, devices):
     assert process.returncode == REQUEUE
     assert "SIGUSR1 ended it at step 1," in err
     assert load(tmp_path / "run")["global_step"] == 1
-
-
-def catches(pid: int, number: int, mask: str = "SigCgt") -> bool:
-    """Whether a process has a handler for this signal, as Linux tells it; SigIgn: ignores it."""
-    (line,) = (s for s in Path(f"/proc/{pid}/status").read_text().splitlines() if mask in s)
-    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
 
 
 @pytest.mark.parametrize("watch, ignored", [("watch_to_the_end", True), ("watch", False)])

@@ -11,11 +11,12 @@ import pytest
 import safetensors.torch
 import torch
 from helpers import ROOT
-from helpers.processes import SRUN
+from helpers.processes import SRUN, catches
 from torch import Tensor
 
 from lightning_cfg.config import load
 from lightning_cfg.errors import UserError
+from lightning_cfg.runs import ranks as ranks_module
 from lightning_cfg.runs.names import PAIRS, SAMPLES, TRAJECTORIES
 from lightning_cfg.runs.ranks import Launch, Ranks, _meeting, launched
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
@@ -211,6 +212,33 @@ def test_a_rank_that_dies_is_heard_of_in_the_midst_of_the_work(together, config,
     lines = run.said("err")[1 - dead].strip().splitlines()
     assert "another rank has ended or cannot be reached" in lines[-1]
     assert len(lines) == 1
+
+
+def test_a_rank_that_waits_for_one_that_nobody_started_is_ended_by_ctrl_c(together, config):
+    run = together(generate, {**config["samples"], "trajectories": 0}, "run_dir=run")
+    first, other = run.processes
+    other.kill()
+    until = time.monotonic() + 60
+    while not (run.folder / "run").exists() or catches(
+        first.pid, signal.SIGINT
+    ):  # it has not come to the meeting
+        assert first.is_alive()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.kill(first.pid, signal.SIGINT)
+    assert run.wait(20)[0] == -signal.SIGINT
+    assert not (run.folder / "run/manifest.json").exists()
+
+
+def test_for_whom_a_rank_waits_is_told_where_it_takes_long(monkeypatch, capsys):
+    monkeypatch.setattr(ranks_module, "PATIENCE", 0.05)
+    with ranks_module._told("rank 0 of 2 waits"):
+        pass
+    time.sleep(0.2)
+    assert capsys.readouterr().err == ""
+    with ranks_module._told("rank 0 of 2 waits"):
+        time.sleep(0.3)
+    assert capsys.readouterr().err == "lightning_cfg: rank 0 of 2 waits\n"
 
 
 def test_fewer_samples_than_ranks(together, config):

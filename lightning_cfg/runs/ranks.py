@@ -6,6 +6,9 @@ r-th, the (r + R)-th, ..., and all meet once at the end. Imports nothing heavy b
 
 import os
 import re
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+PATIENCE = 60.0  # seconds, until it is said for whom a process waits
 
 
 @dataclass(frozen=True)
@@ -208,16 +212,19 @@ def sharing() -> Iterator[Ranks]:
 
     address, port = _meeting(launch)
     try:
-        distributed.init_process_group(
-            "gloo",
-            init_method=f"tcp://{address}:{port}",
-            rank=launch.rank,
-            world_size=launch.size,
-            timeout=timedelta(days=1),  # that one is slower is no fault
-        )
-        ranks = Ranks(launch.rank, launch.size)
-        with watched(launch.rank, launch.size, address, ranks.all_gather_object):
-            yield ranks
+        with _ended_by_ctrl_c():
+            with _told(f"rank {launch.rank} of {launch.size} waits for the others to meet it at "
+                       f"{address}:{port}: were they started? Ctrl-C ends it"):  # fmt: skip
+                distributed.init_process_group(
+                    "gloo",
+                    init_method=f"tcp://{address}:{port}",
+                    rank=launch.rank,
+                    world_size=launch.size,
+                    timeout=timedelta(days=1),  # that one is slower is no fault
+                )
+            ranks = Ranks(launch.rank, launch.size)
+            with watched(launch.rank, launch.size, address, ranks.all_gather_object):
+                yield ranks
     except RuntimeError as error:
         if not lost(error):
             raise
@@ -225,6 +232,32 @@ def sharing() -> Iterator[Ranks]:
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+@contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """SIGINT ends the process at once: Python's own handler would hear of it after the waiting."""
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # where it is ignored, as of a job in the background, it stays so
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _told(words: str) -> Iterator[None]:
+    """A line of what it waits for, where that takes long."""
+    line = threading.Timer(PATIENCE, print, [f"lightning_cfg: {words}"], {"file": sys.stderr})
+    line.daemon = True
+    line.start()
+    try:
+        yield
+    finally:
+        line.cancel()
 
 
 def _meeting(launch: Launch) -> tuple[str, int]:

@@ -67,3 +67,9 @@ class Together:
     def said(self, what: str) -> list[str]:
         """What each has written to `out` or `err`."""
         return [(self.folder / f"{what}_{i}").read_text() for i in range(len(self.processes))]
+
+
+def catches(pid: int, number: int, mask: str = "SigCgt") -> bool:
+    """Whether a process has a handler for this signal, as Linux tells it; SigIgn: ignores it."""
+    (line,) = (s for s in Path(f"/proc/{pid}/status").read_text().splitlines() if mask in s)
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
