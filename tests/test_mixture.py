@@ -1,5 +1,6 @@
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
 
 F64 = torch.float64
+REFERENCE = Path(__file__).parent / "reference"
 SIGMAS = [0.01, 0.1, 1.0, 10.0]
 
 
@@ -302,31 +304,12 @@ def test_real_points_are_reproducible_and_no_split_shares_one():
             assert z_scores(y[c == label].double(), *moments).abs().max() < 4
 
 
-def branches():
-    """The fractal's branches (label, depth, length, start, angle), grown with a stack.
-
-    Constants and the order of the random numbers: Karras et al. (2024, app. C).
-    """
-    random = np.random.RandomState(2)
-    for label, root in enumerate((math.pi / 4, 5 * math.pi / 4)):
-        stack = [(np.array([0.0030, 0.0325]), root, 0, 0)]
-        while stack:
-            start, angle, depth, sign = stack.pop()
-            if depth:  # the angle so far is the parent's
-                angle += sign * 0.7 ** (depth - 1) * (1 + 0.2 * random.randn())
-            length = 0.292 * 0.8**depth * (1 + 0.2 * random.randn())
-            yield label, depth, length, start, angle
-            end = start + length * np.array([math.cos(angle), math.sin(angle)])
-            if depth < 6:
-                stack += [(end, angle, depth + 1, -1), (end, angle, depth + 1, 1)]
-
-
 SCALE = np.array([1.3136, 1.3844])
 
 
 def test_the_fractal_has_127_branches_of_8_gaussians_per_class(tree):
     assert torch.bincount(tree.labels).tolist() == [1016, 1016]
-    assert [label for label, *_ in branches()] == tree.labels[::8].tolist()
+    assert tree.labels[:1016].eq(0).all()
     torch.testing.assert_close(tree.class_weights, torch.tensor([0.5, 0.5], dtype=F64))
     assert (tree.shape, tree.num_classes) == ((2,), 2)
 
@@ -344,23 +327,36 @@ def test_every_root_starts_at_the_origin_and_every_child_at_its_parents_end(tree
     np.testing.assert_allclose(start[7], start[6], atol=1e-12)  # then the last one's sibling
 
 
-def test_the_fractal_is_the_published_construction(tree):
-    covariances = tree.axes @ torch.diag_embed(tree.variances) @ tree.axes.mT
-    weights = {0: [], 1: []}
-    for i, (label, depth, length, start, angle) in enumerate(branches()):
-        u = np.array([math.cos(angle), math.sin(angle)])
-        means = [(start + p * length * u) * SCALE for p in np.linspace(0.07, 0.93, 8)]
-        np.testing.assert_allclose(tree.means[8 * i : 8 * i + 8], means, atol=1e-12)
-        v = np.array([-u[1], u[0]])
-        along, across = 0.06 * length, 0.06 * 0.2 * 0.8**depth
-        covariance = along**2 * np.outer(u, u) + across**2 * np.outer(v, v)
-        covariance *= np.outer(SCALE, SCALE)
-        np.testing.assert_allclose(covariances[8 * i], covariance, rtol=1e-9, atol=1e-18)
-        np.testing.assert_allclose(covariances[8 * i + 7], covariance, rtol=1e-9, atol=1e-18)
-        weights[label] += [length * 0.5**depth] * 8
-    for label, own in weights.items():  # the classes are equally likely
-        expected = 0.5 * np.array(own) / sum(own)
-        np.testing.assert_allclose(tree.weights[tree.labels == label], expected, rtol=1e-12)
+@pytest.mark.parametrize("label", [0, 1])
+def test_the_fractal_is_the_published_one(tree, label):
+    """By the authors' own code (Karras et al. 2024, toy example), which works in float32."""
+    theirs = np.load(REFERENCE / "fractal_published.npz")
+    mu, cov, phi = (theirs[f"{'AB'[label]}_{name}"] for name in ("mu", "Sigma", "phi"))
+    own = tree.labels == label
+    ours = tree.axes[own] @ torch.diag_embed(tree.variances[own]) @ tree.axes[own].mT
+    np.testing.assert_allclose(tree.means[own], mu, atol=2e-7)
+    np.testing.assert_allclose(ours, cov, rtol=1e-6, atol=1e-10)
+    np.testing.assert_allclose(2 * tree.weights[own], phi, rtol=1e-5)  # classes equally likely
+    x, c = torch.from_numpy(theirs["x"]).double(), torch.full((200,), label)
+    for sigma in ("0", "0.5", "5"):
+        expected = theirs[f"{'AB'[label]}_logp_{sigma}"]
+        found = tree.log_density(x, c, float(sigma)).numpy()
+        held = expected > -87  # by float32, whose normal numbers end at exp(-87)
+        assert held.sum() >= 35
+        np.testing.assert_allclose(found[held], expected[held], rtol=1e-5, atol=1e-5)
+        assert (found[~held] < -86).all()
+
+
+def test_the_fractal_has_the_published_moments(tree):
+    """Its scale gives mean 0 and deviation 1/2 with the classes not yet made even."""
+    share = torch.tensor([0.47701, 1 - 0.47701], dtype=F64)
+    means, covariances = zip(*(tree.mean_and_covariance(c) for c in (0, 1)), strict=True)
+    means, covariances = torch.stack(means), torch.stack(covariances)
+    mean = share @ means
+    second = torch.einsum("k,kij->ij", share, covariances + means[:, :, None] * means[:, None])
+    std = (second - torch.outer(mean, mean)).diagonal().sqrt()
+    assert mean.tolist() == pytest.approx([-0.0001, 0.0006], abs=1e-4)
+    assert std.tolist() == pytest.approx([0.4999, 0.4999], abs=1e-4)
 
 
 def test_the_boundary_runs_from_top_left_to_bottom_right(tree):
