@@ -17,6 +17,7 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.refinement.condition import ByDistance, condition_of
 from lightning_cfg.refinement.targets import balanced
 from lightning_cfg.runs.checkpoints import LAST, restore
+from lightning_cfg.runs.manifests import read_manifest
 from lightning_cfg.runs.names import PAIRS, SAMPLES
 from lightning_cfg.runs.pngs import save_images
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
@@ -158,19 +159,36 @@ def test_a_flow_that_knows_the_scale(tmp_path, training, monkeypatch):
     flow = flow_on(str(run), tmp_path, training)
     model = restore(flow)
     assert (model.num_classes, model.net.class_embedding.num_embeddings) == (1, 3)
-    for scale, end in ((1.0, -1.0), (1.4, -1.0), (3.0, 1.0), (7.0, 1.0)):
+    means = []
+    for scale, end in ((1.0, -1.0), (1.4, None), (2.0, None), (3.0, 1.0), (7.0, 1.0)):
         made = generated(tmp_path / f"fresh_{scale}", normal(50, 1, seed=3) * 0.1, scale)
-        out = refine(flow=flow, samples=made, run_dir=str(tmp_path / f"refined_{scale}"))
+        moving = {"flow": flow, "samples": made, "run_dir": str(tmp_path / f"refined_{scale}")}
+        if scale == 7.0:
+            with pytest.raises(UserError, match=r"scale 7, and the flow knows those from 1 to 3"):
+                refine(**moving)
+            assert not Path(moving["run_dir"]).exists()
+            moving["extrapolate"] = True
+        out = refine(**moving)
         moved = load_tensors(out / SAMPLES, "x", "c")
-        assert (moved["x"] - end).abs().mean() < 0.2
+        if end is not None:
+            assert (moved["x"] - end).abs().mean() < 0.2
         assert (moved["c"] == 0).all()  # their own classes stay
-    again = refine(flow=flow, samples=str(out), run_dir=str(tmp_path / "twice"))  # of refined ones
+        assert read_manifest(out)["extrapolated"] is (scale == 7.0)
+        means.append(moved["x"].mean().item())
+    assert means[:4] == sorted(means[:4])  # between two known scales it goes between their ends
+    assert means[3] == means[4]
+    moving |= {"samples": str(out), "run_dir": str(tmp_path / "twice")}  # of refined ones
+    again = refine(**moving)
     assert load_tensors(again / SAMPLES, "x")["x"].mean() > 0.5
     bare = save_tensors(
         tmp_path / "bare.safetensors", x=x, c=torch.zeros(200).long(), seed=torch.arange(200)
     )
     with pytest.raises(UserError, match=r"bare.safetensors does not say its guidance scale"):
         refine(flow=flow, samples=str(bare), run_dir=str(tmp_path / "r"))
+    at = refine(flow=flow, samples=str(bare), at=3.0, run_dir=str(tmp_path / "at"))
+    assert load_tensors(at / SAMPLES, "x")["x"].mean() > 0.8
+    with pytest.raises(UserError, match=r"at=3: .* says that its guidance scale is 1"):
+        refine(flow=flow, samples=sources[0], at=3.0, run_dir=str(tmp_path / "r"))
     with pytest.raises(UserError, match=r"condition=scale: .*bare.safetensors does not say"):
         pair(**{**how, "sources": [str(bare)]}, run_dir=str(tmp_path / "p"))
 
@@ -387,6 +405,51 @@ def test_the_cost_counts_every_stage_once(config, done, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("22 stages: 4 trainings")
     assert "900 refined" in out
+
+
+def test_flows_in_a_row_and_by_transport(config, tmp_path):
+    """The row makes no flow: it follows two others, one step each, and counts both."""
+    variants = {
+        "row": {"then": ["moved", "all"], "refinement": {"method": "euler", "steps": 1}},
+        "moved": {"pairs": {"coupling": "transport", "condition": "scale"}},
+        "beyond": {"then": ["all", "moved"]},
+    }
+    short = {"scales": [1, 1.5, 2], "variants": variants, "published": []}
+    run(config | short, tmp_path)
+    stages = json.loads((tmp_path / "study/study.json").read_text())["stages"]
+    names = [stage["name"] for stage in stages]
+    assert [n for n in names if n.startswith("fit flow")] == [
+        "fit flow cfg all",
+        "fit flow cfg moved",
+    ]
+    [row] = [s for s in stages if s["name"] == "refine cfg 1.5 row"]
+    manifest = read_manifest(tmp_path / "study" / row["directory"])
+    assert manifest["evaluations"] == {"flow": 1.0, "flow_2": 1.0}
+    with (tmp_path / "study/table.csv").open() as file:
+        nfe = {(r["flow"], r["scale"]): float(r["nfe"]) for r in csv.DictReader(file) if r["nfe"]}
+    for scale in ("1", "1.5", "2"):
+        assert nfe["row", scale] == nfe["", scale] + 2
+        assert nfe["beyond", scale] > nfe["all", scale]
+    report = (tmp_path / "study/report.md").read_text()
+    assert "- row: `refinement.method: euler, refinement.steps: 1, then: moved, all`" in report
+
+
+@pytest.mark.parametrize(
+    ("variants", "told"),
+    [
+        ({"a": {"then": ["b"]}}, "variants.a.then: b must be one of all"),
+        ({"a": {"then": ["all"], "pairs": {"k": 3}}}, "variants.a.pairs says how a flow is made"),
+        ({"a": {"then": ["all"]}, "b": {"then": ["a"]}}, "variants.b.then: a must be one of all"),
+        ({"a": {"pairs": {"coupling": "transport", "balance": True}}}, "balance=true is for"),
+        ({"a": {"pairs": {"condition": "scale"}}}, "stage refine cfg 3 a: .* and the flow"),
+    ],
+)  # fmt: skip
+def test_rows_and_couplings_that_cannot_be_are_told_before_the_first_stage(
+    config, tmp_path, variants, told
+):
+    with pytest.raises(UserError, match=told):
+        run(config | {"scales": [1, 3], "variants": variants, "published": []}, tmp_path)
+    assert not (tmp_path / "study").exists()
 
 
 def test_the_table_has_a_row_of_every_variant(done):

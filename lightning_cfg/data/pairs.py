@@ -35,6 +35,7 @@ class Pairs(DataSet):
     def __init__(self, *, path: PairFile):
         self.path = file = output_of(path, PAIRS)
         told = {} if isinstance(file, ToCome) else read_manifest(file.absolute().parents[1])
+        self.method = told.get("method")  # of guidance, whose samples its sources are
         direction = told.get("direction", DIRECTION)
         if direction != DIRECTION:
             raise UserError(f"{path}: its pairs lead from {direction}, not from {DIRECTION}")
@@ -63,7 +64,7 @@ class Pairs(DataSet):
         """What the flow is told beside the class; None: nothing."""
         file, classes = self._file, int(self._file["num_classes"])
         if "scales" in file:
-            return ByScale(classes, file["scales"].tolist())
+            return ByScale(classes, file["scales"].tolist(), self.method)
         if "edges" not in file:
             return None
         of = file["targets_c"]

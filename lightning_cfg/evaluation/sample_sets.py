@@ -20,7 +20,7 @@ from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.tensors import load_samples
 from lightning_cfg.runs.to_come import ToCome
 from lightning_cfg.runs.units import check_units
-from lightning_cfg.sampling.guided import scale_of
+from lightning_cfg.sampling.guided import scale_of, with_scale
 from lightning_cfg.sampling.network import own_weights
 from lightning_cfg.sampling.prepared import Prepared, prepare
 from lightning_cfg.sampling.sample import check_finite
@@ -34,10 +34,10 @@ class SampleSet:
     c       (n,) their classes; NULL for all where none are known
     seeds   (n,) their seeds; their numbers where they have none
     about   what every number of theirs carries: source, sampler, guidance, seeds, model_weights
-    scale   of the guidance that made them; None where that is not known
+    guidance  that made them, a config's section; None where that is not known
     """
 
-    scale: float | None = None
+    guidance: dict | None = None
 
     def __init__(
         self,
@@ -57,6 +57,18 @@ class SampleSet:
     def labelled(self) -> bool:
         return bool((self.c != NULL).all())
 
+    @property
+    def scale(self) -> float | None:
+        """Of their guidance, where that is known and has one."""
+        scale = None if self.guidance is None else scale_of(self.guidance)
+        return None if scale is None else float(scale)
+
+    @property
+    def method(self) -> str | None:
+        """Their guidance apart from its scale, in words."""
+        plain = None if self.guidance is None else with_scale(self.guidance, 1.0)
+        return None if plain is None else _section(plain)
+
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Samples x (b, *shape) float32 and their classes (b,), in order."""
         for rows in torch.arange(len(self)).split(size):
@@ -75,7 +87,7 @@ class SampleSet:
         """Some of the samples."""
         about, seeds = dict(self.about), self.seeds[rows]
         some = SampleSet(self.shape, self.c[rows], lambda i: self._read(rows[i]), about, seeds)
-        some.scale = self.scale
+        some.guidance = self.guidance
         return some
 
 
@@ -194,7 +206,7 @@ def read_set(path: str | Path, data: Any = None, *, as_bytes: bool = True) -> Sa
     seeds = f"{int(seeds.min())} ... {int(seeds.max())}"
     about = {"source": str(path), **_of_run(run), "seeds": seeds}
     samples = held(x, tensors["c"], about, seeds=tensors["seed"], as_bytes=as_bytes)
-    samples.scale = _scale_of(run)
+    samples.guidance = _guidance_of(run)
     return samples
 
 
@@ -203,7 +215,7 @@ def _to_come(file: ToCome, data: Any) -> SampleSet:
     if data is not None and tuple(x.shape[1:]) != tuple(data.shape):
         raise UserError(f"{of} holds samples of shape {tuple(x.shape[1:])}, not {data.shape}")
     samples = SampleSet(x.shape[1:], c, lambda rows: x[rows], {"source": str(of)})
-    samples.scale = file.content.get("scale")
+    samples.guidance = file.content.get("guidance")
     return samples
 
 
@@ -289,16 +301,17 @@ def _told_of(manifest: dict) -> dict[str, str]:
     return {**about, "evaluations": evaluations, "seconds_per_sample": f"{before + seconds:.3g}"}
 
 
-def _scale_of(run: Path) -> float | None:
-    """The guidance scale of a run of `generate`, or of what a run of `refine` refined."""
+def _guidance_of(run: Path) -> dict | None:
+    """The guidance of a run of `generate`, or of what a run of `refine` refined."""
     with as_written(run / MANIFEST):
         manifest = read_manifest(run, "verb", "settings")
         if manifest.get("verb") == "refine":
-            return _scale_of(Path(manifest["free"]["samples"]))
+            return _guidance_of(Path(manifest["free"]["samples"]))
         if manifest.get("verb") != "generate":
             return None
-        scale = scale_of(manifest["settings"]["guidance"])
-        return None if scale is None else float(scale)
+        guidance = manifest["settings"]["guidance"]
+        float(scale_of(guidance) or 0)  # a number, as its readers take it to be
+        return guidance
 
 
 def _images(files: Files, data: Any) -> SampleSet:

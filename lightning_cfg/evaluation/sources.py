@@ -1,6 +1,7 @@
 """What `pair` reads: sources with their classes, and real points a part at a time."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,17 +12,52 @@ from lightning_cfg.evaluation.sample_sets import SampleSet, read_set
 from lightning_cfg.refinement.neighbours import nearest_in_shards
 
 
-def read_sources(
-    paths: list[str], real: object, n: int | None
-) -> tuple[Tensor, Tensor, Tensor, list[str], list[float | None]]:
-    """Samples x, classes c, numbers of their sources, and each source's name and guidance scale."""
-    chosen = choose_sources(paths, real, n)
-    names = [
-        some.about.get("guidance", str(path)) for some, path in zip(chosen, paths, strict=True)
-    ]
-    numbers = torch.cat([torch.full((len(some),), i) for i, some in enumerate(chosen)])
-    x, c = (torch.cat(parts) for parts in zip(*((all_of(s), s.c) for s in chosen), strict=True))
-    return x, c, numbers, names, [some.scale for some in chosen]
+@dataclass(frozen=True)
+class Sources:
+    """Samples of several sources, one after another.
+
+    x (N, *shape), c (N,), number (N,) of its source; names and sets by source
+    """
+
+    x: Tensor
+    c: Tensor
+    number: Tensor
+    names: list[str]
+    sets: list[SampleSet]
+
+    @classmethod
+    def read(cls, paths: list[str], real: object, n: int | None) -> "Sources":
+        """Their samples; UserError as `choose_sources` raises it."""
+        sets = choose_sources(paths, real, n)
+        names = [
+            some.about.get("guidance", str(path)) for some, path in zip(sets, paths, strict=True)
+        ]
+        x, c = (torch.cat(parts) for parts in zip(*((all_of(s), s.c) for s in sets), strict=True))
+        return cls(x, c, numbers_of(sets), names, sets)
+
+
+def numbers_of(sets: list[SampleSet]) -> Tensor:
+    """Of each sample the number of its source, (N,)."""
+    return torch.cat([torch.full((len(some),), i) for i, some in enumerate(sets)])
+
+
+def known_scales(paths: list[str], sets: list[SampleSet], key: str) -> list[float]:
+    """The sources' guidance scales, which the key asks for.
+
+    UserError where one is not known, or where they are not all one method's: the same number means
+    another thing to another method.
+    """
+    for path, some in zip(paths, sets, strict=True):
+        if some.scale is None:
+            raise UserError(
+                f"{key}: {path} does not say its guidance scale, as runs of `generate` do"
+            )
+        if some.method != sets[0].method:
+            raise UserError(
+                f"{key}: {path} was guided by {some.method}, and {paths[0]} by {sets[0].method}: "
+                "their scales are not the same thing, so each method needs pairs of its own"
+            )
+    return [some.scale for some in sets if some.scale is not None]
 
 
 def choose_sources(paths: list[str], real: object, n: int | None) -> list[SampleSet]:

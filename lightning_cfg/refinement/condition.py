@@ -4,6 +4,8 @@ A condition with n values makes n classes of each of the K: class c at the j-th 
 that no network knows of it.
 """
 
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.refinement.neighbours import nearest_in_class
 from lightning_cfg.runs.pngs import quantised, signed
 
+ClassVectors = Callable[[Tensor], Tensor]  # classes (b,) -> the vectors (b, d) they are embedded as
 QUARTERS = (0.25, 0.5, 0.75)  # of the sources, by their distance to the data
 
 
@@ -21,26 +24,50 @@ QUARTERS = (0.25, 0.5, 0.75)  # of the sources, by their distance to the data
 class ByScale:
     """Told is the guidance scale at which a sample was generated.
 
-    classes  K; scales  those of the sources, rising
+    classes  K
+    scales   those of the sources, rising
+    method   whose scales they are, in words; None where that is not known
     """
 
     classes: int
     scales: list[float]
+    method: str | None = None
 
     @property
     def values(self) -> int:
         """n."""
         return len(self.scales)
 
-    def told(self, x: Tensor, c: Tensor, scale: float | None) -> Tensor:
-        """The classes (b,) by which the flow moves x of classes c: the nearest scale's."""
+    def knows(self, scale: float) -> bool:
+        """Whether it lies among those of the sources."""
+        return self.scales[0] <= scale <= self.scales[-1]
+
+    def told(
+        self, x: Tensor, c: Tensor, scale: float | None, vectors: ClassVectors | None = None
+    ) -> Tensor:
+        """What the flow moves x of classes c (b,) by: classes (b,), or vectors (b, d) of such.
+
+        Between two of the sources' scales a < s < b the vectors are e_a + (s - a) / (b - a) (e_b -
+        e_a), e_a the network's own of class and scale a; beyond them the nearest scale's are taken.
+        vectors  the network's `class_vectors`
+        """
         assert scale is not None  # who calls has looked
-        gaps = [abs(known - scale) for known in self.scales]
-        return c + self.classes * gaps.index(min(gaps))
+        upper = bisect_left(self.scales, scale)
+        if upper == self.values or scale == self.scales[upper] or upper == 0:
+            return c + self.classes * min(upper, self.values - 1)
+        if vectors is None:
+            raise UserError(
+                f"the flow's network has no class_vectors, so it knows the scales {self.scales} "
+                f"only, and not {scale:g}"
+            )
+        low, high = self.scales[upper - 1], self.scales[upper]
+        first = vectors(c + self.classes * (upper - 1))
+        second = vectors(c + self.classes * upper)
+        return torch.lerp(first, second, (scale - low) / (high - low))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
-        return {"values": self.values, "classes": self.classes, "scales": self.scales}
+        return {**vars(self), "values": self.values}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +90,9 @@ class ByDistance:
         """n."""
         return len(self.edges) + 1
 
-    def told(self, x: Tensor, c: Tensor, scale: float | None) -> Tensor:
+    def told(
+        self, x: Tensor, c: Tensor, scale: float | None, vectors: ClassVectors | None = None
+    ) -> Tensor:
         """The classes (b,) by which the flow moves x (b, *shape) of classes c, of any scale."""
         distance = to_the_data(x.to(self.targets), c, self.targets, self.targets_c)
         return c + self.classes * torch.bucketize(distance, self.edges.to(distance))

@@ -34,7 +34,7 @@ class Solver:
             return velocity
 
         def both(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-            v_u = velocity(x, t, torch.full_like(c, NULL))
+            v_u = velocity(x, t, torch.full((len(x),), NULL, device=x.device))
             return v_u + self.scale * (velocity(x, t, c) - v_u)
 
         return both

@@ -85,13 +85,15 @@ def _spent(rows: Rows, averages: Rows) -> str:
 
 def dotted(change: dict) -> str:
     """{pairs: {k: 40}} as "pairs.k: 40"; a section with a name in short."""
-    change = {key: value for key, value in change.items() if value is not None}
+    change = {key: value for key, value in change.items() if value not in (None, [])}
     return ", ".join(f"{path}: {value}" for path, value in _leaves(change, "")) or "nothing"
 
 
 def _leaves(value: Any, path: str) -> list[tuple[str, Any]]:
     if isinstance(value, dict) and "name" not in value:
         return [leaf for key, v in value.items() for leaf in _leaves(v, f"{path}.{key}".strip("."))]
+    if path == "then":
+        value = ", ".join(value)
     if isinstance(value, dict):
         value = " ".join([value["name"], *(f"{k}={v}" for k, v in value.items() if k != "name")])
     return [(path, value)]
@@ -166,7 +168,7 @@ def against_evaluations(averages: Rows, flows: list[str], metrics: list[str], re
 def _solves(change: dict) -> bool:
     """Does a variant change nothing but how the same flow is integrated?"""
     refinement = change.get("refinement", {})
-    others = [change.get("pairs"), change.get("flow")]
+    others = [change.get("pairs"), change.get("flow"), change.get("then")]
     return bool(refinement) and not any(others) and set(refinement) <= SOLVING
 
 

@@ -85,10 +85,12 @@ def _conditioned(held: Any, classes: int) -> bool:
         return isinstance(others["pairs"], str)
     if not _whole(held.get("classes")) or held["classes"] * held["values"] != classes:
         return False
-    if others.keys() == {"scales"}:
+    if others.keys() in ({"scales"}, {"scales", "method"}):  # without: of version 0.1
         scales = others["scales"]
+        if not isinstance(others.get("method"), str | None):
+            return False
         numbers = isinstance(scales, list) and all(type(s) in (int, float) for s in scales)
-        return numbers and len(scales) == held["values"]
+        return numbers and len(scales) == held["values"] and scales == sorted(scales)
     if others.keys() != {"edges", "targets", "targets_c"} or not _tensors(others):
         return False
     edges, targets, of = others["edges"], others["targets"], others["targets_c"]

@@ -43,14 +43,31 @@ def recipes_of(variants: dict, flows: dict, own: dict) -> dict[str, dict]:
     kinds = {"pairs": Pairing, "flow": Training, "refinement": Refining}
     for name, section in variants.items():
         check_name("variants", name, "all", "dedicated", "before")
+        _check_row(name, section, variants)
         recipes[name] = {
             key: changed(kind, own[key], section[key], f"variants.{name}.{key}")
             for key, kind in kinds.items()
         }
+        recipes[name] |= {"then": section["then"], "change": section["refinement"]}
         recipes[name]["scales"] = own["scales"] if section["scales"] is None else section["scales"]
         if beyond := set(recipes[name]["scales"]) - set(own["scales"]):
             raise UserError(f"variants.{name} has scale {min(beyond):g}, which scales has not")
+    for name, section in variants.items():
+        refinements = [recipes[kind]["refinement"] for kind in (name, *section["then"])]
+        beyond = any(refinement["extrapolate"] for refinement in refinements)
+        recipes[name]["refinement"] = {**recipes[name]["refinement"], "extrapolate": beyond}
     return recipes
+
+
+def _check_row(name: str, section: dict, variants: dict) -> None:
+    """UserError where flows in a row are not other flows, or a row says how to make one."""
+    single = ["all", *(other for other, part in variants.items() if not part["then"])]
+    for part in section["then"]:
+        if part not in single:
+            raise UserError(f"variants.{name}.then: {part} must be one of {', '.join(single)}")
+    for key in ("pairs", "flow"):
+        if section["then"] and section[key]:
+            raise UserError(f"variants.{name}.{key} says how a flow is made: then makes none")
 
 
 def check_seed(seed: int) -> None:

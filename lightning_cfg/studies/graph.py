@@ -157,8 +157,10 @@ class _Builder:
                 found.traced = self.trace(name, section, scale, before).stage
             self.graph.scored.append(found)
 
-    def flows(self, name: str, section: dict) -> dict[tuple[str, float | None], Output]:
-        """{(kind, its scale; None where it is for all): the flow of a method}."""
+    def flows(
+        self, name: str, section: dict
+    ) -> dict[tuple[str, float | None], Output | list[dict]]:
+        """{(kind, its scale; None where it is for all): a method's flow, or several in a row}."""
         shared = sources_of(section, self.asked)
         dedicated = [s for s in self.asked["flows"].get("dedicated", []) if s in section["scales"]]
         n, source = self.asked["sources"], {}
@@ -167,6 +169,8 @@ class _Builder:
             source[scale] = self.generate(name, section, scale, own, "sources")
         found = {}
         for kind, recipe in self.recipes.items():
+            if recipe.get("then"):
+                continue
             for scale in dedicated if kind == "dedicated" else [None] if shared else []:
                 what, scales = (kind, shared) if scale is None else (f"{scale:g}", [scale])
                 settings = {"sources": [source[s] for s in scales], "n": n, "data": self.data}
@@ -174,7 +178,18 @@ class _Builder:
                 paired = self.add(f"pair {name} {what}", "pair", pairs)
                 data = {"name": "Pairs", "path": paired}
                 found[kind, scale] = self.fit(f"flow {name} {what}", recipe["flow"], data)
+        rows = {kind: recipe for kind, recipe in self.recipes.items() if recipe.get("then")}
+        for kind, recipe in rows.items() if shared else ():
+            found[kind, None] = [
+                self.leg(found[part, None], part, recipe) for part in recipe["then"]
+            ]
         return found
+
+    def leg(self, flow: Output, kind: str, recipe: dict) -> dict:
+        """One of several flows in a row: followed as by itself but for what the row changes."""
+        own = {**self.recipes[kind]["refinement"], **recipe["change"]}
+        keys = ("weights", "method", "steps", "strength", "scale")
+        return {"path": flow, **{key: own[key] for key in keys if key in own}}
 
     def generate(self, name: str, section: dict, scale: float, n: int, what: str) -> Output:
         settings = {"models": section["models"], "n": n, "data": self.data}

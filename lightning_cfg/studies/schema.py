@@ -55,6 +55,7 @@ def variant(
     pairs: dict = {},
     flow: dict = {},
     refinement: dict = {},
+    then: list[str] = [],
     scales: Scales | None = None,
 ) -> None:
     """Another way of pairing, training or refining, beside the study's own.
@@ -62,6 +63,8 @@ def variant(
     pairs       keys of the study's `pairs`
     flow        keys of the study's `flow`
     refinement  keys of the study's `refinement`
+    then        instead of a flow of its own, others in a row: variants by name, or `all`, the
+                study's own; each is followed as it is by itself but for this one's `refinement`
     scales      at which it is tried; left out, at all of the study's
     """
 

@@ -29,7 +29,7 @@ from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import Ranks, launched, sharing
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
-from lightning_cfg.sampling.guided import check_roles, check_together, scale_of
+from lightning_cfg.sampling.guided import check_roles, check_together
 from lightning_cfg.sampling.network import Networks
 from lightning_cfg.sampling.prepared import Prepared, pick_device, prepare
 from lightning_cfg.sampling.sample import check_finite
@@ -47,7 +47,7 @@ def _tried(config: dict) -> dict[str, Any]:
     check_together(config["guidance"], config["sampler"])
     n, kept, classes = config["n"], config["trajectories"], max(1, ready.classes)
     x, c = torch.zeros(1, *ready.shape).expand(n, *ready.shape), torch.arange(n) % classes
-    samples = {"x": x, "c": c, "seed": torch.arange(n), "scale": scale_of(config["guidance"])}
+    samples = {"x": x, "c": c, "seed": torch.arange(n), "guidance": config["guidance"]}
     path = torch.zeros(1, 2, *ready.shape).expand(kept, 2, *ready.shape)
     sigma = torch.tensor([80.0, 0.0], dtype=torch.float64)
     paths = {"path": path, "sigma": sigma, "c": c[:kept], "seed": torch.arange(kept)}

@@ -1,5 +1,6 @@
-"""`pair`: generated samples and their nearest real neighbours of the same class."""
+"""`pair`: generated samples and the real points that they are to become."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,35 +15,43 @@ from lightning_cfg.config import (
     Features,
     Filled,
     Free,
+    Positive,
     Seed,
     build,
 )
 from lightning_cfg.data.build import build_data
 from lightning_cfg.data.pairs import DIRECTION
 from lightning_cfg.diffusion.draws import keyed
-from lightning_cfg.errors import UserError
+from lightning_cfg.evaluation.coupling import (
+    Found,
+    blocks_of,
+    by_neighbours,
+    by_transport,
+    matched_within,
+    parts_of,
+)
 from lightning_cfg.evaluation.features import Space, as_space
 from lightning_cfg.evaluation.sample_sets import Samples, SampleSet, real_set
 from lightning_cfg.evaluation.size import Size
 from lightning_cfg.evaluation.sources import (
+    Sources,
     all_of,
     choose_sources,
-    feature_shards,
+    known_scales,
     own_reach,
-    read_sources,
 )
 from lightning_cfg.evaluation.tables import as_csv
+from lightning_cfg.evaluation.transported import Transport
 from lightning_cfg.metrics.frechet import Moments, frechet_distance
 from lightning_cfg.refinement.condition import distance_condition, scale_condition
-from lightning_cfg.refinement.neighbours import check_enough, nearest_in_shards
+from lightning_cfg.refinement.neighbours import check_enough
 from lightning_cfg.refinement.targets import balanced, effective, used_once, used_targets
 from lightning_cfg.reports.contact_sheet import contact_sheet
 from lightning_cfg.reports.panels import save
 from lightning_cfg.runs.files import write_text
 from lightning_cfg.runs.names import PAIRS
 from lightning_cfg.runs.pngs import drawable
-from lightning_cfg.runs.progress import progress
-from lightning_cfg.runs.ranks import launched, sharing
+from lightning_cfg.runs.ranks import sharing
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import save_tensors
 from lightning_cfg.sampling.prepared import pick_device
@@ -54,20 +63,27 @@ def _unread(config: dict, key: str) -> bool:
 
 def _tried(config: dict) -> dict[str, Any]:
     pick_device(config["device"])
-    sources, n, k = config["sources"], config["n"], config["k"]
+    within, n, k = matched_within(config), config["n"], config["k"]
     real = build_data(config["data"])
-    chosen = choose_sources(sources, real, n)
-    x = torch.zeros(1, *real.shape).expand(sum(map(len, chosen)), *real.shape)
+    sets = choose_sources(config["sources"], real, n)
+    parts, c = parts_of(config, within, sets), torch.cat([some.c for some in sets])
+    x = torch.zeros(1, *real.shape).expand(len(c), *real.shape)
     space = _space(config["features"])
     points = real_set(real, config["split"], config["bank"])
-    Size.of(x, points, space, k, same_class=config["same_class"]).shard(config["memory"])
-    of_class = {label: int((points.c == label).sum()) for label in points.c.unique().tolist()}
-    check_enough(of_class if config["same_class"] else {None: len(points)}, k)
+    if config["coupling"] == "transport":
+        cut = blocks_of(config, within, c, parts, points)
+        transport = Transport(space, config["epsilon"], k)
+        transport.check_memory(cut, x[0].numel(), space(x[:1]).shape[1], config["memory"])
+        k = transport.columns(cut)
+    else:
+        Size.of(x, points, space, k, same_class="class" in within).shard(config["memory"])
+        of_class = {label: int((points.c == label).sum()) for label in points.c.unique().tolist()}
+        check_enough(of_class if "class" in within else {None: len(points)}, k)
     nothing = torch.zeros(1, dtype=torch.long)
     tensors = {"x": x[:1], "targets": x[:1], "c": nothing, "neighbours": nothing.expand(1, k)}
     tensors |= {"num_classes": torch.tensor(real.num_classes)}
     if config["condition"] == "scale":
-        scales = _known_scales(sources, [some.scale for some in chosen])
+        scales = known_scales(config["sources"], sets, "condition=scale")
         tensors |= scale_condition(scales, nothing)
     elif config["condition"] == "distance":
         tensors |= distance_condition(x[:1], nothing, x[:1], nothing)
@@ -91,6 +107,10 @@ def pair(
     split: Literal["bank", "held_out"] = "bank",
     bank: Count | None = None,
     features: Features = {"name": "pixels"},
+    coupling: Literal["neighbours", "transport"] = "neighbours",
+    within: list[Literal["class", "scale"]] | None = None,
+    block: Annotated[int, Between(1, 50_000)] = 2048,
+    epsilon: Annotated[float, Positive] | None = None,
     same_class: bool = True,
     keep_close: Annotated[float, Between(0, 1, below=True)] = 0.0,
     balance: bool = False,
@@ -101,20 +121,31 @@ def pair(
     trust: Annotated[list[str], Free] = [],
     force: bool = False,
 ) -> Path:
-    """Find the k nearest real points of every generated sample; the run holds pairs/.
+    """Match every generated sample with real points; the run holds pairs/.
 
     It also holds metrics/pairs.csv, distances and how many targets are used by source and class,
-    and of images figures/pairs.png, sources beside their neighbours. Where they suffice for it, the
-    manifest has frechet_sources and frechet_targets, of the samples and of as many targets as they
-    are drawn to the real points, in the space: a flow ends in the distribution of its targets.
+    and of images figures/pairs.png, sources beside their targets. Where neighbours suffice for it,
+    the manifest has frechet_sources and frechet_targets, of the samples and of as many targets as
+    they are drawn to the real points, in the space: a flow ends in the distribution of its targets.
 
     sources     runs of `generate`, sample files, or folders or zips of images with classes; several
                 share n equally
     n           sources in all; left out, every sample of every one
-    split       of the data, where the neighbours are looked for
+    k           real points of each: nearest ones, or of transport with an epsilon those that have
+                most of its plan
+    split       of the data, where the real points are
     bank        real points per class of it; left out, all of them
     features    the space in which near is near (Zhao & Schwing 2025, sec. B.1)
-    same_class  neighbours only among real points of the sample's class
+    coupling    neighbours, the paper's, bring samples to a place where data are; transport moves
+                as much mass to every place as the data have there (`refinement.transport`)
+    within      class: only with real points of the sample's class; scale: `balance` and transport
+                are done for each guidance scale by itself; left out: class, and scale too for
+                transport and where the flow is told it
+    block       samples that transport matches at once, with as many real points, or with
+                epsilon all of the bank's in as many parts
+    epsilon     of transport's entropy, as a share of a block's median squared distance; left out:
+                none, which matches samples and real points one to one
+    same_class  false is within=[], the old spelling
     keep_close  a sample that is nearer to a real point than this share of real points are to each
                 other is its own target, so that the flow leaves it where it is; 0 is the paper's
     balance     draw each sample's neighbours by `targets.balanced`, so that real points are targets
@@ -123,105 +154,95 @@ def pair(
                 of the sources, by distance to the data, that a sample is in; null is the paper's
     memory      GiB that sources, bank and search may take: a larger bank is searched in parts, with
                 the same result; what cannot fit is refused before it starts
+    seed        of the order in which transport takes samples and real points
     trust       modules of one's own that a checkpoint may name; see docs/security.md
     force       does a finished run again
     """
+    asked = {"sources": sources, "coupling": coupling, "within": within, "block": block}
+    asked |= {"epsilon": epsilon, "same_class": same_class, "keep_close": keep_close}
+    asked |= {"balance": balance, "condition": condition, "seed": seed}
+    inside = matched_within(asked)
     real = build_data(data)
     if run.finished_already():
         return run.directory
 
-    x, c, source, named, scales = read_sources(sources, real, n)
-    known = _known_scales(sources, scales) if condition == "scale" else []
+    if not same_class:
+        print("same_class=false is now within=[]", file=sys.stderr)
+    read = Sources.read(sources, real, n)
+    x, c = read.x, read.c
+    parts = parts_of(asked, inside, read.sets)
     space = _space(features).to(pick_device(device))
     points = real_set(real, split, bank)
-    size = Size.of(x, points, space, k, same_class=same_class)
-    rows = size.shard(memory)
-    moments = Moments()  # of the real points, where they and the samples suffice
     with sharing() as ranks:
         ranks.check(len(x), f"{len(x)} samples")
-        if ranks.first:
-            print(size.told(rows))
-        mine = ranks.share(torch.arange(len(x)))
-        classes = c[mine] if same_class else None
-        enough = size.d < min(len(x), len(points)) and size.d <= WIDEST and ranks.first
-        of = moments if enough else None
-        found = ranks.raise_together(lambda: _nearest(x[mine], classes, points, space, k, rows, of))
-        distance, index, queries = (ranks.gather_rows(part) for part in found)
+        if coupling == "transport":
+            cut = blocks_of(asked, inside, c, parts, points)
+            found = by_transport(ranks, Transport(space, epsilon, k), cut, x, points, memory)
+        else:
+            size = Size.of(x, points, space, k, same_class="class" in inside)
+            of = c if "class" in inside else None
+            found = by_neighbours(ranks, x, of, points, space, size, memory)
     if not ranks.first:
         return run.directory
+    index, weights = found.index, found.weights
     own = torch.zeros(len(x), dtype=torch.bool)
     if keep_close:
-        own = distance[:, 0].sqrt() <= own_reach(points, space, rows, keep_close)[c]
+        own = found.distance[:, 0].sqrt() <= own_reach(points, space, found.rows, keep_close)[c]
+    if balance:
+        weights = _balanced(index, weights, own, parts)
 
-    used, neighbours = index[~own].unique(return_inverse=True)  # keep only somebody's targets
+    used, chosen = index[~own].unique(return_inverse=True)  # keep only somebody's targets
     targets = all_of(points.chosen(used))
-    weights = torch.full(index.shape, 1 / k)
-    if balance and not own.all():
-        weights[~own] = balanced(neighbours)
-    tensors = _tensors(x, c, source, distance, neighbours, targets, own)
-    tensors |= {"num_classes": torch.tensor(real.num_classes)}
-    tensors |= {"weights": weights} if balance else {}
-    told = {"scale": lambda: scale_condition(known, source)}
-    told |= {"distance": lambda: distance_condition(x, c, targets, points.c[used])}
-    tensors |= told[condition]() if condition else {}
-    table = used_targets(distance.sqrt(), index, c, source, named, weights)
+    tensors = {"num_classes": torch.tensor(real.num_classes)}
+    tensors |= _tensors(x, c, read.number, found.distance, chosen, targets, own)
+    tensors |= {"weights": weights} if balance or epsilon is not None else {}
+    tensors |= _condition(condition, sources, read, targets, points.c[used])
+    table = used_targets(found.distance.sqrt(), index, c, read.number, read.names, weights)
     run.begin()
     out = [save_tensors(run.directory / PAIRS, **tensors)]
     out.append(write_text(run.directory / "metrics/pairs.csv", as_csv(table)))
     out += _drawn(run.directory, x, c, points, index, real.num_classes)
-    facts = {"direction": DIRECTION, "pairs": len(x), "distinct_targets": len(used)}
-    facts |= {"mean_distance": float(distance.sqrt().mean())}
-    facts |= {"effective_targets": effective(index, weights), "used_once": used_once(index)}
-    facts |= {"kept_close": float(own.double().mean())}
-    if moments.count:
+    facts = _facts(found, own, None if epsilon is None else found.left_out)
+    facts |= {"method": read.sets[0].method} if condition == "scale" else {}
+    if found.moments.count:
         drawn = torch.multinomial(weights, 1, generator=keyed("targets", seed))
         ends = tensors["targets"][tensors["neighbours"].gather(1, drawn)[:, 0]]
-        facts |= _distances(moments, sources=queries, targets=space(ends))
+        facts |= _distances(found.moments, sources=found.queries, targets=space(ends))
     run.finish(*out, **facts)
-    _say(run, facts, k, len(points), keep_close)
+    _say(run, facts, index.shape[1], len(points), keep_close)
     return run.directory
 
 
-WIDEST = 4096  # dimensions up to which a Fréchet distance takes less time than the search
+def _balanced(index: Tensor, weights: Tensor, own: Tensor, parts: Tensor) -> Tensor:
+    """`balanced` of each part by itself, but for samples that are their own targets."""
+    for part in parts[~own].unique():
+        some = ~own & (parts == part)
+        weights[some] = balanced(index[some])
+    return weights
+
+
+def _condition(
+    name: str | None, paths: list[str], read: Sources, targets: Tensor, of: Tensor
+) -> dict[str, Tensor]:
+    """What the pairs' file holds of what the flow is told beside the class."""
+    if name == "scale":
+        return scale_condition(known_scales(paths, read.sets, "condition=scale"), read.number)
+    return {} if name is None else distance_condition(read.x, read.c, targets, of)
+
+
 SHOWN = 500  # samples among which the picture finds some of each class
 
 
-def _known_scales(sources: list[str], scales: list[float | None]) -> list[float]:
-    known = []
-    for source, scale in zip(sources, scales, strict=True):
-        if scale is None:
-            raise UserError(
-                f"condition=scale: {source} does not say its guidance scale, as runs of `generate` "
-                "do"
-            )
-        known.append(scale)
-    return known
-
-
-def _nearest(
-    x: Tensor,
-    c: Tensor | None,
-    points: SampleSet,
-    space: Space,
-    k: int,
-    rows: int,
-    moments: Moments | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of this rank's samples x the neighbours' squared distances and rows, and its own features.
-
-    It is the search that takes time, so each rank has the whole bank, `rows` of it at once.
-    moments  are added up over the bank
-    """
-    queries = space(x)
-    with progress(len(points), " real", shown=launched().rank == 0) as bar:
-
-        def seen(features: Tensor) -> None:
-            bar.update(len(features))
-            if moments is not None:
-                moments.add(features.flatten(1))
-
-        shards = feature_shards(points, space, rows, seen)
-        return *nearest_in_shards(queries, shards, k=k, c=c), queries
+def _facts(found: Found, own: Tensor, left_out: float | None) -> dict[str, Any]:
+    """What the manifest says of the pairs; left_out only of a plan that has more than it keeps."""
+    distance, index, weights = found.distance.sqrt(), found.index, found.weights
+    facts = {"direction": DIRECTION, "pairs": len(index), "mean_distance": float(distance.mean())}
+    facts |= {"distinct_targets": len(index[~own].unique())}
+    facts |= {"effective_targets": effective(index, weights), "used_once": used_once(index)}
+    facts |= {"kept_close": float(own.double().mean())}
+    if left_out is not None:
+        facts |= {"mean_distance": float((weights * distance).sum(1).mean()), "left_out": left_out}
+    return facts
 
 
 def _distances(real: Moments, **sets: Tensor) -> dict[str, float]:
@@ -271,12 +292,13 @@ def _drawn(
 
 
 def _say(run: Run, facts: dict, k: int, points: int, keep_close: float) -> None:
-    n = facts["pairs"]
+    n, left_out = facts["pairs"], facts.get("left_out")
     run.say(
         f"{n} samples, {k} of {points} real points each, "
         f"mean distance {facts['mean_distance']:.4g}, {facts['distinct_targets']} distinct "
         f"targets, effectively {facts['effective_targets']:.0f}"
         + (f", {facts['kept_close']:.1%} their own" if keep_close else "")
+        + ("" if left_out is None else f", {left_out:.1%} of the plan left out")
     )
     if "frechet_sources" in facts:
         before, after = facts["frechet_sources"], facts["frechet_targets"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_cfg.config import (
     AtLeast,
+    Filled,
     Free,
     NonNegative,
     Positive,
@@ -17,6 +18,7 @@ from lightning_cfg.config import (
     Seed,
     Share,
     Steps,
+    Verb,
 )
 from lightning_cfg.data.pairs import Pairs
 from lightning_cfg.diffusion.models import Flow
@@ -34,42 +36,128 @@ from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import save_tensors
 from lightning_cfg.sampling.prepared import pick_device
 
+Method = Literal["dopri5", "euler", "heun"]
+
+
+def leg(
+    *,
+    path: Checkpoint,
+    weights: Weights | None = None,
+    method: Method | None = None,
+    steps: Steps | None = None,
+    strength: Annotated[float, Share] | None = None,
+    scale: Annotated[float, Real] | None = None,
+) -> None:
+    """One of several flows in a row; what it leaves out is as for all of them.
+
+    path  a run of `fit` of a Flow on pairs, or its checkpoint; the others as for `refine`
+    """
+
+
+Legs = list[Checkpoint | Annotated[dict, Verb("lightning_cfg.verbs.refine.leg", short="path")]]
+
 
 @dataclass(frozen=True)
-class _Ready:
-    """A flow, and the samples that it moves."""
+class _Leg:
+    """A flow, how it is followed, and what it is told beside the class."""
 
     model: Flow
     solver: Solver
-    source: SampleSet
     condition: Condition | None
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """Flows in a row, the samples that they move, and the guidance scale that they are told."""
+
+    legs: list[_Leg]
+    source: SampleSet
+    scale: float | None
+    extrapolated: bool
+
+    def moved(self, x: Tensor, c: Tensor) -> tuple[Tensor, list[int]]:
+        """A batch at the end of its way, and the evaluations of every flow."""
+        spent = []
+        for leg in self.legs:
+            told = c
+            if leg.condition is not None:
+                place = next(leg.model.parameters()).device
+                vectors = leg.model.class_vectors
+                told = leg.condition.told(x, c.to(place), self.scale, vectors)
+            x, evaluations = refined(leg.model, x, told, leg.solver)
+            spent.append(evaluations)
+        return x, spent
 
 
 def _tried(config: dict) -> dict[str, Any]:
     pick_device(config["device"])
     source = _ready({**config, "device": "cpu"}).source
     x = torch.zeros(1, *source.shape).expand(len(source), *source.shape)
-    return {SAMPLES: {"x": x, "c": source.c, "seed": source.seeds, "scale": source.scale}}
+    return {SAMPLES: {"x": x, "c": source.c, "seed": source.seeds, "guidance": source.guidance}}
 
 
 def _ready(config: dict) -> _Ready:
     """All that `refine` needs; UserError for keys that do not fit each other."""
     flow, samples, images = config["flow"], config["samples"], config["images"]
-    keys = ("method", "steps", "rtol", "atol", "max_evaluations", "strength", "scale")
-    solver = Solver(**{key: config[key] for key in keys})
-    place = pick_device(config["device"])
-    model = _flow(flow, config["weights"]).to(place)
-    solver.check(model)
+    legs = [_leg(part, config) for part in (flow if isinstance(flow, list) else [flow])]
+    shapes = {tuple(leg.model.shape): None for leg in legs}
+    if len(shapes) > 1:
+        raise UserError(
+            f"flow: these move samples of different shapes, {' and '.join(map(str, shapes))}"
+        )
+    model = legs[0].model
     source = read_set(samples, model, as_bytes=False)
     if not source.labelled:
         raise UserError(f"{samples} says no classes, and the flow moves samples by class")
     check_images(images, model.shape)
-    condition = _condition(model)
-    if isinstance(condition, ByScale) and source.scale is None:
-        raise UserError(
-            f"{samples} does not say its guidance scale, on which the flow {flow} is conditioned"
-        )
-    return _Ready(model, solver, source, condition)
+    scale, extrapolated = _told_scale(config, source, legs)
+    return _Ready(legs, source, scale, extrapolated)
+
+
+def _leg(part: str | dict, config: dict) -> _Leg:
+    """One of the flows; what it does not say itself is as for all of them."""
+    own: dict[str, Any] = {"path": part} if not isinstance(part, dict) else part
+    asked = config | {key: value for key, value in own.items() if value is not None}
+    keys = ("method", "steps", "rtol", "atol", "max_evaluations", "strength", "scale")
+    solver = Solver(**{key: asked[key] for key in keys})
+    model = _flow(asked["path"], asked["weights"]).to(pick_device(config["device"]))
+    solver.check(model)
+    return _Leg(model, solver, _condition(model))
+
+
+def _told_scale(config: dict, source: SampleSet, legs: list[_Leg]) -> tuple[float | None, bool]:
+    """The scale that the flows are told, and whether it is beyond those of a flow's sources.
+
+    UserError where it is needed and not known, is another method's, or lies beyond them unasked.
+    """
+    samples, at, scale = config["samples"], config["at"], source.scale
+    told = [leg.condition for leg in legs if isinstance(leg.condition, ByScale)]
+    if at is not None and not told:
+        raise UserError(f"at={at:g}: the flow is not conditioned on the guidance scale")
+    if at is not None and scale is not None and at != scale:
+        raise UserError(f"at={at:g}: {samples} says that its guidance scale is {scale:g}")
+    scale = at if scale is None else scale
+    beyond = False
+    for condition in told:
+        if scale is None:
+            raise UserError(
+                f"{samples} does not say its guidance scale, on which the flow is conditioned: "
+                "say it by at="
+            )
+        if None not in (condition.method, source.method) and condition.method != source.method:
+            raise UserError(
+                f"{samples} was guided by {source.method}, and the flow knows the scales of "
+                f"{condition.method}: another method's are not the same thing"
+            )
+        if not condition.knows(scale):
+            beyond = True
+            low, high = condition.scales[0], condition.scales[-1]
+            if not config["extrapolate"]:
+                raise UserError(
+                    f"{samples} has guidance scale {scale:g}, and the flow knows those from "
+                    f"{low:g} to {high:g}: extrapolate=true takes the nearest of them"
+                )
+    return scale, beyond
 
 
 @verb(tried=_tried)
@@ -77,17 +165,19 @@ def refine(
     run: Run,
     /,
     *,
-    flow: Checkpoint,
+    flow: Checkpoint | Annotated[Legs, Filled],
     samples: Samples,
     run_dir: str,
     weights: Weights = "ema",
-    method: Literal["dopri5", "euler", "heun"] = "dopri5",
+    method: Method = "dopri5",
     steps: Steps = 8,
     rtol: Annotated[float, NonNegative] = 1e-5,
     atol: Annotated[float, Positive] = 1e-5,
     max_evaluations: Annotated[int, AtLeast(1)] = 2000,
     strength: Annotated[float, Share] = 1.0,
     scale: Annotated[float, Real] = 1.0,
+    at: Annotated[float, Real] | None = None,
+    extrapolate: bool = False,
     images: Annotated[Literal["folder", "zip"] | None, Free] = None,
     batch_size: Annotated[int, AtLeast(1)] = 1000,
     device: Annotated[str, Free] = "auto",
@@ -97,7 +187,8 @@ def refine(
 ) -> Path:
     """Integrate dx/dt = v(x, t, c) from the sample at t = 0 to 1; the run holds samples/.
 
-    flow             a run of `fit` of a Flow on pairs, or its checkpoint
+    flow             a run of `fit` of a Flow on pairs, or its checkpoint; or several in a row, each
+                     such a path or {path, weights, method, steps, strength, scale}
     samples          a run of `generate`, a sample file, or a folder or zip of images with classes
     method           dopri5, adaptive, by rtol and atol; euler or heun in equal `steps`, which take
                      one or two evaluations each
@@ -105,6 +196,9 @@ def refine(
     strength         integrates up to this t only: 1 is the whole way, 0 changes nothing
     scale            w of classifier-free guidance inside the flow, v_u + w (v_c - v_u) (Zhao &
                      Schwing 2025, app. B.2): for a flow trained with label dropout; 1 is without
+    at               guidance scale of samples that do not say it, for a flow that is told it: one
+                     between two of its sources' is told by the class vectors between theirs
+    extrapolate      beyond its sources' scales the nearest of them is told; false refuses
     images           also as 8-bit PNGs, in samples/images/ or samples/images.zip
     trust            modules of one's own that a checkpoint may name; see docs/security.md
     force            does a finished run again
@@ -114,39 +208,41 @@ def refine(
 
     asked = {"flow": flow, "samples": samples, "weights": weights, "method": method}
     asked |= {"steps": steps, "rtol": rtol, "atol": atol, "max_evaluations": max_evaluations}
-    asked |= {"strength": strength, "scale": scale, "images": images, "batch_size": batch_size}
-    ready = _ready({**asked, "device": device})
-    model, solver, source, condition = ready.model, ready.solver, ready.source, ready.condition
-    total = len(source)
+    asked |= {"strength": strength, "scale": scale, "at": at, "extrapolate": extrapolate}
+    ready = _ready({**asked, "images": images, "device": device})
+    source, total = ready.source, len(ready.source)
+    names = ["flow", *(f"flow_{i}" for i in range(2, len(ready.legs) + 1))]
     with sharing() as ranks:
         ranks.check(total, samples)
         own, began = source.chosen(ranks.share(torch.arange(total))), time.monotonic()
 
-        def work() -> tuple[Tensor, int]:
-            parts, spent = [], 0
+        def work() -> tuple[Tensor, list[int]]:
+            parts, spent = [], [0] * len(names)
             with progress(total, "sample", shown=ranks.first) as bar:
                 for x, c in own.batches(batch_size):
-                    c = c if condition is None else condition.told(x, c, source.scale)
-                    moved, evaluations = refined(model, x, c, solver)
+                    moved, evaluations = ready.moved(x, c)
                     parts.append(moved)
-                    spent += evaluations
+                    spent = [a + b for a, b in zip(spent, evaluations, strict=True)]
                     bar.update(len(x) * ranks.size)
             return torch.cat(parts), spent
 
-        x, evaluations = ranks.raise_together(work)
+        x, spent = ranks.raise_together(work)
         x = ranks.gather_rows(x)
-        cost = {"evaluations": evaluations, "seconds": time.monotonic() - began}
+        cost = {**dict(zip(names, spent, strict=True)), "seconds": time.monotonic() - began}
         cost = {name: value / total for name, value in ranks.sum(cost).items()}
     if not ranks.first:
         return run.directory
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
     out = [save_tensors(run.directory / SAMPLES, x=x, c=source.c, seed=source.seeds)]
     if images is not None:
-        place, labelled = run.directory / IMAGES[images], model.num_classes > 0
+        place, labelled = run.directory / IMAGES[images], ready.legs[0].model.num_classes > 0
         out.append(save_images(place, x=x, c=source.c, seed=source.seeds, labelled=labelled))
-    facts = {"evaluations": {"flow": cost["evaluations"]}, "seconds_per_sample": cost["seconds"]}
-    run.finish(*out, **facts, weights=weights, steps={"flow": model.step})
-    run.say(f"{total} samples, {cost['evaluations']:.0f} evaluations each")
+    seconds = cost.pop("seconds")
+    facts = {"evaluations": cost, "seconds_per_sample": seconds, "extrapolated": ready.extrapolated}
+    each = zip(names, ready.legs, strict=True)
+    run.finish(*out, **facts, weights=weights, steps={name: leg.model.step for name, leg in each})
+    beyond = ", by the nearest guidance scale that the flow knows" if ready.extrapolated else ""
+    run.say(f"{total} samples, {sum(cost.values()):.0f} evaluations each{beyond}")
     return run.directory
 
 
