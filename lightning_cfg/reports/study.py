@@ -15,7 +15,7 @@ from lightning_cfg.reports import (
     trajectory_figures,
     variants,
 )
-from lightning_cfg.reports.case import FRONT, Case
+from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.markdown import as_html
 from lightning_cfg.reports.panels import save
 from lightning_cfg.reports.prose import done, spent
@@ -70,7 +70,7 @@ def write_report(
     parts += chapter("Table", lambda case: [_averages_table(case.averages, metrics)], TABLE)
     parts += ["\n".join(f"- {_definition(name)}" for name in metrics)]
     parts += chapter("Figures", lambda case: _figures(directory, case, config))
-    parts += chapter("Every class", lambda case: [_table([*FRONT], metrics, case.rows)])
+    parts += chapter("Every class", lambda case: [_table(case.front, metrics, case.rows)])
     markdown = "\n\n".join(parts) + "\n"
     _write_tables(directory, cases)
     write_text(directory / "report.html", as_html(markdown, directory))
