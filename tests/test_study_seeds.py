@@ -1,13 +1,17 @@
 """A study of several seeds: whose stages are whose, and what the report says over them."""
 
+import csv
 import json
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from lightning_cfg.config import load
+from lightning_cfg.runs.names import METRICS
 from lightning_cfg.studies.graph import judging
 from lightning_cfg.verbs.study import study
 
@@ -145,6 +149,72 @@ def test_plan_cost_and_stage_know_all_seeds(both, tmp_path, capsys):
     run(tmp_path, "seeds=[0,1]", "stage=seed 1 generate cfg 1 fresh")
     out = capsys.readouterr().out
     assert re.search(r"\] seed 1 generate cfg 1 fresh\n.*-1-fresh-\w+: finished already", out)
+
+
+def test_tables_have_every_seeds_rows_and_their_means(both):
+    """table.csv from the stages' own tables; differences and the report from table.csv."""
+    with (both / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:3] == ["seed", "method", "scale"]
+    places = {s["name"]: both / s["directory"] for s in stages(both)}
+
+    def values(metric: str, scale: str, stage: str, flow: str = "") -> np.ndarray:
+        means = []
+        for seed in ("0", "1"):
+            what = (seed, scale, stage, flow)
+            own = [r for r in rows if (r["seed"], r["scale"], r["stage"], r["flow"]) == what]
+            assert len(own) == 2  # classes
+            n = [int(r["n"]) for r in own]
+            means.append(np.average([float(r[metric]) for r in own], weights=n))
+        return np.array(means)
+
+    for seed in (0, 1):
+        table = json.loads((places[f"seed {seed} evaluate cfg 2"] / METRICS).read_text())
+        label = [r["frechet"] for r in table if r["samples"] == "after two"]
+        ours = [r for r in rows if (r["seed"], r["scale"], r["flow"]) == (str(seed), "2", "two")]
+        assert [float(r["frechet"]) for r in ours] == pytest.approx(label, rel=1e-5)
+    before, after = values("frechet", "2", "before"), values("frechet", "2", "after", "two")
+    with (both / "differences.csv").open() as file:
+        (found,) = [
+            r
+            for r in csv.DictReader(file)
+            if (r["scale"], r["flow"], r["against"], r["metric"])
+            == ("2", "two", "before", "frechet")
+        ]
+    low, high = stats.ttest_rel(after, before).confidence_interval(0.95)
+    assert float(found["mean"]) == pytest.approx((after - before).mean(), rel=1e-4)
+    assert float(found["half_width"]) == pytest.approx((high - low) / 2, rel=1e-4)
+    report = (both / "report.md").read_text()
+    text = report.split("## Table")[1].split("## Figures")[0]
+    (line,) = [line for line in text.splitlines() if line.startswith("| cfg | 2 | two |")]
+    half = 12.706 * before.std(ddof=1) / 2**0.5
+    assert f"{after.mean():.3g} ± " in line
+    (line,) = [line for line in text.splitlines() if line.startswith("| cfg | 2 | before |")]
+    shown = [cell.strip() for cell in line.split("|")]
+    _, error = next(cell for cell in shown if cell.startswith(f"{before.mean():.3g} ")).split(" ± ")
+    assert float(error) == pytest.approx(half, rel=0.06)
+    (line,) = [line for line in text.splitlines() if "| one draw |" in line]
+    assert f" {values('frechet', '', 'real').std(ddof=1):.3g} |" in line
+    assert "means over the seeds 0, 1 ±" in report
+    assert "Seeds 0, 1; every setting" in report
+    assert "are those of seed 0" in report
+    for name in ("trajectories.csv", "curves.csv"):
+        assert {line.split(",")[0] for line in (both / name).read_text().splitlines()} == {
+            "seed", "0", "1"
+        }  # fmt: skip
+    page = (both / "report.html").read_text()
+    every = page.split("<h2>Every class</h2>")[1]
+    assert every.count("<tr>") == len(rows) + 1
+
+
+def test_a_study_of_one_seed_says_so_and_has_no_column(tmp_path):
+    done = run(tmp_path, "seeds=[3]", "trace=null")
+    assert (done / "table.csv").read_text().startswith("method,scale,class")
+    assert not (done / "differences.csv").exists()
+    report = (done / "report.md").read_text()
+    assert "Seed 3; every setting" in report
+    assert "Decided by the numbers of one seed" in report
+    assert "±" not in report
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_cfg.reports.rows import Cells, Rows
+from lightning_cfg.reports.rows import SEED, Cells, Rows
 from lightning_cfg.runs.manifests import read_table
 from lightning_cfg.runs.names import BOUNDARIES, CURVES, SUMMARY
 
 FRONT = ("method", "scale", "class", "stage", "flow", "nfe", "evaluations", "seconds", "n")
-SEED = "seed"
 
 
 @dataclass

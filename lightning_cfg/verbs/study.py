@@ -8,7 +8,7 @@ from lightning_cfg.config import Between, Data, Real, Scales, Seed, changed, com
 from lightning_cfg.data.build import build_data
 from lightning_cfg.errors import UserError
 from lightning_cfg.reports.case import Case, Traced, joined
-from lightning_cfg.reports.claims import check_claims, summary
+from lightning_cfg.reports.claims import check_claims, left_out, summary
 from lightning_cfg.reports.rows import Cell
 from lightning_cfg.reports.study import write_report
 from lightning_cfg.reports.trajectories import trends
@@ -152,7 +152,8 @@ def study(
         ]
         config = {**asked, "methods": {name: _in_words(m) for name, m in methods.items()}}
         write_report(root, title=title or root.name, config=config, cases=found, stages=stages.done)
-    print(summary([c for case in found for c in (*check_claims(case.rows), *trends(case))]))
+    claims = [c for case in found for c in (*check_claims(case.rows), *trends(case))]
+    print(summary(claims, [c for case in found for c in left_out(case.rows)]))
     print(root / "report.html")
     return root
 
