@@ -180,7 +180,7 @@ def test_a_number_is_in_its_range_or_one_line_says_so(callable_, key, way, numbe
         if type(found) in (int, float):
             assert all(domain.holds(found) for domain in domains), (value, found)
             assert type(found) is int or math.isfinite(found) or Infinite in domains
-            assert type(found) is float or abs(found) < 2**63 or key == "seed"
+            assert type(found) is float or abs(found) < 2**63 or key in ("seed", "seeds")
         else:  # another kind of a union, such as "ema" or null
             assert found is None or type(value) is type(found)
             assert type(found) not in (int, float)

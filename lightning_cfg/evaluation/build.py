@@ -10,6 +10,7 @@ import torch
 
 from lightning_cfg.config import Input, build
 from lightning_cfg.data.build import build_data
+from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.features import as_space
 from lightning_cfg.evaluation.gather import ALL, Gathered
@@ -142,8 +143,11 @@ def real_side(
     )
 
 
-def fresh_points(side: Real, per_class: int) -> tuple[SampleSet, Real | None]:
-    """Real points to score: a fresh draw, or some held-out ones with the others as reference."""
+def fresh_points(side: Real, per_class: int, seed: int = 0) -> tuple[SampleSet, Real | None]:
+    """Real points to score: a fresh draw, or some held-out ones with the others as reference.
+
+    seed  chooses which held-out ones: 0 the first of every stretch, another one of each by chance
+    """
     if side.data.truth is not None:
         return real_set(side.data, "fresh", per_class), None
     held_out = side.split("held_out")
@@ -153,8 +157,11 @@ def fresh_points(side: Real, per_class: int) -> tuple[SampleSet, Real | None]:
         raise UserError(f"fresh={per_class} leaves no held-out point of some class to compare with")
     # evenly spaced, as files have an order: the later half of MNIST's is by other writers
     taken = torch.zeros(len(held_out), dtype=torch.bool)
-    for own in of_class:
-        taken[own[torch.arange(per_class) * len(own) // per_class]] = True
+    for k, own in enumerate(of_class):
+        starts = torch.arange(per_class + 1) * len(own) // per_class
+        chance = torch.rand(per_class, generator=keyed("fresh", seed, k), dtype=torch.float64)
+        within = (chance * starts.diff()).long() if seed else 0
+        taken[own[starts[:-1] + within]] = True
     chosen, others = (held_out.chosen(mask.nonzero().flatten()) for mask in (taken, ~taken))
     return chosen, side.replaced("held_out", others)
 

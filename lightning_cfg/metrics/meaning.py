@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.metrics.needs import OF_A_SPACE, needs
+from lightning_cfg.metrics.over_seeds import OverSeeds
 from lightning_cfg.metrics.settings import settings_of
 
 WAYS = ("lower", "higher", "real")
@@ -100,7 +101,16 @@ def show(column: str, value: Any) -> str:
     """A value as the metric of the column says; words as they are, nothing for None."""
     if value is None or isinstance(value, str):
         return value or ""
-    return meaning(column).format(value)
+    return written(value, meaning(column).format)
+
+
+def written(value: float, format: Callable[[float], str]) -> str:
+    """A value by its format, over seeds as mean ± half of its interval: 12.3 ± 0.45 %."""
+    if not isinstance(value, OverSeeds):
+        return format(value)
+    mean, half = format(value), format(float(f"{value.half:.2g}"))
+    unit = " %" if mean.endswith(" %") and half.endswith(" %") else ""
+    return f"{mean.removesuffix(unit)} ± {half.removesuffix(unit)}{unit}"
 
 
 def check_columns(metric: Callable, columns: Iterable[str]) -> None:

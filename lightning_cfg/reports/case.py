@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_cfg.reports.rows import Cells, Rows
+from lightning_cfg.reports.rows import SEED, Cells, Rows
 from lightning_cfg.runs.manifests import read_table
 from lightning_cfg.runs.names import BOUNDARIES, CURVES, SUMMARY
 
@@ -45,12 +45,15 @@ class Case:
 
     name: str  # "" where it is the only one
     data_set: Any
-    # of the table: FRONT, then the metrics
+    # of the table: FRONT, then the metrics; seed before them where there are several
     rows: list[dict] = field(default_factory=list)
-    # {(method, scale, stage, flow): sample file}
+    # {(method, scale, stage, flow): sample file}, of the first seed
     sets: Cells[Path] = field(default_factory=Cells)
-    # {(method, scale): trajectories before refinement}
+    # {(method, scale): trajectories before refinement}, of the first seed
     traced: dict[tuple, Traced] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    # of every seed, where there are several
+    traced_by: dict[int, dict[tuple, Traced]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sets = Cells(self.sets)
@@ -61,4 +64,25 @@ class Case:
 
     @property
     def metrics(self) -> list[str]:
-        return [name for name in self.rows[0] if name not in FRONT] if self.rows else []
+        return [name for name in self.rows[0] if name not in (SEED, *FRONT)] if self.rows else []
+
+    @property
+    def front(self) -> list[str]:
+        """The columns before the metrics."""
+        return [SEED, *FRONT] if len(self.seeds) > 1 else [*FRONT]
+
+
+def joined(cases: list[Case]) -> Case:
+    """One case of the same one by several seeds: all rows; pictures of the first seed."""
+    if len(cases) == 1:
+        return cases[0]
+    first, seeds = cases[0], [case.seeds[0] for case in cases]
+    return Case(
+        first.name,
+        first.data_set,
+        [{SEED: case.seeds[0], **row} for case in cases for row in case.rows],
+        first.sets,
+        first.traced,
+        seeds,
+        {case.seeds[0]: case.traced for case in cases},
+    )

@@ -8,7 +8,7 @@ from lightning_cfg.evaluation.tables import markdown_table
 from lightning_cfg.metrics.meaning import kind_of, meaning, show
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.panels import Drawn, Line, per_name, turn
-from lightning_cfg.reports.rows import Rows, best, bold
+from lightning_cfg.reports.rows import ALIKE, Rows, best, bold
 
 DISTANCE = ("fid", "fd_dinov2", "fd", "frechet")  # by the first of which a scale is the best
 FIDELITY = ("precision", "outliers", "class_accuracy", "wrong_class")
@@ -29,7 +29,8 @@ def sections(averages: Rows, config: dict, metrics: list[str]) -> list[str]:
     parts = [
         f"Every method at that scale of its own grid where `{distance}` is smallest, so that none "
         "is judged at a scale that suits another; `nfe` is network evaluations per sample, all "
-        "networks together. The choice is made on the samples that it is told of."
+        "networks together. The choice is made on the samples that it is told of. The best of a "
+        "column is bold" + (f", {ALIKE}." if averages.over_seeds else ".")
     ]
     for stage, flow in averages.kinds():
         rows = averages.where(stage=stage, flow=flow).having(distance)
@@ -67,8 +68,11 @@ def _matched(before: Rows, methods: list[str], distance: str, metrics: list[str]
     if error is None:
         return []
     fewest = max if meaning(error).better == "higher" else min
-    limits = before.where(method=methods[0]).line(distance)
-    curves = [before.where(method=method).curve(distance, error) for method in methods]
+    limits = [(s, float(d)) for s, d in before.where(method=methods[0]).line(distance)]
+    curves = [
+        [(float(d), float(e)) for d, e in before.where(method=method).curve(distance, error)]
+        for method in methods
+    ]
     columns = [methods]
     for _, limit in limits:
         values = [fewest(_within(curve, limit), default=None) for curve in curves]
@@ -78,7 +82,8 @@ def _matched(before: Rows, methods: list[str], distance: str, metrics: list[str]
     return [
         f"**At matched distance**: the best `{error}` that each method reaches, before refinement, "
         f"where its `{distance}` is no larger than that of {methods[0]} at the scale in brackets; "
-        "interpolated between neighbours among its scales, empty where it has none.",
+        "interpolated between neighbours among its scales, empty where it has none"
+        + ("; of the means over the seeds." if before.over_seeds else "."),
         markdown_table(["method", *heads], [list(line) for line in zip(*columns, strict=True)]),
     ]
 

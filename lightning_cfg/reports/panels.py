@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_cfg.metrics.over_seeds import OverSeeds
 from lightning_cfg.runs.files import write
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe & Ito (2008)
@@ -73,7 +74,7 @@ def without_tex(figure: Any) -> None:
     formulas: set[int] = set()
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
-            if axis.get_scale() == "log":
+            if axis.get_scale() in ("log", "symlog"):
                 formulas |= {id(text) for text in axis.findobj(Text) if text is not axis.label}
     for text in figure.findobj(Text):
         if id(text) not in formulas:
@@ -117,14 +118,41 @@ def per_name(
 
 
 def plotted(axes: Any, lines: list[Line], floor: float | None, dashes: str = "--") -> None:
-    """Draw lines, and real data's level, on a panel."""
+    """Draw lines, and real data's level, on a panel.
+
+    Over seeds with the 95 % intervals of the means, as bands where the line runs across; around
+    real's level the deviation of a single draw.
+    """
     for line in lines:
         if line.points:
             x, y = zip(*line.points, strict=True)
-            axes.plot(x, y, label=shown(line.label), **{"lw": 1, "ms": 3, **line.style})
+            (drawn,) = axes.plot(x, y, label=shown(line.label), **{"lw": 1, "ms": 3, **line.style})
+            _intervals(axes, x, y, drawn.get_color())
     if floor is not None:
         axes.axhline(floor, color="black", lw=0.8, ls=dashes, label="real")
+        if isinstance(floor, OverSeeds):
+            around = floor - floor.deviation, floor + floor.deviation
+            axes.axhspan(*around, color="black", alpha=0.1, lw=0)
     axes.grid(alpha=0.3, lw=0.4)
+
+
+def _intervals(axes: Any, x: tuple, y: tuple, colour: str) -> None:
+    """Of the values that are over seeds: a band, or where both ways have intervals, crosses."""
+    if not all(isinstance(value, OverSeeds) for value in y):
+        return
+    if all(isinstance(value, OverSeeds) for value in x):
+        sides = [[(v - _ends(v)[0], _ends(v)[1] - v) for v in values] for values in (y, x)]
+        up, across = (list(zip(*pairs, strict=True)) for pairs in sides)
+        axes.errorbar(x, y, up, across, fmt="none", ecolor=colour, elinewidth=0.5, alpha=0.6)
+        return
+    low, high = zip(*map(_ends, y), strict=True)
+    axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+
+
+def _ends(value: OverSeeds) -> tuple[float, float]:
+    """Of its interval, which is not drawn below 0 where no seed's number is."""
+    low = value - value.half
+    return max(low, 0.0) if min(value.by_seed.values()) >= 0 else low, value + value.half
 
 
 def shown(label: str) -> str:

@@ -50,7 +50,12 @@ def done(config: dict, cases: list[Case]) -> str:
         )
     else:
         text += f"For each method, {fresh} were scored."
-    return f"{text} Seed {config['seed']}; every setting is in [config.yaml](config.yaml)."
+    return f"{text} {seeds_of(cases[0])}; every setting is in [config.yaml](config.yaml)."
+
+
+def seeds_of(case: Case) -> str:
+    """Seed 0, or Seeds 0, 1, 2."""
+    return f"Seed{'s' if len(case.seeds) > 1 else ''} {', '.join(map(str, case.seeds))}"
 
 
 def spent(directory: Path, stages: list[dict]) -> str:

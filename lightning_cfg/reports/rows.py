@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple, TypeVar
 
 from lightning_cfg.metrics.meaning import meaning, show
+from lightning_cfg.metrics.over_seeds import OverSeeds, difference, each, over, positive
 
 Held = TypeVar("Held")
 
@@ -24,6 +25,10 @@ class Cell(NamedTuple):
     def kind(self) -> tuple[str, str]:
         return self.stage, self.flow
 
+
+SEED = "seed"  # a column of rows of several
+SPENT = ("nfe", "seconds", "n")  # columns that have no interval
+ALIKE = "and with it whatever the interval of the difference, paired by seed, does not tell from it"
 
 REAL = Cell("real", None, "real", "")
 SAMPLE_KINDS = {  # (stage, flow): name of a set of samples, in the order of the papers' figures
@@ -56,22 +61,26 @@ class Cells(dict[Cell, Held]):
 
 
 class Rows(Cells[dict[str, Any]]):
-    """{cell: {nfe, n, metrics}} with classes averaged."""
+    """{cell: {nfe, n, metrics}} with classes averaged; metrics of several seeds as `OverSeeds`."""
 
     @classmethod
     def averaged(cls, rows: list[dict]) -> "Rows":
-        """Means over the classes, weighted by n; n is the sum.
+        """Means over the classes, weighted by n, then over the seeds; n is the sum over classes.
 
-        What some class lacks is left out. A text is that of the first class.
+        What some class or seed lacks is left out. A text is the first one's.
         """
-        groups: dict[Cell, list[dict]] = {}
+        groups: dict[Cell, dict[int, list[dict]]] = {}
         for row in rows:
-            groups.setdefault(Cell(*(row[name] for name in Cell._fields)), []).append(row)
+            own = groups.setdefault(Cell(*(row[name] for name in Cell._fields)), {})
+            own.setdefault(row.get(SEED, 0), []).append(row)
         out = cls()
-        for cell, group in groups.items():
-            means = {k: mean(group, k) for k in group[0] if k not in (*Cell._fields, "class")}
+        for cell, by_seed in groups.items():
+            front = {*Cell._fields, "class", SEED, "n"}
+            names = [k for k in next(iter(by_seed.values()))[0] if k not in front]
+            means = {k: over({seed: mean(own, k) for seed, own in by_seed.items()}) for k in names}
+            means["n"] = over({s: sum(row["n"] for row in own) for s, own in by_seed.items()})
+            means |= {k: float(means[k]) for k in SPENT if isinstance(means.get(k), OverSeeds)}
             out[cell] = {name: value for name, value in means.items() if value is not None}
-            out[cell]["n"] = sum(row["n"] for row in group)
         return out
 
     def having(self, *metrics: str) -> "Rows":
@@ -85,6 +94,11 @@ class Rows(Cells[dict[str, Any]]):
     def curve(self, x: str, y: str) -> list[tuple[float, float]]:
         """Two metrics of one method, where both were measured, in the order of the scales."""
         return [(self[cell][x], self[cell][y]) for cell in sorted(self.having(x, y))]
+
+    @property
+    def over_seeds(self) -> bool:
+        """Whether the numbers are of several seeds."""
+        return any(isinstance(value, OverSeeds) for row in self.values() for value in row.values())
 
     @property
     def real(self) -> dict[str, Any]:
@@ -107,12 +121,27 @@ def best(metric: str, values: list[float | None], real: float | None = None) -> 
     known, way = [value for value in values if value is not None], meaning(metric).better
     if not known or way is None or (way == "real" and real is None):
         return None
-    if real is not None and way == "real":
-        return min(known, key=lambda value: abs(value - real))
-    return min(known) if way == "lower" else max(known)
+    return min(known, key=lambda value: loss(metric, value, real))
 
 
-def bold(metric: str, value: float | None, top: float | None) -> str:
-    """A value as a cell of a table, the best one bold."""
+def loss(metric: str, value: float, real: float | None) -> float:
+    """What is lower of a better value: itself, with a minus, or its distance to real's, by seed."""
+    way = meaning(metric).better
+    if way == "real" and real is not None:
+        return each(lambda one, floor: abs(one - floor), value, real)
+    return each(lambda one: -one, value) if way == "higher" else value
+
+
+def bold(metric: str, value: float | None, top: float | None, real: float | None = None) -> str:
+    """A value as a cell of a table, the best one bold, and whatever seeds do not tell from it."""
     text = show(metric, value)
-    return f"**{text}**" if value is not None and value == top else text
+    if value is None or top is None:
+        return text
+    return f"**{text}**" if value == top or _alike(metric, value, top, real) else text
+
+
+def _alike(metric: str, value: float, top: float, real: float | None) -> bool:
+    if not (isinstance(value, OverSeeds) and isinstance(top, OverSeeds)):
+        return False
+    losses = loss(metric, value, real), loss(metric, top, real)
+    return positive(difference(*losses)) is None

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightning_cfg.evaluation.tables import as_csv, in_markdown, markdown_table
 from lightning_cfg.metrics.meaning import meaning, show
+from lightning_cfg.metrics.over_seeds import OverSeeds
 from lightning_cfg.reports import (
     against_scale,
     claims,
@@ -15,11 +16,12 @@ from lightning_cfg.reports import (
     trajectory_figures,
     variants,
 )
-from lightning_cfg.reports.case import FRONT, Case
+from lightning_cfg.reports.case import Case
+from lightning_cfg.reports.differences import differences
 from lightning_cfg.reports.markdown import as_html
 from lightning_cfg.reports.panels import save
 from lightning_cfg.reports.prose import done, spent
-from lightning_cfg.reports.rows import REAL, SAMPLE_KINDS, Cell, Rows
+from lightning_cfg.reports.rows import REAL, SAMPLE_KINDS, SEED, Cell, Rows
 from lightning_cfg.runs.files import write_text
 
 FIGURES = (against_scale, points, contact_sheet, variants, comparison, trajectory_figures)
@@ -37,6 +39,19 @@ TABLE = (
     "floor. Where closer to real is better, lower than the floor is not better."
 )
 
+OVER_SEEDS = (
+    "Numbers are means over the seeds {} ± half of the 95 % interval (Student's t: 4.30 standard "
+    "errors of the mean for three seeds, 2.78 for five); n is one seed's. `one draw` below `real` "
+    "is the deviation of a single fresh real draw over the seeds: what is within it of real's "
+    "cannot be told from real data by one such sample. table.csv has every seed by itself, "
+    "[differences.csv](differences.csv) the differences paired by seed, which count where their "
+    "interval excludes 0."
+)
+PICTURES = (
+    "Points, images and trajectories are those of seed {}. Of curves the bands or crosses are 95 % "
+    "intervals over the seeds, the grey band the deviation of a single fresh real draw."
+)
+
 
 def write_report(
     directory: Path, *, title: str, config: dict, cases: list[Case], stages: list[dict]
@@ -48,6 +63,7 @@ def write_report(
     Raises UserError where something cannot be written or a sample file is damaged.
     """
     directory, metrics = Path(directory), cases[0].metrics
+    seeds, several = cases[0].seeds, len(cases[0].seeds) > 1
 
     def chapter(title: str, told: Callable[[Case], list[str]], *first: str) -> list[str]:
         """A heading, then what is told of every case under its name; nothing where nothing is."""
@@ -66,11 +82,14 @@ def write_report(
         "What guidance did to the trajectories",
         lambda case: trajectories.told(case, config["methods"]),
         trajectories.MEANING,
+        *([trajectories.FIRST.format(seeds[0])] if several else []),
     )
-    parts += chapter("Table", lambda case: [_averages_table(case.averages, metrics)], TABLE)
+    table = [TABLE, OVER_SEEDS.format(", ".join(map(str, seeds)))] if several else [TABLE]
+    parts += chapter("Table", lambda case: [_averages_table(case.averages, metrics)], *table)
     parts += ["\n".join(f"- {_definition(name)}" for name in metrics)]
-    parts += chapter("Figures", lambda case: _figures(directory, case, config))
-    parts += chapter("Every class", lambda case: [_table([*FRONT], metrics, case.rows)])
+    pictures = [PICTURES.format(seeds[0])] if several else []
+    parts += chapter("Figures", lambda case: _figures(directory, case, config), *pictures)
+    parts += chapter("Every class", lambda case: [_table(case.front, metrics, case.rows)])
     markdown = "\n\n".join(parts) + "\n"
     _write_tables(directory, cases)
     write_text(directory / "report.html", as_html(markdown, directory))
@@ -88,13 +107,19 @@ def _figures(directory: Path, case: Case, config: dict) -> list[str]:
 
 
 def _write_tables(directory: Path, cases: list[Case]) -> None:
-    """table.csv, and where trajectories were traced trajectories.csv and curves.csv."""
-    tables: dict[str, list[dict]] = {"table": [], "trajectories": [], "curves": []}
+    """table.csv; differences.csv of several seeds; of traced trajectories those and curves.csv."""
+    names = "table", "differences", "trajectories", "curves"
+    tables: dict[str, list[dict]] = {name: [] for name in names}
     for case in cases:
         name = {"data": case.name} if case.name else {}
         tables["table"] += [name | row for row in case.rows]
-        for (method, scale), seen in case.traced.items():
-            front = {**name, "method": method, "scale": scale}
+        tables["differences"] += [name | row for row in differences(case)]
+        traced = case.traced_by or {case.seeds[0]: case.traced}
+        for seed, method, scale, seen in (
+            (seed, *what, seen) for seed, own in traced.items() for what, seen in own.items()
+        ):
+            numbered = {SEED: seed} if case.traced_by else {}
+            front = {**name, **numbered, "method": method, "scale": scale}
             for table, rows in (("trajectories", seen.rows), ("curves", seen.curves)):
                 tables[table] += [
                     front | {k: v for k, v in row.items() if k != "samples"} for row in rows
@@ -117,6 +142,9 @@ def _averages_table(averages: Rows, metrics: list[str]) -> str:
         name = SAMPLE_KINDS.get(cell.kind, cell.flow or "fresh draw")
         front = {"method": cell.method, "scale": cell.scale, "samples": name}
         rows.append({**averages[cell], **front})
+    if averages.over_seeds and averages.real:
+        drawn = {m: v.deviation for m, v in averages.real.items() if isinstance(v, OverSeeds)}
+        rows.append({"method": REAL.method, "samples": "one draw", **drawn})
     front = ["method", "scale", "samples", "nfe", "evaluations", "seconds", "n"]
     return _table(front, metrics, rows)
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.evaluation.tables import markdown_table
-from lightning_cfg.metrics.meaning import digits, percent, show
+from lightning_cfg.metrics.meaning import digits, percent, show, written
+from lightning_cfg.metrics.over_seeds import difference, over, positive
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.claims import verdict
 from lightning_cfg.reports.rows import Cell, mean
@@ -37,6 +38,8 @@ MEANING = (
     "guides."
 )
 
+FIRST = "Over the seeds are the numbers of trajectories; what samples moved by is of seed {}."
+
 
 @dataclass(frozen=True)
 class Trend:
@@ -45,7 +48,7 @@ class Trend:
     about: str
     case: str
     method: str
-    holds: bool
+    holds: bool | None  # None: no difference, over seeds
     numbers: str
 
     def __str__(self) -> str:
@@ -71,9 +74,10 @@ def trends(case: Case) -> list[Trend]:
         ):
             values = [seen[method, scale, guide][column] for scale in scales]
             if None not in values:
-                rises = all(a < b for a, b in pairwise(values))
-                numbers = " → ".join(digits(value) for value in values)
-                out.append(Trend(about, case.name, method, rises, numbers))
+                rises = {positive(difference(b, a)) for a, b in pairwise(values)}
+                holds = False if False in rises else None if None in rises else True
+                numbers = " → ".join(written(value, digits) for value in values)
+                out.append(Trend(about, case.name, method, holds, numbers))
     return out
 
 
@@ -85,12 +89,19 @@ def told(case: Case, methods: dict[str, dict]) -> list[str]:
     if not case.traced:
         return []
     found = trends(case)
-    no = [f"{trend.method}, {trend.about}: {trend.numbers}" for trend in found if not trend.holds]
+    no, neither = (
+        [f"{t.method}, {t.about}: {t.numbers}" for t in found if t.holds is holds]
+        for holds in (False, None)
+    )
     parts = [_trend_table(case, found)]
+    hold = f"{len(found) - len(no) - len(neither)} of {len(found)} hold."
     if no:
-        parts.append(f"{len(found) - len(no)} of {len(found)} hold. **At odds with the paper:**")
+        parts.append(f"{hold} **At odds with the paper:**")
         parts.append("\n".join(f"- {line}" for line in no))
-    elif found:
+    if neither:
+        parts.append(f"{'' if no else f'{hold} '}Neither over the seeds, by paired differences:")
+        parts.append("\n".join(f"- {line}" for line in neither))
+    if found and not no and not neither:
         parts.append(
             f"All {len(found)} hold: every method's trajectories are pushed away from the boundary "
             "and bent, the more the larger the scale."
@@ -102,9 +113,13 @@ def told(case: Case, methods: dict[str, dict]) -> list[str]:
 
 def by_classifier(case: Case) -> dict[tuple, dict]:
     """{(method, scale, classifier): numbers}, classes averaged weighted by n; None stays None."""
+    by_seed = case.traced_by or {case.seeds[0]: case.traced}
     return {
         (method, scale, name): {
-            column: mean(traced.of(name), column) for column in ("straightness", *COLUMNS)
+            column: over(
+                {seed: mean(own[method, scale].of(name), column) for seed, own in by_seed.items()}
+            )
+            for column in ("straightness", *COLUMNS)
         }
         for (method, scale), traced in case.traced.items()
         for name in dict.fromkeys(row["classifier"] for row in traced.rows)
@@ -132,7 +147,7 @@ def _at_scale_1(case: Case) -> list[str]:
     }
     if not seen:
         return []
-    values = ", ".join(f"{method} {digits(value)}" for method, value in seen.items())
+    values = ", ".join(f"{method} {written(value, digits)}" for method, value in seen.items())
     return [
         "Arc over chord at scale 1, where the paper has the conditional model nearly straight and "
         f"classifier guidance distorted already: {values}."
@@ -164,7 +179,7 @@ def _panel_table(case: Case) -> str:
     for method, scale in case.traced:
         own = {name: seen.get((method, scale, name), {}) for name in names}
         straight = next(numbers["straightness"] for numbers in own.values() if numbers)
-        cells = [method, f"{scale:g}", digits(straight)]
+        cells = [method, f"{scale:g}", written(straight, digits)]
         cells += [_cell(column, own[name].get(column)) for name, column in columns]
         score = averages[Cell(method, scale, "before", "")]
         body.append(cells + [show(name, score.get(name)) for name in scores])
@@ -174,7 +189,7 @@ def _panel_table(case: Case) -> str:
 def _cell(column: str, value: float | None) -> str:
     if value is None:
         return ""
-    return percent(value) if column.startswith("wrong") else digits(value)
+    return written(value, percent if column.startswith("wrong") else digits)
 
 
 def _side_by_side(case: Case, methods: dict[str, dict]) -> list[str]:

@@ -8,7 +8,7 @@ from lightning_cfg.evaluation.tables import in_markdown, markdown_table
 from lightning_cfg.metrics.meaning import kind_of, meaning, show
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.panels import COLOURS, Drawn, Line, per_name, spread_out, turn
-from lightning_cfg.reports.rows import SAMPLE_KINDS, Rows, best, bold
+from lightning_cfg.reports.rows import ALIKE, SAMPLE_KINDS, Rows, best, bold
 
 DISTANCES = ("fid", "fd_dinov2", "fd", "frechet")
 # What is told of every flow: how close it comes to the data, and what that may have been bought by.
@@ -34,7 +34,8 @@ def sections(case: Case, config: dict) -> list[str]:
         parts.append("\n".join(changes))
     parts.append(
         "`evaluations` are those of the flow, per sample, averaged over the scales. The best of "
-        "ours at each scale is bold, samples before refinement among them."
+        "ours at each scale is bold, samples before refinement among them"
+        + (f", {ALIKE}." if case.averages.over_seeds else ".")
     )
     averages = case.averages
     for method in config["methods"]:
@@ -57,7 +58,7 @@ def _table(metric: str, averages: Rows, real: float | None, method: str, config:
         found = dict(rows.line(metric))
         published = [(paper, paper["rows"].get(flow or "before")) for paper in papers]
         if rows or any(numbers is not None for _, numbers in published):
-            cells = [bold(metric, found.get(scale), top[scale]) for scale in scales]
+            cells = [bold(metric, found.get(scale), top[scale], real) for scale in scales]
             body.append([NAMES.get(flow, flow), _spent(rows, averages), *cells])
         for paper, numbers in published:
             if numbers:

@@ -70,8 +70,20 @@ def _check_row(name: str, section: dict, variants: dict) -> None:
             raise UserError(f"variants.{name}.{key} says how a flow is made: then makes none")
 
 
-def check_seed(seed: int) -> None:
-    """UserError for one whose samples would have seeds that another study's have."""
+def check_seeds(seed: int | None, seeds: list[int]) -> None:
+    """UserError for seed and seeds at once, one twice, and one with another study's samples."""
+    if seeds and seed is not None:
+        raise UserError(
+            f"{seed=} and {seeds=} are both given: give one of them (seed=null takes a file's back)"
+        )
+    for one in seeds:
+        if seeds.count(one) > 1:
+            raise UserError(f"{seeds=} has {one} twice: the same study again is no further seed")
+    for one in seeds or [seed or 0]:
+        _check_seed(one)
+
+
+def _check_seed(seed: int) -> None:
     last = SEEDS // (2 * FRESH) - 1
     if not 0 <= seed <= last:
         raise UserError(

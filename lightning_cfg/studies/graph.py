@@ -21,11 +21,16 @@ class Output:
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of a verb with these keys, without its run_dir."""
+    """One run of a verb with these keys, without its run_dir.
+
+    folder  its name without the study's seed, by which its directory is called: so the stages of
+            one seed lie where a study of that seed alone has them
+    """
 
     name: str
     verb: str
     settings: dict[str, Any]
+    folder: str = ""
 
     @property
     def needs(self) -> list[str]:
@@ -51,9 +56,16 @@ class Scored:
 
 @dataclass
 class Graph:
-    """Every stage of a study on one data set, each once, and what is shown of them."""
+    """Every stage of a study on one data set and by one seed, each once, and what is shown of them.
+
+    seeded  "seed 1" in front of the stages' names, where the study has several seeds
+    judges  fits that only measure, {name: output}: the other seeds' too
+    """
 
     case: str
+    seed: int = 0
+    seeded: str = ""
+    judges: dict[str, Output] = field(default_factory=dict)
     stages: dict[str, Stage] = field(default_factory=dict)
     scored: list[Scored] = field(default_factory=list)
     real: str = ""  # the scores of real points
@@ -61,11 +73,12 @@ class Graph:
 
     def add(self, name: str, verb: str, settings: dict) -> Output:
         """One more stage, unless another is the same by another name, as variants share pairs."""
-        name = f"{self.case} {name}".strip()
+        folder = f"{self.case} {name}".strip()
+        name = f"{self.seeded} {folder}".strip()
         asked = json.dumps([verb, settings], sort_keys=True, default=repr)
         if asked not in self._known:
             self._known[asked] = name
-            self.stages[name] = Stage(name, verb, settings)
+            self.stages[name] = Stage(name, verb, settings, folder)
         return Output(self._known[asked])
 
 
@@ -79,16 +92,52 @@ def _outputs(value: Any) -> Iterator[str]:
             yield from _outputs(item)
 
 
-def graph_of(
+def graphs_of(
     asked: dict, recipes: dict[str, dict], *, case: str, data: dict, classes: int
+) -> list[Graph]:
+    """A graph for each of the study's seeds; the keys as of `graph_of`.
+
+    A fit that makes nothing and only measures is the first seed's in all of them.
+    """
+    graphs: list[Graph] = []
+    for seed in asked["seeds"] or [asked["seed"]]:
+        one = {**asked, "seed": seed}
+        first = graphs[0] if graphs else None
+        graphs.append(
+            graph_of(
+                one, recipes, case=case, data=drawn_by(seed, data), classes=classes, first=first
+            )
+        )
+    return graphs
+
+
+def drawn_by(seed: int, data: dict) -> dict:
+    """A data section by a study's seed: real points that are drawn by a seed are drawn anew."""
+    own = data.get("seed")
+    return {**data, "seed": own + seed} if isinstance(own, int) else data
+
+
+def graph_of(
+    asked: dict,
+    recipes: dict[str, dict],
+    *,
+    case: str,
+    data: dict,
+    classes: int,
+    first: Graph | None = None,
 ) -> Graph:
-    """The stages of a study on one data set, of so many classes.
+    """The stages of a study on one data set, of so many classes, by one seed.
 
     asked    the study's keys, its methods with their own scales and generation
     recipes  {kind of flow: its pairs, flow, refinement and scales}
     case     the data set's name, which leads those of its stages
+    first    of the study's first seed, where this is another one
     """
-    built = _Builder(asked, recipes, case, data)
+    seeded = f"seed {asked['seed']}" if len(asked["seeds"]) > 1 else ""
+    graph = Graph(case, asked["seed"], seeded, {} if first is None else first.judges)
+    built = _Builder(asked, recipes, graph, data)
+    if first is None:
+        graph.judges = {name: built.fits[name] for name in judging(asked, recipes)}
     fresh = max(1, asked["samples"] // max(1, classes))
     built.graph.real = built.evaluate("real", {}, fresh=fresh).stage
     return built.graph
@@ -97,13 +146,13 @@ def graph_of(
 class _Builder:
     """Goes through a study's sections in the order of the work."""
 
-    def __init__(self, asked: dict, recipes: dict[str, dict], case: str, data: dict):
-        self.asked, self.recipes, self.data = asked, recipes, data
+    def __init__(self, asked: dict, recipes: dict[str, dict], graph: Graph, data: dict):
+        self.asked, self.recipes, self.graph, self.data = asked, recipes, graph, data
         self.first_seed = 2 * FRESH * asked["seed"]
-        self.graph = Graph(case)
-        self.fits: dict[str, Output] = {}
+        self.fits: dict[str, Output] = dict(graph.judges)
         for name, section in asked["fits"].items():
-            self.fits[name] = self.fit(name, section, data)
+            if name not in self.fits:
+                self.fits[name] = self.fit(name, section, data)
         for name, section in asked["discriminators"].items():
             self.discriminator(name, section)
         for name, section in asked["methods"].items():
@@ -212,6 +261,30 @@ class _Builder:
             against = {"own": own, **against}
         settings = {"classifiers": against, "samples": {"before": before}, "data": self.data}
         return self.add(f"trace {name} {scale:g}", "trace", {**asked, **settings})
+
+
+def judging(asked: dict, recipes: dict[str, dict]) -> list[str]:
+    """The fits that make nothing and only measure: `evaluation` or `trace` alone names them."""
+    measure = _named(Evaluation, asked["evaluation"]) | _named(Tracing, asked["trace"])
+    make = {section["of"] for section in asked["discriminators"].values()}
+    for section in asked["methods"].values():
+        make |= _named(Networks, section["models"])
+    for recipe in recipes.values():
+        make |= _named(Pairing, recipe["pairs"])
+    return [name for name in asked["fits"] if name in measure - make]
+
+
+def _named(annotation: Any, section: Any) -> set[str]:
+    """What stands in a section where a checkpoint does."""
+    found: set[str] = set()
+
+    def visit(mark: Any, value: Any, path: str) -> Any:
+        if mark == CHECKPOINT:
+            found.add(value)
+        return value
+
+    replaced(annotation, section, visit)
+    return found
 
 
 def sources_of(section: dict, asked: dict) -> list[float]:

@@ -160,7 +160,7 @@ class Stages:
         found, files = identity(verb, checked(verb, {**settings, "run_dir": ""}))
         text = json.dumps([stage.verb, found.settings, files], sort_keys=True, default=list)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return settings, self.root / "stages" / f"{stage.name.replace(' ', '-')}-{digest}"
+        return settings, self.root / "stages" / f"{stage.folder.replace(' ', '-')}-{digest}"
 
     def close(self, asked: dict) -> None:
         """Record which stage directories the report is made of, and of what study it is."""

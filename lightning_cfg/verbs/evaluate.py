@@ -110,7 +110,7 @@ def _ready(config: dict, scorer_of: Callable[..., Scorer]) -> _Ready:
         check_set(label, held, data_set, config["draws"], needs_classes=needs_classes)
     others = None
     if fresh is not None:
-        sets["real"], others = fresh_points(side, fresh)
+        sets["real"], others = fresh_points(side, fresh, config["seed"])
     return _Ready(scorer, sets, others)
 
 
@@ -162,6 +162,7 @@ def evaluate(
     fresh       real points per class that are scored too, as the floor of every metric; they are a
                 fresh draw, or are taken out of the held-out points. As many as samples: some
                 metrics depend on the number. Left out: no floor
+    seed        which held-out points those are, where there is no density to draw from
     draws       each set is scored in so many equal parts, generated ones as often anew, and then
                 their minimum and mean: 3 of 50,000 is EDM's protocol
     cache       keep features and moments of real data in the user's cache
@@ -178,7 +179,7 @@ def evaluate(
         _send(run)
         return run.directory
 
-    ready = _ready({**asked, "device": device}, scorer_of)
+    ready = _ready({**asked, "device": device, "seed": seed}, scorer_of)
     scorer, sets, others = ready.scorer, ready.sets, ready.others
     parts = {label: 1 if label == "real" else draws for label in sets}
     with progress(_total(sets, draws), " samples", shown=launched().rank == 0) as bar:

@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from lightning_cfg.config import Between, Data, Real, Scales, Seed, changed, completed
 from lightning_cfg.data.build import build_data
 from lightning_cfg.errors import UserError
-from lightning_cfg.reports.case import Case, Traced
-from lightning_cfg.reports.claims import check_claims, summary
+from lightning_cfg.reports.case import Case, Traced, joined
+from lightning_cfg.reports.claims import check_claims, left_out, summary
 from lightning_cfg.reports.rows import Cell
 from lightning_cfg.reports.study import write_report
 from lightning_cfg.reports.trajectories import trends
@@ -19,7 +19,7 @@ from lightning_cfg.sampling.guided import named as named_guidance
 from lightning_cfg.sampling.network import told
 from lightning_cfg.studies import checks
 from lightning_cfg.studies.cost import cost
-from lightning_cfg.studies.graph import Graph, Scored, Stage, graph_of
+from lightning_cfg.studies.graph import Graph, Scored, Stage, graphs_of
 from lightning_cfg.studies.schema import (
     FRESH,
     Discriminator,
@@ -71,7 +71,8 @@ def study(
     title: str = "",
     stage: str | None = None,
     plan: bool | Literal["json"] = False,
-    seed: Seed = 0,
+    seed: Seed | None = None,
+    seeds: list[Seed] = [],
     trust: list[str] = [],
     force: bool = False,
 ) -> Path:
@@ -97,6 +98,12 @@ def study(
              that several machines share a study through its directory
     plan     print every stage and how it stands, and run none; json: as a list for programs,
              {name, verb, needs, state: done, damaged, ready or waits}
+    seed     of all that is drawn; left out, and without seeds, 0
+    seeds    in the place of seed, several: everything is done by each and shown as mean and 95 %
+             interval over them, and what is compared is paired by seed. Stages of one seed are
+             those of a study of that seed, so that seeds can be added; a fit that `evaluation` or
+             `trace` alone names is the first seed's in all. A data set that draws by a seed of its
+             own has its real points anew for each: its seed is data.seed + the study's
     trust    modules of one's own that a checkpoint may name; see docs/security.md
     force    does every stage again
     """
@@ -117,17 +124,15 @@ def study(
         "discriminators": discriminators, "scales": scales, "flows": flows, "flow": flow,
         "generation": generation, "sources": sources, "samples": samples, "pairs": pairs,
         "refinement": refinement, "evaluation": evaluation, "trace": trace, "variants": variants,
-        "published": published, "seed": seed, "trust": trust,
+        "published": published, "seed": seed, "seeds": seeds, "trust": trust,
     }  # fmt: skip
     recipes = _check(asked)
+    asked["seed"] = None if seeds else seed or 0
     root = Path(run_dir)
     stages = Stages(root, VERBS, only="" if plan else stage, force=force)
     data_sets = {name: build_data(part) for name, part in _cases(asked).items()}
     checks.check_exact(list(data_sets.values()), methods, trace)
-    graphs = [
-        graph_of(asked, recipes, case=name, data=part, classes=data_sets[name].num_classes)
-        for name, part in _cases(asked).items()
-    ]
+    graphs = _graphs(asked, recipes, data_sets)
     every = {name: stage for graph in graphs for name, stage in graph.stages.items()}
     shape = next(iter(data_sets.values())).shape
     stages.check(every)
@@ -142,10 +147,13 @@ def study(
         if stage is not None:
             return root
         stages.close({**asked, "methods": written})
-        found = [_found(graph, data_sets[graph.case], stages.places) for graph in graphs]
+        found = [
+            _found_by_all(graphs, name, part, stages.places) for name, part in data_sets.items()
+        ]
         config = {**asked, "methods": {name: _in_words(m) for name, m in methods.items()}}
         write_report(root, title=title or root.name, config=config, cases=found, stages=stages.done)
-    print(summary([c for case in found for c in (*check_claims(case.rows), *trends(case))]))
+    claims = [c for case in found for c in (*check_claims(case.rows), *trends(case))]
+    print(summary(claims, [c for case in found for c in left_out(case.rows)]))
     print(root / "report.html")
     return root
 
@@ -176,7 +184,7 @@ def _check(asked: dict) -> dict[str, dict]:
     if (asked["data"] is None) == (not asked["cases"]):
         raise UserError("a study needs either data, one data set, or cases, several by name")
     samples, sources = asked["samples"], asked["sources"]
-    checks.check_seed(asked["seed"])
+    checks.check_seeds(asked["seed"], asked["seeds"])
     if flows and (asked["flow"] is None or not sources):
         raise UserError(f"flows needs flow, and {sources=} from 1 to {FRESH}")
     kept = asked["generation"]["trajectories"]
@@ -192,9 +200,23 @@ def _check(asked: dict) -> dict[str, dict]:
     return recipes
 
 
+def _graphs(asked: dict, recipes: dict[str, dict], data_sets: dict[str, Any]) -> list[Graph]:
+    """One for each case and seed."""
+    out = []
+    for name, data in _cases(asked).items():
+        classes = data_sets[name].num_classes
+        out += graphs_of(asked, recipes, case=name, data=data, classes=classes)
+    return out
+
+
+def _found_by_all(graphs: list[Graph], case: str, data_set: Any, places: dict[str, Path]) -> Case:
+    """What the report shows of one data set, by every seed."""
+    return joined([_found(graph, data_set, places) for graph in graphs if graph.case == case])
+
+
 def _found(graph: Graph, data_set: object, places: dict[str, Path]) -> Case:
-    """What the report shows of one data set, read from its stages."""
-    found = Case(graph.case, data_set)
+    """What the report shows of one data set and one seed, read from its stages."""
+    found = Case(graph.case, data_set, seeds=[graph.seed])
     for scored in graph.scored:
         name, scale = scored.method, scored.scale
         spent = _spent(scored, places)
