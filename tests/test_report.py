@@ -14,7 +14,7 @@ import torch
 from lightning_cfg.data import Mixture
 from lightning_cfg.evaluation.tables import in_markdown
 from lightning_cfg.interfaces import DataSet, complete
-from lightning_cfg.reports import points
+from lightning_cfg.reports import place_and_mass, points
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.claims import check_claims, summary
 from lightning_cfg.reports.contact_sheet import contact_sheet
@@ -369,3 +369,23 @@ def test_names_in_figures_are_no_tex(tmp_path, name):
     labels = [label for label in figure.axes[0].get_xticklabels() if label.get_text()]
     assert any("10^{1}" in label.get_text() for label in labels)  # these are
     assert all(label.get_parse_math() for label in labels)
+
+
+def test_arrows_lead_from_before_to_after_and_nothing_is_lost_at_zero():
+    before = {"outliers": 0.2, "energy_distance": 0.1}
+    rows = []
+    for scale, after in ((1.0, (0.1, 0.05)), (2.0, (0.0, 0.01)), (3.0, (0.3, 0.0))):
+        rows.append(row("cfg", scale, 0, "before", **before))
+        pair = dict(zip(before, after, strict=True))
+        rows.append(row("cfg", scale, 0, "after", "all", **pair))
+    rows.append(row("real", None, 0, "real", outliers=0.001, energy_distance=1e-4))
+    config = {"variants": {"a": {}}, "flows": {"all": [1, 3]}}
+    [drawn] = place_and_mass.draw(Case("", None, rows), config)
+    [panel] = drawn.figure.axes
+    arrows = [(text.xyann, text.xy) for text in panel.texts]
+    assert arrows == [((0.2, 0.1), end) for end in ((0.1, 0.05), (1 / N, 0.01), (0.3, 1e-6))]
+    ends = [line for line in panel.get_lines() if line.get_marker() == "o"]
+    assert [line.get_markerfacecolor() == "white" for line in ends] == [False, True, False]
+    labels = [text.get_text() for text in drawn.figure.legends[0].get_texts()]
+    assert labels == ["scale 1", "scale 2", "scale 3"]
+    assert list(place_and_mass.draw(Case("", None, rows), config | {"variants": {}})) == []

@@ -11,6 +11,7 @@ from lightning_cfg.reports import (
     claims,
     comparison,
     contact_sheet,
+    place_and_mass,
     points,
     trajectories,
     trajectory_figures,
@@ -24,7 +25,15 @@ from lightning_cfg.reports.prose import done, spent
 from lightning_cfg.reports.rows import REAL, SAMPLE_KINDS, SEED, Cell, Rows
 from lightning_cfg.runs.files import write_text
 
-FIGURES = (against_scale, points, contact_sheet, variants, comparison, trajectory_figures)
+FIGURES = (
+    place_and_mass,
+    against_scale,
+    points,
+    contact_sheet,
+    variants,
+    comparison,
+    trajectory_figures,
+)
 WAYS = {  # (in the head of a table, in its definition)
     "lower": (" ↓", "; lower is better"),
     "higher": (" ↑", "; higher is better"),

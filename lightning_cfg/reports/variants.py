@@ -12,8 +12,14 @@ from lightning_cfg.reports.rows import ALIKE, SAMPLE_KINDS, Rows, best, bold
 
 DISTANCES = ("fid", "fd_dinov2", "fd", "frechet")
 # What is told of every flow: how close it comes to the data, and what that may have been bought by.
-TOLD = (*DISTANCES, "outliers", "recall", "coverage", "near_copies")
+TOLD = (*DISTANCES, "energy_distance", "outliers", "recall", "coverage", "near_copies")
 NAMES = {flow: name for (_, flow), name in SAMPLE_KINDS.items() if flow} | {"": "before"}
+PURPOSES = (
+    "Neighbours repair place: samples come to where data are, and as many to each place as before, "
+    "so that what guidance made certain stays certain. Transport repairs mass: as many come to "
+    "each place as the data have there, so that what guidance did to the distribution is undone, "
+    "and the certainty that it bought with it: wrong classes return to the data's share."
+)
 SOLVING = {"method", "steps", "rtol", "atol", "max_evaluations"}  # of `refinement`
 
 
@@ -32,6 +38,9 @@ def sections(case: Case, config: dict) -> list[str]:
         )
         changes = (f"- {name}: `{dotted(change)}`" for name, change in config["variants"].items())
         parts.append("\n".join(changes))
+    pairings = [change.get("pairs", {}) for change in config["variants"].values()]
+    if any(pairing.get("coupling") == "transport" for pairing in pairings):
+        parts.append(PURPOSES)
     parts.append(
         "`evaluations` are those of the flow, per sample, averaged over the scales. The best of "
         "ours at each scale is bold, samples before refinement among them"

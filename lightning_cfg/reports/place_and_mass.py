@@ -1,0 +1,83 @@
+"""What each refinement repairs: place, how many samples lie where no data are, and mass, how many
+lie where the data lie; an arrow from before to after."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from lightning_cfg.reports.case import Case
+from lightning_cfg.reports.panels import Drawn, framed
+from lightning_cfg.reports.rows import Rows
+
+PLACE, MASS = "outliers", "energy_distance"
+SAYS = (
+    "What refinement repairs: across the share of outliers (place), up the energy distance to "
+    "held-out real data (mass), both logarithmic; an arrow for each guidance scale, from before to "
+    "after. To the left is place mended, downwards mass; dashed: a fresh real draw. Hollow: scales "
+    "that the flow was not trained on."
+)
+
+
+def draw(case: Case, config: dict) -> Iterator[Drawn]:
+    """The figure, where a study has variants and both were measured."""
+    measured = case.averages.having(PLACE, MASS)
+    if config["variants"] and measured.where(stage="after"):
+        trained = [float(scale) for scale in config["flows"].get("all", [])]
+        yield Drawn("place_and_mass", SAYS, arrows(measured, trained))
+
+
+def arrows(averages: Rows, trained: list[float]) -> Any:
+    """A row per method, a column per flow; an arrow per scale."""
+    after = averages.where(stage="after")
+    methods = list(dict.fromkeys(cell.method for cell in after))
+    flows, scales = list(dict.fromkeys(cell.flow for cell in after)), after.scales()
+    size = (1.75 * len(flows) + 0.9, 1.75 * len(methods) + 0.5)
+    legend = {"loc": "outside right upper"}
+    with framed(len(methods), len(flows), size, legend, sharex=True, sharey=True) as (
+        figure,
+        panels,
+    ):
+        for row, method in zip(panels, methods, strict=True):
+            row[0].set_ylabel(f"{method}: {MASS.replace('_', ' ')}")
+            for panel, flow in zip(row, flows, strict=True):
+                _floor(panel, averages.real)
+                for i, scale in enumerate(scales):
+                    for cell, end in after.where(method=method, flow=flow, scale=scale).items():
+                        colour = _colour(i, len(scales))
+                        _arrow(panel, averages[cell.before], end, colour, scale, scale in trained)
+                panel.set(xscale="log", yscale="log")
+                panel.grid(alpha=0.3, lw=0.4)
+        for panel, flow in zip(panels[0], flows, strict=True):
+            panel.set_title({"all": "the study's own"}.get(flow, flow))
+        for panel in panels[-1]:
+            panel.set_xlabel(PLACE)
+    return figure
+
+
+def _arrow(panel: Any, before: dict, after: dict, colour: Any, scale: float, known: bool) -> None:
+    """From one to the other."""
+    (x, y), (u, v) = (_placed(row) for row in (before, after))
+    style = {"arrowstyle": "-|>", "color": colour, "lw": 0.9, "shrinkA": 0, "shrinkB": 2}
+    panel.annotate("", (u, v), (x, y), arrowprops=style)
+    panel.plot(x, y, ".", ms=3, color=colour)
+    panel.plot(
+        u, v, "o", ms=4, mec=colour, mfc=colour if known else "white", label=f"scale {scale:g}"
+    )
+
+
+def _floor(panel: Any, real: dict) -> None:
+    if PLACE in real and MASS in real:
+        style = {"color": "black", "lw": 0.7, "ls": "--"}
+        x, y = _placed(real)
+        panel.axvline(x, **style)
+        panel.axhline(y, **style)
+
+
+def _placed(row: dict) -> tuple[float, float]:
+    """Where it stands: what is 0, which no logarithm has, at a sample in n, and at 1e-6."""
+    return max(float(row[PLACE]), 1 / row["n"]), max(float(row[MASS]), 1e-6)
+
+
+def _colour(i: int, n: int) -> Any:
+    import matplotlib
+
+    return matplotlib.colormaps["viridis"](0.9 * i / max(1, n - 1))
