@@ -268,6 +268,8 @@ def test_figures_have_bands_and_crosses_where_there_are_seeds():
     assert (band.y0, band.y1) == pytest.approx((12 - value.half, 12 + value.half))
     assert drawn([(1.0, share), (2.0, share)]).collections[0].get_paths()[0].get_extents().y0 == 0
     assert len(drawn([(value, share)]).collections) == 2  # across and up
+    (alone,) = drawn([(1.0, value)]).collections[0].get_segments()
+    assert alone.tolist() == [[1.0, 12 - value.half], [1.0, 12 + value.half]]
     assert len(drawn([(1.0, 2.0), (2.0, 2.0)]).collections) == 0
     (span,) = drawn([], over_seeds([1.0, 2.0, 3.0])).patches
     assert span.get_extents().transformed(span.axes.transData.inverted()).height == pytest.approx(2)

@@ -207,6 +207,32 @@ def test_tables_have_every_seeds_rows_and_their_means(both):
     assert every.count("<tr>") == len(rows) + 1
 
 
+def test_cases_have_their_own_seeds_rows(tmp_path):
+    exact = {"cfg": {"models": {"model": "exact"}, "guidance": "classifier_free"}}
+    cases = {name: {**MIX, "stds": [std, std]} for name, std in (("wide", 0.5), ("thin", 0.1))}
+    config = {**CONFIG, "data": None, "cases": cases, "fits": {}, "flows": {}, "methods": exact}
+    config |= {"variants": {}, "trace": None}
+    config["evaluation"] = {"metrics": ["frechet"], "real": 40, "bank": 40}
+    done = run(tmp_path, "seeds=[4,0,9]", config=config)
+    with (done / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:3] == ["data", "seed", "method"]
+    found = {(r["data"], r["seed"], r["method"], r["scale"]) for r in rows}
+    assert found == {
+        (case, seed, *what)
+        for case in cases
+        for seed in ("4", "0", "9")
+        for what in (("cfg", "1"), ("cfg", "2"), ("real", ""))
+    }
+    with (done / "differences.csv").open() as file:
+        assert {(r["data"], r["seeds"]) for r in csv.DictReader(file)} == {
+            ("wide", "3"),
+            ("thin", "3"),
+        }
+    names = [stage["name"] for stage in stages(done)]
+    assert names[:2] == ["seed 4 wide generate cfg 1 fresh", "seed 4 wide evaluate cfg 1"]
+
+
 def test_a_study_of_one_seed_says_so_and_has_no_column(tmp_path):
     done = run(tmp_path, "seeds=[3]", "trace=null")
     assert (done / "table.csv").read_text().startswith("method,scale,class")

@@ -18,9 +18,10 @@ def differences(case: Case) -> list[dict]:
     for cell, row in averages.items():
         for name, other in _others(cell, averages):
             for metric in case.metrics:
-                a, b = row.get(metric), averages[other].get(metric)
-                if isinstance(a, OverSeeds) and isinstance(b, OverSeeds):
-                    found = difference(a, b)
+                if metric not in row or metric not in averages[other]:
+                    continue
+                found = difference(row[metric], averages[other][metric])
+                if isinstance(found, OverSeeds):
                     front = {"method": cell.method, "scale": cell.scale, "stage": cell.stage}
                     front |= {"flow": cell.flow, "against": name, "metric": metric}
                     told = {"mean": float(found), "half_width": found.half}

@@ -137,16 +137,18 @@ def plotted(axes: Any, lines: list[Line], floor: float | None, dashes: str = "--
 
 
 def _intervals(axes: Any, x: tuple, y: tuple, colour: str) -> None:
-    """Of the values that are over seeds: a band, or where both ways have intervals, crosses."""
+    """Of the values that are over seeds: a band; crosses, where both ways have intervals."""
     if not all(isinstance(value, OverSeeds) for value in y):
         return
-    if all(isinstance(value, OverSeeds) for value in x):
-        sides = [[(v - _ends(v)[0], _ends(v)[1] - v) for v in values] for values in (y, x)]
-        up, across = (list(zip(*pairs, strict=True)) for pairs in sides)
-        axes.errorbar(x, y, up, across, fmt="none", ecolor=colour, elinewidth=0.5, alpha=0.6)
-        return
     low, high = zip(*map(_ends, y), strict=True)
-    axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+    crosses = all(isinstance(value, OverSeeds) for value in x)
+    if len(y) > 1 and not crosses:
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+        return
+    style = {"color": colour, "lw": 0.5, "alpha": 0.6}
+    axes.vlines(x, low, high, **style)
+    if crosses:
+        axes.hlines(y, *zip(*map(_ends, x), strict=True), **style)
 
 
 def _ends(value: OverSeeds) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from lightning_cfg.sampling.guided import named as named_guidance
 from lightning_cfg.sampling.network import told
 from lightning_cfg.studies import checks
 from lightning_cfg.studies.cost import cost
-from lightning_cfg.studies.graph import Graph, Scored, Stage, graphs_of
+from lightning_cfg.studies.graph import Graph, Scored, Stage, drawn_by, graphs_of
 from lightning_cfg.studies.schema import (
     FRESH,
     Discriminator,
@@ -130,7 +130,8 @@ def study(
     asked["seed"] = None if seeds else seed or 0
     root = Path(run_dir)
     stages = Stages(root, VERBS, only="" if plan else stage, force=force)
-    data_sets = {name: build_data(part) for name, part in _cases(asked).items()}
+    first = (seeds or [seed or 0])[0]
+    data_sets = {name: build_data(drawn_by(first, part)) for name, part in _cases(asked).items()}
     checks.check_exact(list(data_sets.values()), methods, trace)
     graphs = _graphs(asked, recipes, data_sets)
     every = {name: stage for graph in graphs for name, stage in graph.stages.items()}
