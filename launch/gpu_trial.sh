@@ -37,7 +37,7 @@ machine() {
         "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
             --target "$work/site" "${wheels[@]}" || failed=1
     fi
-    [[ $dry ]] || nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
+    nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader 2>/dev/null
     "$python" - <<'END'
 import os, sys
 from importlib.metadata import PackageNotFoundError, version
@@ -56,8 +56,9 @@ END
 one_file() {  # of tests/gpu, at most $2 seconds: its log, its junit, and one line
     local name began=$SECONDS
     name=$(basename "$1" .py)
-    timeout -k 10 "$2" "$python" -m pytest "$1" -v --tb=short --durations=0 -p no:cacheprovider \
-        --rootdir "$root" --junitxml "$work/$name.xml" "${@:3}" >"$work/$name.log" 2>&1
+    timeout -k 10 "$2" "$python" -m pytest "$1" -v -rP --tb=short --durations=0 \
+        -p no:cacheprovider -o junit_family=legacy --rootdir "$root" \
+        --junitxml "$work/$name.xml" "${@:3}" >"$work/$name.log" 2>&1
     local status=$? last
     last=$(tail -n 1 "$work/$name.log")
     ((status == 124 || status == 137)) && last="OUT OF TIME within $(grep :: "$work/$name.log" | tail -n 1)"
@@ -75,6 +76,7 @@ tests() {
     [[ $dry ]] && files=("$root"/tests/gpu/test_gpu_{sampling,training}.py)
     export -f one_file
     export python root work
+    local -x OMP_NUM_THREADS=1  # beside each other
     printf '%s\n' "${files[@]}" |
         xargs -P "$jobs" -I FILE bash -c 'one_file "$@"' - FILE "$seconds" "${words[@]}"
     cat "$work"/test_*.log >"$out/tests.txt"

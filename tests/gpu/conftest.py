@@ -33,6 +33,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="has no meaning on a CPU"))
 
 
+@pytest.fixture(scope="session")
+def processes(processes):
+    """Begun anew rather than forked: CUDA does not go on in a copy of a process that has it."""
+    return torch.multiprocessing.get_context("spawn") if CUDA else processes
+
+
 @pytest.fixture
 def device() -> torch.device:
     """Where the tests run."""
