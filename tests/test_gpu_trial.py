@@ -41,7 +41,7 @@ def called(tmp_path: Path, *parts: str, **environment: str) -> subprocess.Comple
     known = {"DRY": "1", "PYTHON": sys.executable, "OUT": str(tmp_path / "out"), "JOBS": "3"}
     return subprocess.run(
         ["bash", str(SCRIPT), *parts], cwd=tmp_path, env={**os.environ, **known, **environment},
-        capture_output=True, text=True, timeout=170,
+        capture_output=True, text=True, timeout=500,
     )  # fmt: skip
 
 
@@ -59,8 +59,8 @@ def test_all_parts_run_and_leave_eight_small_files_at_most(tmp_path):
     tests = json.loads(out["tests.json"].read_text())
     outcomes = [test["outcome"] for test in tests["tests"]]
     assert set(outcomes) == {"passed"}
-    assert len(outcomes) >= 6
-    assert {test["file"] for test in tests["tests"]} == {"test_gpu_sampling", "test_gpu_training"}
+    assert len(outcomes) == 4
+    assert {test["file"] for test in tests["tests"]} == {"test_gpu_sampling"}
     assert "a line of the table True" in out["trial.txt"].read_text()
     assert "step 4" in out["mnist.txt"].read_text()
     assert sum(file.stat().st_size for file in out.values()) < 2**20
