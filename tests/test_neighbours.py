@@ -5,7 +5,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.refinement import neighbours
+from lightning_cfg.refinement import neighbours, on_gpu
 from lightning_cfg.refinement.neighbours import nearest, nearest_in_class
 
 
@@ -69,7 +69,11 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("k", [1, 20])
 @pytest.mark.parametrize("most", [neighbours.MOST, 0])  # 0: all of the bank is compared
-def test_nearest_is_brute_force(case, k, most, expanded, monkeypatch):
+@pytest.mark.parametrize("by", ["faiss", "torch"])  # as on a GPU without FAISS' own
+def test_nearest_is_brute_force(case, k, most, by, expanded, monkeypatch):
+    gpu = None if by == "faiss" else torch.device("cpu")
+    monkeypatch.setattr(neighbours, "_without_faiss", lambda *_: gpu)
+    monkeypatch.setattr(on_gpu, "AT_ONCE", 10_000)
     monkeypatch.setattr(neighbours, "MOST", most)
     monkeypatch.setattr(neighbours, "BLOCK", 10_000)  # so that there are many blocks
     queries, bank = CASES[case](1)[:100], CASES[case](2)
@@ -89,8 +93,11 @@ def test_faiss_alone_would_fail_where_we_do_not(expanded):
         assert wrong.mean() > 0.1
 
 
-def test_one_candidate_search_settles_nearly_all_of_ordinary_data(expanded, monkeypatch):
+@pytest.mark.parametrize("by", ["faiss", "torch"])
+def test_one_candidate_search_settles_nearly_all_of_ordinary_data(by, expanded, monkeypatch):
     """At the fractal's size, whatever the offset, since the data are centred."""
+    gpu = None if by == "faiss" else torch.device("cpu")
+    monkeypatch.setattr(neighbours, "_without_faiss", lambda *_: gpu)
     searched, compared = [], []
 
     def rerank(queries, *rest, original=neighbours._rerank):

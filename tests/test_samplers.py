@@ -20,6 +20,7 @@ from lightning_cfg.diffusion.samplers import (
 )
 from lightning_cfg.errors import UserError
 from lightning_cfg.nets import MLP
+from lightning_cfg.runs.precision import matmul
 from lightning_cfg.sampling.prepared import Counted
 from lightning_cfg.sampling.sample import sample
 from lightning_cfg.sampling.seeds import Draw, seeded
@@ -476,3 +477,17 @@ def test_too_many_evaluations_stop_with_a_clear_error(gauss):
     assert denoise.evaluations == 30 * 5
     with pytest.raises(UserError, match="sigma_min must be above 0"):
         last(dopri5(gauss, noise, c, sigma_min=0.0))
+
+
+def test_an_adaptive_step_is_not_chosen_by_tf32s_rounding():
+    """On a GPU its noise of 1e-3 would look like a field too rough for rtol 1e-5."""
+    seen = set()
+
+    def field(x, t, c):
+        seen.add((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return -x
+
+    with matmul("high"):
+        x, c = torch.ones(2, 1), torch.zeros(2, dtype=torch.long)
+        integrate(field, x, c, [0.0, 1.0], rtol=1e-5, atol=1e-5, max_evaluations=100)
+    assert seen == {("highest", False)}

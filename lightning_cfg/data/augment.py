@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
+from lightning_cfg.runs.precision import matmul
 
 # The low-pass filters of the biorthogonal wavelet 9/7 of Cohen, Daubechies & Feauveau (1992), from
 # the centre outwards: doubling and then halving gives the image back exactly, and both are
@@ -128,7 +129,8 @@ def warp(y: Tensor, back: Tensor, shift: Tensor) -> Tensor:
     offset = back.double() @ (-shift.double() * 2)[:, :, None] / old[:, None]  # (b, 2, 1)
     theta = torch.cat([linear, offset], 2).to(y)
 
-    with torch.autocast(y.device.type, enabled=False):  # images are not for half precision
+    # images are neither for half precision nor for TF32, which has the digits of 10 bits
+    with torch.autocast(y.device.type, enabled=False), matmul("highest"):
         x = F.pad(y, (2, 2, 2, 2), mode="reflect")
         x = F.conv_transpose2d(x, double, stride=2, padding=7, groups=y.shape[1])
         # (b, C, 2 H - 1, 2 W - 1), pixel i at 2 i

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import Velocity
+from lightning_cfg.runs.precision import matmul
 
 
 def integrate_in_steps(
@@ -38,6 +39,7 @@ def integrate(
     """x at every one of `times` (n,), rising: (n, B, *shape), the first of them x itself.
 
     By torchdiffeq's dopri5, within rtol and atol and at most so many evaluations of the batch.
+    Without TF32, whose rounding the tolerance would take for the field's own roughness.
     Raises UserError past max_evaluations, and where no step is short enough: the tolerance is too
     tight or the field too rough.
     """
@@ -60,7 +62,8 @@ def integrate(
     # A step ends at t1 and is not interpolated back to it: beyond it the field need not exist.
     options = {"step_t": times[-1:]}
     try:
-        path = odeint(field, x, times, rtol=rtol, atol=atol, method="dopri5", options=options)
+        with matmul("highest"):
+            path = odeint(field, x, times, rtol=rtol, atol=atol, method="dopri5", options=options)
     except AssertionError as error:  # torchdiffeq's word for a step of length 0, or for NaN
         raise UserError(f"dopri5 stopped after {evaluations} evaluations: {error}") from error
     assert isinstance(path, Tensor)  # as it is where x is one, and not a tuple of several

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.errors import UserError
+from lightning_cfg.refinement.on_gpu import candidate_search, gpu_for
 
 AT_ONCE = 1 << 24  # numbers of queries or bank that are copied at once: 64 MiB in float32
 BLOCK = 1 << 22  # numbers held at once where all of the bank is compared: 32 MiB in float64
@@ -26,7 +27,8 @@ def nearest(queries: Tensor, bank: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
 
     queries (N, *shape), bank (M, *shape); returns squared distances (N, k) float64, ascending,
     and indices into the bank (N, k) long, on the queries' device. Uses GPU FAISS where there is
-    one. Raises UserError where k is not in 1..M, shapes differ, or a point has NaN or inf.
+    one, and torch on a GPU where there is not. Raises UserError where k is not in 1..M, shapes
+    differ, or a point has NaN or inf.
     """
     if queries.shape[1:] != bank.shape[1:]:
         shapes = f"{tuple(queries.shape[1:])} and {tuple(bank.shape[1:])}"
@@ -39,13 +41,25 @@ def nearest(queries: Tensor, bank: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
     for name, points in (("queries", queries), ("bank", bank)):
         if not all(part.isfinite().all() for part in points.split(rows)):
             raise UserError(f"the {name} of a neighbour search must be finite, got NaN or inf")
+    home = queries.device
+    if (gpu := _without_faiss(queries, bank)) is not None:
+        queries, bank = queries.to(gpu), bank.to(gpu)
+        search = candidate_search(queries, bank, rows)
+    else:
+        search = _candidate_search(queries, bank, rows)
     distance = queries.new_empty(n, k, dtype=torch.float64)
     index = queries.new_empty(n, k, dtype=torch.long)
-    search = _candidate_search(queries, bank, rows)
     for start in range(0, n, rows):
         block = slice(start, start + rows)
         distance[block], index[block] = _settled(queries[block], bank, search, k)
-    return distance, index
+    return distance.to(home), index.to(home)
+
+
+def _without_faiss(queries: Tensor, bank: Tensor) -> torch.device | None:
+    """The GPU where torch searches, since FAISS cannot."""
+    import faiss
+
+    return None if faiss.get_num_gpus() > 0 else gpu_for(queries, bank)
 
 
 def _settled(queries: Tensor, bank: Tensor, search: Callable, k: int) -> tuple[Tensor, Tensor]:
@@ -173,9 +187,9 @@ def _rerank(
     distance = queries.new_empty(len(queries), k, dtype=torch.float64)
     index = queries.new_empty(len(queries), k, dtype=torch.long)
     order = needed.argsort()  # so that those of a block need about as many
-    start = 0
+    start, room = 0, RERANK if queries.device.type == "cpu" else 64 * RERANK
     while start < len(order):
-        rows = max(1, RERANK // (int(needed[order[start]]) * max(1, bank.shape[1])))
+        rows = max(1, room // (int(needed[order[start]]) * max(1, bank.shape[1])))
         block = order[start : start + rows]
         # in the order of indices, so that the stable sort leaves ties by index
         among = candidates[block, : int(needed[block].max())].sort(dim=1).values

@@ -272,8 +272,11 @@ class Learner(L.LightningModule):
             raise _diverged(f"{_bad_steps(done - n, n)}, with which it ended")
 
     def _check_weights(self) -> None:
-        held = [*self.model.parameters(), *itertools.chain(*self.ema.averages.values())]
-        if held and not torch.stack([tensor.isfinite().all() for tensor in held]).all():
+        averages = itertools.chain(*self.ema.averages.values())
+        # apart: after its last step Lightning has moved the one to the CPU, and not the other
+        for held in ([*self.model.parameters()], [*averages]):
+            if not held or torch.stack([tensor.isfinite().all() for tensor in held]).all():
+                continue
             done = self.trainer.global_step
             raise _diverged(f"weights or their averages are not finite after {done} steps")
 

@@ -19,7 +19,8 @@ def undisturbed() -> Iterator[None]:
 
     In the meantime Lightning prints no advertising and no advice for other data loaders than ours.
     """
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    started = torch.cuda.is_initialized()
+    devices, seed = range(torch.cuda.device_count()) if started else [], torch.initial_seed()
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", *ASKED_FOR)]
     levels = [logger.level for logger in loggers]
     strict = torch.are_deterministic_algorithms_enabled()
@@ -37,3 +38,5 @@ def undisturbed() -> Iterator[None]:
                 logger.setLevel(level)
             torch.use_deterministic_algorithms(strict, warn_only=warn_only)
             torch.backends.cudnn.benchmark = benchmark
+            if torch.cuda.is_initialized() and not started:
+                torch.cuda.manual_seed_all(seed)  # as it would have been when it had started
