@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lightning_cfg.config import build, load
 from lightning_cfg.data.build import build_data
 from lightning_cfg.data.images import Images
-from lightning_cfg.diffusion.draws import Draws, key
+from lightning_cfg.diffusion.draws import Draws, key, onto
 from lightning_cfg.runs.checkpoints import build_model
 from lightning_cfg.runs.precision import matmul
 from lightning_cfg.runs.run import Run
@@ -243,7 +243,7 @@ class Blocks(L.Callback):
         self.number += 1
         optimizer, data, size = trainer.optimizers[0], trainer.datamodule.data, self.task.batch
         draws = Draws(seed=1, step=self.number, batch_size=size)
-        batch = {name: v.to(learner.device) for name, v in data.batch(draws).items()}
+        batch = {name: onto(v, learner.device) for name, v in data.batch(draws).items()}
         with trainer.precision_plugin.forward_context():
             loss = learner.training_step({**batch, "draws": draws}, 0)
         optimizer.zero_grad(set_to_none=True)

@@ -54,7 +54,8 @@ def test_limit_of_a_convolution_and_a_linear_layer_by_hand():
         x = torch.empty(4, 3, 8, 8, requires_grad=True)
     convolution, product = roofline.layers(lambda: net(x), size=2, training=False)
     # 2 FLOPs x outputs (4 x 5 x 8 x 8) x 3 channels x 9; image, weights and answer of 2 bytes
-    assert convolution.flops == 2 * 1280 * 27 and convolution.shape == (3, 5, 8, 3, 1, 1)
+    assert convolution.flops == 2 * 1280 * 27
+    assert convolution.shape == (3, 5, 8, 3, 1, 1)
     assert convolution.bytes == 2 * (4 * 3 * 64 + 5 * 27 + 1280)
     assert product.flops == 2 * 4 * 320 * 7
     assert product.bytes == 2 * (4 * 320 + 320 * 7 + 4 * 7)
@@ -100,13 +101,15 @@ def test_a_row_that_fails_or_has_no_time_is_told_and_the_next_one_is_measured(tm
     fast = Found.rate(one, 8, "images", limit=0.5)
     table.measure("a", "fast", lambda: fast, needs=1, than={"slow": slow, "large": None})
     last = rows_of(tmp_path)[-1]
-    assert last["times"] == {"slow": 2.0} and last["value"]["median"] == 8.0
+    assert last["times"] == {"slow": 2.0}
+    assert last["value"]["median"] == 8.0
     text = (tmp_path / "gpu.txt").read_text().splitlines()
     assert text[1].endswith("slow: 4 images/s (2 ... 8) 2000 ms")
     assert "2.00 times slow | 2.00 x limit" in text[-1]
     table.measure("a", "endless", endless, needs=0.5)  # until all time is up
     assert rows_of(tmp_path)[-1]["error"].startswith("TimeUp: it was cut off after 2 s")
-    assert table.left() <= 0 and not list(tmp_path.glob("*.new"))
+    assert table.left() <= 0
+    assert not list(tmp_path.glob("*.new"))
 
 
 def test_every_line_runs_tiny_on_a_cpu(tmp_path, monkeypatch):
@@ -121,7 +124,7 @@ def test_every_line_runs_tiny_on_a_cpu(tmp_path, monkeypatch):
     assert {row["line"].split()[0] for row in rows} == (set(gpu.LINES) - {"compiled"}) | {"time"}
     for row in rows:
         if row["what"].startswith(("fit, ", "bare loop", "2 Heun")):
-            assert row["limit"] > 0 and row["seconds"] > 0, row
+            assert min(row["limit"], row["seconds"]) > 0, row
     fits = [row for row in rows if row["what"] == "fit, compiled" and row["line"] == "edm"]
     assert set(fits[0]["times"]) == {"bare loop, fp32", "bare loop, TF32", "bare loop, fp16",
                                      "fit, not compiled"}  # fmt: skip
