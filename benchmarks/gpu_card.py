@@ -31,8 +31,8 @@ def at(precision: str, device: torch.device) -> Iterator[None]:
 class Card:
     """The rates of a device; those that could not be measured are missing."""
 
-    def __init__(self, device: torch.device):
-        self.device, self.bandwidth = device, 0.0
+    def __init__(self, device: torch.device, *, seconds: float = 0.3):
+        self.device, self.bandwidth, self.seconds = device, 0.0, seconds  # of a measurement
         self.products: dict[str, float] = {}
         self.convolutions: dict[str, dict[tuple, float]] = {name: {} for name in PRECISIONS}
 
@@ -70,13 +70,13 @@ class Card:
         dtype, how = PRECISIONS[name]
         a, b = (torch.randn(n, n, device=self.device).to(dtype) for _ in range(2))
         with matmul(how):
-            seconds = timed(lambda: a @ b, self.device)
+            seconds = timed(lambda: a @ b, self.device, seconds=self.seconds)
         return Found(seconds.rate(2e-12 * n**3), "TFLOP/s", seconds.median)
 
     def _copied(self, n: int) -> Found:
         a = torch.randn(4 * n * n, device=self.device)
         b = torch.empty_like(a)
-        seconds = timed(lambda: b.copy_(a), self.device)
+        seconds = timed(lambda: b.copy_(a), self.device, seconds=self.seconds)
         return Found(seconds.rate(2e-9 * a.nbytes), "GB/s read and written", seconds.median)
 
     def _convolution(self, table: Table, name: str, kind: str, shape: tuple, batch: int) -> None:
@@ -121,7 +121,7 @@ class Card:
         before = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = on
         try:
-            return timed(run, self.device, seconds=0.05, repeats=3)
+            return timed(run, self.device, seconds=self.seconds / 6, repeats=3)
         finally:
             torch.backends.cudnn.benchmark = before
 

@@ -85,7 +85,7 @@ def vit(*, tiny: bool) -> Space:
     from torchvision.models import VisionTransformer
 
     deep, wide = (1, 32) if tiny else (24, 1024)
-    net = VisionTransformer(224, 14, deep, max(2, wide // 64), wide, 4 * wide, num_classes=0)
+    net = VisionTransformer(224, 14, deep, max(2, wide // 64), wide, 4 * wide, num_classes=1)
     net.heads = torch.nn.Identity()
     net.eval().requires_grad_(False)
 

