@@ -33,6 +33,7 @@ import argparse  # noqa: E402
 import contextlib  # noqa: E402
 import functools  # noqa: E402
 import gc  # noqa: E402
+import itertools  # noqa: E402
 import os  # noqa: E402
 import platform  # noqa: E402
 import subprocess  # noqa: E402
@@ -46,9 +47,11 @@ import gpu_sampling  # noqa: E402
 import gpu_search  # noqa: E402
 import torch  # noqa: E402
 from gpu_card import Card, most_used  # noqa: E402
-from gpu_table import Found, Table  # noqa: E402
+from gpu_table import Found, Table, timed  # noqa: E402
 from gpu_training import COUNTED, Fitted, Task, bare, fitted, kind_of, look  # noqa: E402
 from roofline import Layer  # noqa: E402
+
+from lightning_cfg.diffusion.draws import Draws, onto  # noqa: E402
 
 FIT = {  # what `speed_of` gives on CUDA: of images, and of points
     "images": {"precision": "bf16-mixed", "channels_last": True, "matmul_precision": "high"},
@@ -163,10 +166,40 @@ def edm(bench: Bench) -> None:
         "edm", "compiled", task, "images", compile=True, needs=60,
         than=(*ways, "fit, not compiled"), look=look,
     )  # fmt: skip
+    sent(bench)
     if done is not None and "error" in done.looked:
         bench.table.tell("edm", "kernels", error=done.looked["error"])
     elif done is not None:
         tell_kernels(bench, task, done)
+
+
+def sent(bench: Bench) -> None:
+    """What a step takes of the host before the network: its images, augmented, and its noise.
+
+    The number of images that are warped is another at each step, and cuDNN looks at each new one
+    anew: what that takes is seen beside the same step again and again.
+    """
+    task, device, table = bench.edm, bench.device, bench.table
+    task.data.to(device)
+    steps, seconds = itertools.count(), 0.0 if bench.tiny else 0.5
+
+    def batch(step: Callable[[], int]) -> Found:
+        def made() -> object:
+            return task.data.batch(Draws(seed=2, step=step(), batch_size=task.batch))
+
+        return Found.rate(timed(made, device, seconds=seconds), task.batch, "images")
+
+    def noise() -> Found:
+        def made() -> object:
+            draws = Draws(seed=2, step=0, batch_size=task.batch)
+            return onto(draws.normal(*task.data.shape), device)
+
+        return Found.rate(timed(made, device, seconds=seconds), task.batch, "images")
+
+    same = table.measure("edm", "the images of one step, again", lambda: batch(lambda: 0), needs=2)
+    table.measure("edm", "the images of new steps", lambda: batch(lambda: next(steps)), needs=2,
+                  than={"the same again": same})  # fmt: skip
+    table.measure("edm", "the noise of a step, drawn and sent", noise, needs=2)
 
 
 def tell_kernels(bench: Bench, task: Task, done: Fitted) -> None:
