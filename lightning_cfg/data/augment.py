@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_cfg.diffusion.draws import Draws
+from lightning_cfg.diffusion.draws import Draws, onto
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.precision import matmul
 
@@ -98,13 +98,14 @@ class AugmentPipe:
         back = rotation(angle) @ back
         shift = shift * torch.tensor([y.shape[3] / 8, y.shape[2] / 8])  # in pixels, x and y
 
-        flips = (labels[:, :2, None, None, None] == 1).to(y.device)
+        flips = onto(labels[:, :2, None, None, None] == 1, y.device)
         y = torch.where(flips[:, 0], y.flip(3), y)
         y = torch.where(flips[:, 1], y.flip(2), y)
         rows = (labels[:, 2:] != 0).any(1).nonzero()[:, 0]
         if len(rows):
-            y[rows.to(y.device)] = warp(y[rows.to(y.device)], back[rows], shift[rows])
-        return y, labels.to(y)
+            there = onto(rows, y.device)
+            y[there] = warp(y[there], back[rows], shift[rows])
+        return y, onto(labels.to(y.dtype), y.device)
 
 
 def rotation(angle: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ def warp(y: Tensor, back: Tensor, shift: Tensor) -> Tensor:
     old, new = torch.tensor([W - 1.0, H - 1.0]).double(), torch.tensor([W + 3.0, H + 3.0]).double()
     linear = back.double() * new / old[:, None]  # (b, 2, 2)
     offset = back.double() @ (-shift.double() * 2)[:, :, None] / old[:, None]  # (b, 2, 1)
-    theta = torch.cat([linear, offset], 2).to(y)
+    theta = onto(torch.cat([linear, offset], 2).to(y.dtype), y.device)
 
     # images are neither for half precision nor for TF32, which has the digits of 10 bits
     with torch.autocast(y.device.type, enabled=False), matmul("highest"):
@@ -142,4 +143,4 @@ def warp(y: Tensor, back: Tensor, shift: Tensor) -> Tensor:
 def kernel(taps: tuple[float, ...], y: Tensor) -> Tensor:
     """The separable filter of these taps, from the centre outwards, for each channel of y."""
     line = torch.tensor([*taps[:0:-1], *taps], dtype=torch.float64)
-    return line.outer(line).to(y).expand(y.shape[1], 1, -1, -1)
+    return onto(line.outer(line).to(y.dtype), y.device).expand(y.shape[1], 1, -1, -1)

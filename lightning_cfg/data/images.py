@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.data.augment import AugmentPipe
-from lightning_cfg.diffusion.draws import Draws
+from lightning_cfg.diffusion.draws import Draws, onto
 from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.interfaces import DataSet
 from lightning_cfg.runs.pngs import signed
@@ -62,10 +62,12 @@ class Images(DataSet):
         if self.limit is None:
             rows = draws.permuted(len(c))
         else:
-            rows = self._limited[draws.permuted(len(self._limited))]
+            rows = self._limited
+            rows = rows[onto(draws.permuted(len(rows)), rows.device)]
+        rows = onto(rows, c.device)
         y = y[rows]
         if self.flip:
-            mirrored = (draws.uniform() < 0.5).to(y.device)
+            mirrored = onto(draws.uniform() < 0.5, y.device)
             y = torch.where(mirrored[:, None, None, None], y.flip(3), y)
         batch = {"y": signed(y), "c": c[rows]}
         if self.pipe is not None:

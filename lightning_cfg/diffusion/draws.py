@@ -23,6 +23,16 @@ def keyed(*parts: object) -> torch.Generator:
     return torch.Generator().manual_seed(key(*parts))
 
 
+def onto(x: Tensor, device: torch.device) -> Tensor:
+    """x on this device; what was drawn on the CPU goes to a GPU without waiting for it.
+
+    A plain copy would wait until the GPU has done all that it was given before, the last step.
+    """
+    if device.type != "cuda" or x.device.type != "cpu":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
 class Draws:
     """The random numbers of one training step, of which this process keeps its `rows`.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cfg.config import Between, Positive, Real, Share, Sigma, ordered
-from lightning_cfg.diffusion.draws import Draws
+from lightning_cfg.diffusion.draws import Draws, onto
 from lightning_cfg.diffusion.noise import ddpm_time, linear_beta_sigmas
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL, Denoiser, Model, Net, Velocity, complete, expand_like
@@ -93,10 +93,10 @@ class EDM(OfNet):
 
     def loss(self, y: Tensor, c: Tensor, draws: Draws, augment: Tensor | None = None) -> Tensor:
         """Weighted squared error per sample, summed over dimensions, (B,)."""
-        sigma = (self.P_mean + self.P_std * draws.normal()).exp().to(y)
+        sigma = onto((self.P_mean + self.P_std * draws.normal()).exp(), y.device).to(y)
         draws.level = "sigma", sigma
         weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
-        x = y + expand_like(sigma, y) * draws.normal(*y.shape[1:]).to(y)
+        x = y + expand_like(sigma, y) * onto(draws.normal(*y.shape[1:]), y.device).to(y)
         D = self(x, sigma, drop_labels(c, self.label_dropout, draws), augment)
         return weight * (D - y).square().flatten(1).sum(1)
 
@@ -124,10 +124,10 @@ class DDPM(OfNet):
 
     def loss(self, y: Tensor, c: Tensor, draws: Draws) -> Tensor:
         """|eps - n|^2 per sample, summed over dimensions, (B,)."""
-        t = draws.integers(self.T).to(y.device)
+        t = onto(draws.integers(self.T), y.device)
         draws.level = "sigma", self.sigmas[t]
         s = expand_like(self.sigmas[t], y)
-        n = draws.normal(*y.shape[1:]).to(y)
+        n = onto(draws.normal(*y.shape[1:]), y.device).to(y)
         c = drop_labels(c, self.label_dropout, draws)
         eps = self.run((y + s * n) / (1 + s**2).sqrt(), t / self.T, c)
         return (eps - n).square().flatten(1).sum(1)
@@ -157,9 +157,9 @@ class Flow(OfNet):
 
     def loss(self, y: Tensor, c: Tensor, draws: Draws, x0: Tensor | None = None) -> Tensor:
         """|v(x_t, t, c) - (y - x0)|^2 per sample, (B,), t uniform; x0 None: Gaussian noise."""
-        t = draws.uniform().to(y)
+        t = onto(draws.uniform(), y.device).to(y)
         draws.level = "t", t
-        x0 = draws.normal(*y.shape[1:]).to(y) if x0 is None else x0
+        x0 = onto(draws.normal(*y.shape[1:]), y.device).to(y) if x0 is None else x0
         x_t = (1 - expand_like(t, y)) * x0 + expand_like(t, y) * y
         v = self.velocity(x_t, t, drop_labels(c, self.label_dropout, draws))
         return (v - (y - x0)).square().flatten(1).sum(1)
@@ -197,9 +197,9 @@ class NoisyClassifier(OfNet):
         """Cross-entropy per sample, (B,)."""
         if self.clean:
             return self.cross_entropy(self(y, y.new_zeros(len(y))), c)
-        sigma = self.sigmas[draws.integers(len(self.sigmas)).to(y.device)].to(y)
+        sigma = self.sigmas[onto(draws.integers(len(self.sigmas)), y.device)].to(y)
         draws.level = "sigma", sigma
-        x = y + expand_like(sigma, y) * draws.normal(*y.shape[1:]).to(y)
+        x = y + expand_like(sigma, y) * onto(draws.normal(*y.shape[1:]), y.device).to(y)
         return self.cross_entropy(self(x, sigma), c)
 
     def cross_entropy(self, logits: Tensor, c: Tensor) -> Tensor:
@@ -266,4 +266,4 @@ def velocity_of(denoise: Denoiser) -> Velocity:
 
 def drop_labels(c: Tensor, rate: float, draws: Draws) -> Tensor:
     """Each sample's class becomes NULL with probability `rate` (Ho & Salimans 2021)."""
-    return c if rate == 0 else torch.where(draws.uniform().to(c.device) < rate, NULL, c)
+    return c if rate == 0 else torch.where(onto(draws.uniform(), c.device) < rate, NULL, c)

@@ -200,6 +200,8 @@ class Block(nn.Module):
         # EDM's order of the 3 C channels: q, k and v of the first channel, of the second, ...
         qkv = self.qkv(self.norm2(h)).reshape(len(h), 1, h.shape[1], 3, -1)  # (B, 1, C, 3, H W)
         q, k, v = (part.mT for part in qkv.unbind(3))  # (B, 1, H W, C)
+        if h.is_cuda:  # whose fast kernels want the numbers of each position side by side
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         return self.proj(F.scaled_dot_product_attention(q, k, v).mT.reshape(h.shape))
 
 

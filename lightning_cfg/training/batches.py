@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 import lightning as L
+from torch import Tensor
 
-from lightning_cfg.diffusion.draws import Draws
+from lightning_cfg.diffusion.draws import Draws, onto
 from lightning_cfg.errors import UserError
 
 
@@ -37,6 +38,7 @@ class KeyedBatches(L.LightningDataModule):
         assert trainer is not None
         ranks, micro_batches = trainer.world_size, trainer.accumulate_grad_batches
         size, step = self.rows_per_batch(trainer), trainer.global_step
+        device = trainer.strategy.root_device
         while True:
             for micro in range(micro_batches):
                 start = (micro * ranks + trainer.global_rank) * size
@@ -46,5 +48,9 @@ class KeyedBatches(L.LightningDataModule):
                     batch_size=self.batch_size,
                     rows=slice(start, start + size),
                 )
-                yield {**self.data.batch(draws), "draws": draws}
+                batch = {
+                    name: onto(value, device) if isinstance(value, Tensor) else value
+                    for name, value in self.data.batch(draws).items()
+                }
+                yield {**batch, "draws": draws}
             step += 1
