@@ -113,3 +113,13 @@ def test_the_plan_for_programs_is_the_same_list(tmp_path, capsys):
         assert told["needs"] == stages[told["name"]].needs
         assert told["verb"] == stages[told["name"]].verb
         assert told["state"] == ("waits" if told["needs"] else "ready")
+
+
+def test_a_fit_may_have_data_of_its_own():
+    plain, own = graph(), graph("fit_data={classifier: {limit: 500}}")
+    assert own["fit classifier"].settings["data"] == {"name": "Fractal", "seed": 0, "limit": 500}
+    assert own["fit base"] == plain["fit base"]
+    with pytest.raises(UserError, match=r"fit_data.judge is none of fits \(base, classifier\)"):
+        graph("fit_data={judge: {limit: 500}}")
+    with pytest.raises(UserError, match=r"fit_data.base.limits"):
+        graph("fit_data={base: {limits: 500}}")

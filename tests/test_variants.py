@@ -334,6 +334,26 @@ def test_limited_images(tmp_path):
         ImageZip(path=str(file), limit=11).rows("bank")
 
 
+def test_halves_share_no_image_and_are_the_whole(tmp_path):
+    x, c = normal(22, 1, 4, 4).clamp(-1, 1), torch.arange(22) % 2
+    file = save_images(tmp_path / "i.zip", x=x, c=c, seed=torch.arange(22), labelled=True)
+    first, second = (ImageZip(path=str(file), half=half) for half in ("first", "second"))
+    assert [r.bincount().tolist() for r in (first.real("bank")[1], second.real("bank")[1])] == [
+        [6, 6],
+        [5, 5],
+    ]
+    both = torch.cat([first.real("bank")[0], second.real("bank")[0]]).flatten(1)
+    assert len(both.unique(dim=0)) == 22
+    known = set(map(tuple, first.real("bank")[0].flatten(1).tolist()))
+    for step in range(6):
+        batch = first.batch(Draws(seed=0, step=step, batch_size=6))["y"]
+        assert set(map(tuple, batch.flatten(1).tolist())) <= known
+    one = ImageZip(path=str(file), half="second", limit=2)
+    assert torch.equal(one.real("bank")[0], second.real("bank", 2)[0])
+    with pytest.raises(UserError, match="half must be one of 'first', 'second'"):
+        checked(ImageZip, {"path": str(file), "half": "third"})
+
+
 # Studies with variants
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.config import Count, Place, Share
-from lightning_cfg.data.images import Images, download
+from lightning_cfg.data.images import Half, Images, download
 from lightning_cfg.errors import UserError
 
 
@@ -20,6 +20,7 @@ class CIFAR10(Images):
     flip     mirror each training image with probability 1/2
     augment  probability of EDM's non-leaking augmentation, 0.12 as they have it; 0: none
     limit    only the first so many images of each class are there to train on
+    half     first or second: only every other image of each class, from that one on, is there
     Nothing is read, or downloaded, before the first batch is asked for. UserError where the files
     are absent and cannot be had, or are not the published ones.
     """
@@ -34,8 +35,9 @@ class CIFAR10(Images):
         flip: bool = False,
         augment: Annotated[float, Share] = 0.0,
         limit: Count | None = None,
+        half: Half = None,
     ):
-        self.root, self.flip, self.limit = root, flip, limit
+        self.root, self.flip, self.limit, self.half = root, flip, limit, half
         self.augmented(augment)
 
     def _load(self, *, train: bool) -> tuple[Tensor, Tensor]:

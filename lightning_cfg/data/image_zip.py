@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_cfg.config import Count, Free, Infinite, Input, NonNegative, Share
 from lightning_cfg.data.image_files import Files, Folder, Zip
-from lightning_cfg.data.images import Images
+from lightning_cfg.data.images import Half, Images
 from lightning_cfg.errors import UserError
 
 
@@ -23,6 +23,7 @@ class ImageZip(Images):
     memory    GiB that a split may take as bytes to be decoded once and kept in each process;
               a larger one is decoded batch by batch, in threads and without reading ahead
     limit     only the first so many images of each class are there to train on
+    half      first or second: only every other image of each class, from that one on, is there
     UserError where a file is absent, damaged, not as described, or unlike the others.
     """
 
@@ -37,11 +38,12 @@ class ImageZip(Images):
         augment: Annotated[float, Share] = 0.0,
         memory: Annotated[float, NonNegative, Infinite, Free] = 2.0,
         limit: Count | None = None,
+        half: Half = None,
     ):
         self._training = self._files(path)
         self._other = None if held_out is None else self._files(held_out)
         self.path, self.flip, self.memory = self._training.path, flip, memory
-        self.limit = limit
+        self.limit, self.half = limit, half
         self.augmented(augment)
 
     @property

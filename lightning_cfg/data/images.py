@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from lightning_cfg.diffusion.draws import Draws, onto
 from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.interfaces import DataSet
 from lightning_cfg.runs.pngs import signed
+
+Half = Literal["first", "second"] | None
 
 
 class Images(DataSet):
@@ -29,6 +31,7 @@ class Images(DataSet):
     flip = False
     pipe: AugmentPipe | None = None
     limit: int | None = None  # images per class that there are to train on; None: all
+    half: Half = None  # every other image of each class, from the first or the second on
 
     @cached_property
     def _bank(self) -> tuple[Any, Tensor]:
@@ -59,7 +62,7 @@ class Images(DataSet):
         is a `pipe`, images are augmented, and "augment" (b, 9) says how.
         """
         y, c = self._bank
-        if self.limit is None:
+        if self.limit is None and self.half is None:
             rows = draws.permuted(len(c))
         else:
             rows = self._limited
@@ -83,14 +86,16 @@ class Images(DataSet):
         """Bytes that rows (N,) index, the rows of one class after another, and their classes (N,).
 
         split "bank" or "held_out"; the first per_class images of each class in the files' order,
-        None for all. Of the bank, only those within `limit`. UserError for another split, or for
-        more images than there are.
+        None for all. Of the bank, only those of the `half` and within `limit`. UserError for
+        another split, or for more images than there are.
         """
         name = type(self).__name__
         if split not in ("bank", "held_out"):
             raise UserError(f"{name} has the splits bank and held_out, got {split!r}")
         y, c = self._bank if split == "bank" else self._held_out
         rows = [(c == k).nonzero()[:, 0] for k in range(max(1, self.num_classes))]
+        if split == "bank" and self.half is not None:
+            rows = [r[("first", "second").index(self.half) :: 2] for r in rows]
         if split == "bank" and self.limit is not None:
             _at_least(self.limit, rows, f"{name}: data.limit", split)
             rows = [r[: self.limit] for r in rows]

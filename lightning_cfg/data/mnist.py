@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.config import Count, Place
-from lightning_cfg.data.images import Images, download
+from lightning_cfg.data.images import Half, Images, download
 from lightning_cfg.errors import UserError
 
 
@@ -15,17 +15,25 @@ class MNIST(Images):
     """Handwritten digits (LeCun et al. 1998).
 
     60,000 images to train on, the "bank", and 10,000 that are never trained on, "held_out";
-    shape (1, 28, 28), classes 0 ... 9. `limit` leaves only the first so many of each class in the
-    bank. Nothing is read, or downloaded to `root` where it is
-    absent, before the first batch is asked for. UserError where the files are absent and cannot
-    be had, or are damaged.
+    shape (1, 28, 28), classes 0 ... 9.
+    root   holds MNIST/raw; where it is absent, it is downloaded
+    limit  only the first so many images of each class are there to train on
+    half   first or second: only every other image of each class, from that one on, is there
+    Nothing is read, or downloaded, before the first batch is asked for. UserError where the files
+    are absent and cannot be had, or are damaged.
     """
 
     shape = (1, 28, 28)
     num_classes = 10
 
-    def __init__(self, *, root: Annotated[str, Place] = "data", limit: Count | None = None):
-        self.root, self.limit = root, limit
+    def __init__(
+        self,
+        *,
+        root: Annotated[str, Place] = "data",
+        limit: Count | None = None,
+        half: Half = None,
+    ):
+        self.root, self.limit, self.half = root, limit, half
 
     def _load(self, *, train: bool) -> tuple[Tensor, Tensor]:
         """Bytes (N, 1, 28, 28) uint8 and labels (N,) long of one split."""

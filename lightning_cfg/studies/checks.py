@@ -102,8 +102,11 @@ def check_devices(path: str, section: dict | None) -> None:
         )
 
 
-def check_fits(fits: dict, discriminators: dict) -> None:
-    """UserError for a name that means something else, or a discriminator of nothing."""
+def check_fits(fits: dict, discriminators: dict, fit_data: dict) -> None:
+    """UserError for a name that means something else, or a discriminator or data of nothing."""
+    for name in fit_data:
+        if name not in fits:
+            raise UserError(f"fit_data.{name} is none of fits ({', '.join(fits)})")
     for name in (*fits, *discriminators):
         if name == "exact":
             raise UserError("fits.exact: exact is the closed form of the data, choose another name")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_cfg.config import replaced
+from lightning_cfg.config import Data, changed, replaced
 from lightning_cfg.runs.inputs import CHECKPOINT
 from lightning_cfg.sampling.guided import with_scale
 from lightning_cfg.sampling.network import Networks, path_and_weights
@@ -152,7 +152,8 @@ class _Builder:
         self.fits: dict[str, Output] = dict(graph.judges)
         for name, section in asked["fits"].items():
             if name not in self.fits:
-                self.fits[name] = self.fit(name, section, data)
+                own = changed(Data, data, asked["fit_data"].get(name, {}), f"fit_data.{name}")
+                self.fits[name] = self.fit(name, section, own)
         for name, section in asked["discriminators"].items():
             self.discriminator(name, section)
         for name, section in asked["methods"].items():

@@ -58,6 +58,7 @@ def study(
     run_dir: str,
     data: Data | None = None,
     cases: dict[str, Data] = {},
+    fit_data: dict[str, dict] = {},
     discriminators: dict[str, Discriminator] = {},
     flows: dict[str, list[Annotated[float, Real]]] = {},
     flow: Training | None = None,
@@ -81,6 +82,8 @@ def study(
     Before it starts it says what that will take: trainings, samples, evaluations, disk.
 
     fits     what is trained on the data, by name; a model of `methods` names one, a path or exact
+    fit_data {fit: keys of the data set that are different for it}, such as half: first for what
+             judges and half: second for a classifier in whose features samples are paired
     discriminators  what learns to tell a fit's samples from the data, by name, for `methods`
     scales   guidance scales at which fresh samples are generated, refined and evaluated
     samples  fresh samples per method and scale to evaluate
@@ -120,8 +123,9 @@ def study(
         for name, section in methods.items()
     }
     asked = {
-        "title": title, "data": data, "cases": cases, "fits": fits, "methods": methods,
-        "discriminators": discriminators, "scales": scales, "flows": flows, "flow": flow,
+        "title": title, "data": data, "cases": cases, "fits": fits, "fit_data": fit_data,
+        "methods": methods, "discriminators": discriminators, "scales": scales, "flows": flows,
+        "flow": flow,
         "generation": generation, "sources": sources, "samples": samples, "pairs": pairs,
         "refinement": refinement, "evaluation": evaluation, "trace": trace, "variants": variants,
         "published": published, "seed": seed, "seeds": seeds, "trust": trust,
@@ -179,7 +183,7 @@ def _check(asked: dict) -> dict[str, dict]:
     for path, section in [(f"fits.{name}", part) for name, part in fits.items()]:
         checks.check_devices(path, section)
     checks.check_devices("flow", asked["flow"])
-    checks.check_fits(fits, asked["discriminators"])
+    checks.check_fits(fits, asked["discriminators"], asked["fit_data"])
     known = [*fits, *asked["discriminators"]]
     checks.check_methods(methods, known, flows)
     if (asked["data"] is None) == (not asked["cases"]):
