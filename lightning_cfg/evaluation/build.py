@@ -22,7 +22,6 @@ from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.manifests import content_hash
 from lightning_cfg.runs.ranks import Ranks
-from lightning_cfg.runs.to_come import ToCome
 from lightning_cfg.weights.catalogue import ASSETS
 from lightning_cfg.weights.store import find
 
@@ -81,9 +80,7 @@ def scorer_of(
 
 
 def _hash_of(classifier: str | None) -> str:
-    if classifier is None or isinstance(classifier, ToCome):
-        return ""
-    return content_hash(output_of(classifier, checkpoints.LAST))
+    return "" if classifier is None else content_hash(output_of(classifier, checkpoints.LAST))
 
 
 def by_label(features: dict | None) -> dict[str, dict]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import sha256
+from lightning_cfg.runs.to_come import ToCome
 
 MANIFEST, IDENTITY = "manifest.json", "identity.json"
 KINDS = {  # of what these files hold, by key
@@ -82,11 +83,13 @@ def fault_of(directory: Path) -> str:
     return ""
 
 
-def content_hash(path: Path) -> str:
+def content_hash(path: Path | ToCome) -> str:
     """The hash of a file's or folder's content; of a file that has not changed it is remembered.
 
     Raises UserError where it lies in the directory of a run whose manifest has another hash of it.
     """
+    if isinstance(path, ToCome):
+        return ""  # there is none yet
     digest, known = hash_of(path), written_hash(path)
     if known not in (None, digest):
         raise UserError(
