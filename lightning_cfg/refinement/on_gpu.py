@@ -33,7 +33,9 @@ def candidate_search(queries: Tensor, bank: Tensor, rows: int) -> Callable:
     queries (N, d), bank (M, d); `rows` at a time are copied.
     """
     dtype = torch.promote_types(torch.promote_types(queries.dtype, bank.dtype), torch.float32)
-    total = sum(part.sum(0, dtype=torch.float64) for part in bank.split(rows))
+    total = torch.zeros(bank.shape[1], dtype=torch.float64, device=bank.device)
+    for part in bank.split(rows):
+        total += part.sum(0, dtype=torch.float64)
     mean = (total / len(bank)).to(dtype)
     blocks = (part for points in (queries, bank) for part in points.split(rows) if part.numel())
     scale = max((part.to(dtype) - mean).abs().max().item() for part in blocks) or 1.0
