@@ -24,6 +24,7 @@ from lightning_cfg.diffusion.trajectories import (
 from lightning_cfg.guidance import classifier_free, classifier_gradient
 from lightning_cfg.metrics import wasserstein
 from lightning_cfg.nets import Linear
+from lightning_cfg.reports import trajectories
 
 F64 = torch.float64
 S = 0.2236  # of the paper's classes, N(+-1, .05) and the closer pairs
@@ -434,3 +435,30 @@ def test_guidance_pushes_trajectories_away_from_the_boundary(mean):
         seen = along(truth.logits, path, sigma, 1)
         away.append(over_time(seen.distance, sigma).mean().item())
     assert away[1] > away[0] + 0.05
+
+
+def test_classifiers_that_cannot_be_right_are_told_apart(monkeypatch):
+    """Of a linear one every sample is 1 away, of the others .1; another denoiser is .1 away."""
+    where = {"linear": 1.0, "mlp": 0.1, "exact": 0.0}
+    models = [(m, c) for m in ("exact", "base") for c in where]
+    methods = {
+        f"{m}_{c}": {"models": {"model": m, "classifier": c}, "guidance": {"name": "g"}}
+        for m, c in models
+    }
+
+    def apart(case, a, b, scale):
+        (m, c), (n, d) = (name.split("_") for name in (a, b))
+        return torch.full((5,), abs(where[c] - where[d]) + 0.1 * (m != n))
+
+    monkeypatch.setattr(trajectories, "displacement", apart)
+    fits = {"linear": {"net": {"name": "Linear"}, "model": {"name": "NoisyClassifier"}},
+            "mlp": {"net": {"name": "MLP"}, "model": {"name": "NoisyClassifier"}}}  # fmt: skip
+    wrong = trajectories.wrong_by_construction(fits)
+    assert wrong == ["linear"]
+    [said] = trajectories.dominance(None, methods, [1.0], wrong)
+    mean = (1.0 + 0.9 + 0.1) / 3
+    assert f"{mean:.3g} on average (6 comparisons), another denoiser by 0.1" in said
+    assert f"{mean / 0.1:.3g} : 1. Without those that are wrong by construction (linear) it" in said
+    assert said.endswith(
+        "0.1 on average (2 comparisons) and 0.1 on average (2 comparisons), 1 : 1."
+    )

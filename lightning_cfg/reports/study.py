@@ -89,7 +89,7 @@ def write_report(
     parts += chapter("Flows and scales", lambda case: variants.sections(case, config))
     parts += chapter(
         "What guidance did to the trajectories",
-        lambda case: trajectories.told(case, config["methods"]),
+        lambda case: trajectories.told(case, config),
         trajectories.MEANING,
         *([trajectories.FIRST.format(seeds[0])] if several else []),
     )

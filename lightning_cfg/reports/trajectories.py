@@ -81,10 +81,10 @@ def trends(case: Case) -> list[Trend]:
     return out
 
 
-def told(case: Case, methods: dict[str, dict]) -> list[str]:
+def told(case: Case, config: dict) -> list[str]:
     """The section of one data set, in paragraphs of markdown; nothing without trajectories.
 
-    methods  of the study's config: {name: {models, guidance}}
+    config  the study's: its methods and fits
     """
     if not case.traced:
         return []
@@ -107,7 +107,7 @@ def told(case: Case, methods: dict[str, dict]) -> list[str]:
             "and bent, the more the larger the scale."
         )
     parts += _at_scale_1(case)
-    parts += _side_by_side(case, methods)
+    parts += _side_by_side(case, config)
     return [*parts, "Everything measured, classes averaged:", _panel_table(case)]
 
 
@@ -192,8 +192,9 @@ def _cell(column: str, value: float | None) -> str:
     return written(value, percent if column.startswith("wrong") else digits)
 
 
-def _side_by_side(case: Case, methods: dict[str, dict]) -> list[str]:
+def _side_by_side(case: Case, config: dict) -> list[str]:
     """The same guidance on the exact and on a learned denoiser, beside CFG on the same one."""
+    methods = config["methods"]
     kinds = _by_guidance(methods)
     plain, averages = kinds.get(("classifier_free", ""), {}), case.averages
     score = next((m for m in SCORES if m in next(iter(averages.values()))), None)
@@ -228,7 +229,7 @@ def _side_by_side(case: Case, methods: dict[str, dict]) -> list[str]:
         "plain conditional model.",
         markdown_table(head, body),
         *_identity(gaps),
-        *_dominance(case, methods, scales),
+        *dominance(case, methods, scales, wrong_by_construction(config["fits"])),
     ]
 
 
@@ -267,26 +268,55 @@ def _identity(gaps: dict[tuple, Tensor]) -> list[str]:
     ]
 
 
-def _dominance(case: Case, methods: dict[str, dict], scales: list[float]) -> list[str]:
-    """How far a sample moves when only the classifier, or only the denoiser, is another one."""
-    moved: dict[str, list[float]] = {"classifier": [], "model": []}
+def wrong_by_construction(fits: dict[str, dict]) -> list[str]:
+    """Classifiers that cannot be right: linear alike at every noise level, or taught wrongly."""
+    return [
+        name
+        for name, fit in fits.items()
+        if fit["net"]["name"] == "Linear" or fit["model"]["name"] == "MisledClassifier"
+    ]
+
+
+def dominance(
+    case: Case, methods: dict[str, dict], scales: list[float], wrong: list[str]
+) -> list[str]:
+    """How far a sample moves when only the classifier, or only the denoiser, is another one.
+
+    wrong  classifiers that cannot be right, without which it is said again
+    """
+    moved: dict[str, list[tuple[float, bool]]] = {"classifier": [], "model": []}
     for a, b in combinations(methods, 2):
         one, other = methods[a]["models"], methods[b]["models"]
         roles = [role for role in {**one, **other} if one.get(role) != other.get(role)]
         same = methods[a]["guidance"] == methods[b]["guidance"]
         if same and len(roles) == 1 and roles[0] in moved:
+            right = not {one.get("classifier"), other.get("classifier")} & set(wrong)
             for scale in scales:
                 apart = displacement(case, a, b, scale)
                 if apart is not None:
-                    moved[roles[0]].append(apart.mean().item())
+                    moved[roles[0]].append((apart.mean().item(), right))
     if not all(moved.values()):
         return []
-    means = {role: sum(values) / len(values) for role, values in moved.items()}
-    ratio = means["classifier"] / means["model"] if means["model"] else float("inf")
-    dominates = "dominates" if ratio > 1 else "does **NOT** dominate"
-    return [
+    told = [
         "Another classifier with everything else the same moves a sample by "
-        f"{digits(means['classifier'])} on average ({len(moved['classifier'])} comparisons), "
-        f"another denoiser by {digits(means['model'])} ({len(moved['model'])}): the classifier "
-        f"{dominates} the result, {ratio:.3g} : 1."
+        f"{_said(moved['classifier'])}, another denoiser by {_said(moved['model'])}: "
+        f"{_ratio(moved):.3g} : 1."
     ]
+    right = {role: [pair for pair in pairs if pair[1]] for role, pairs in moved.items()}
+    if right != moved and all(right.values()):
+        told[0] += (
+            f" Without those that are wrong by construction ({', '.join(wrong)}) it is "
+            f"{_said(right['classifier'])} and {_said(right['model'])}, {_ratio(right):.3g} : 1."
+        )
+    return told
+
+
+def _said(moved: list[tuple[float, bool]]) -> str:
+    mean = sum(distance for distance, _ in moved) / len(moved)
+    return f"{digits(mean)} on average ({len(moved)} comparisons)"
+
+
+def _ratio(moved: dict[str, list[tuple[float, bool]]]) -> float:
+    """Of the classifier's mean to the denoiser's."""
+    means = [sum(d for d, _ in moved[role]) / len(moved[role]) for role in ("classifier", "model")]
+    return means[0] / means[1] if means[1] else float("inf")

@@ -125,10 +125,9 @@ def study(
     asked = {
         "title": title, "data": data, "cases": cases, "fits": fits, "fit_data": fit_data,
         "methods": methods, "discriminators": discriminators, "scales": scales, "flows": flows,
-        "flow": flow,
-        "generation": generation, "sources": sources, "samples": samples, "pairs": pairs,
-        "refinement": refinement, "evaluation": evaluation, "trace": trace, "variants": variants,
-        "published": published, "seed": seed, "seeds": seeds, "trust": trust,
+        "flow": flow, "generation": generation, "sources": sources, "samples": samples,
+        "pairs": pairs, "refinement": refinement, "evaluation": evaluation, "trace": trace,
+        "variants": variants, "published": published, "seed": seed, "seeds": seeds, "trust": trust,
     }  # fmt: skip
     recipes = _check(asked)
     asked["seed"] = None if seeds else seed or 0
