@@ -614,6 +614,49 @@ def test_trace_in_a_directory_of_another_run(refused, made):
 # Directories
 
 
+def calls(made, readers, training) -> list[tuple[Callable, dict]]:
+    """A right call of every verb that writes into a directory of its own."""
+    return [
+        (fit, training()),
+        (generate, guided(made.base)),
+        *(readers[reader](made.good) for reader in readers),
+        (trace, traced(made)),
+    ]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    refused, made, readers, training, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("years of work")
+    for verb, config in calls(made, readers, training):
+        assert "cannot be written: " in refused(verb, config, "run_dir=file/run"), verb
+
+    def full(descriptor: int, content: bytes, at: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)  # what the lock says is the first that is written
+    for verb, config in calls(made, readers, training):
+        assert "No space left on device" in refused(verb, config, "run_dir=run"), verb
+
+
+def test_a_disk_without_room_is_told_before_the_work(
+    refused, call, made, readers, training, monkeypatch
+):
+    def of(free: int) -> Callable[[object], SimpleNamespace]:
+        return lambda path: SimpleNamespace(free=free)
+
+    monkeypatch.setattr(shutil, "disk_usage", of(10))
+    for verb, config in calls(made, readers, training):
+        if verb not in (evaluate, trace):  # which write tables
+            line = refused(verb, config, "run_dir=run")
+            assert "run: what it will hold takes " in line
+            assert "has 9.31e-09 GiB left: make room" in line
+    n, bytes_each = 4, 2 * 4
+    for free, status in ((n * bytes_each - 1, 2), (n * bytes_each, 0)):
+        monkeypatch.setattr(shutil, "disk_usage", of(free))
+        assert call(generate, guided(made.base), "run_dir=run").status == status
+
+
 def test_directory_of_another_run(refused, made, training, readers):
     line = refused(fit, training(), f"run_dir={made.ddpm}")
     assert "belongs to another run" in line

@@ -136,6 +136,7 @@ def pair(
     points = real_set(real, split, bank)
     size = Size.of(x, points, space, k, same_class=same_class)
     rows = size.shard(memory)
+    run.check_room(size.least)
     moments = Moments()  # of the real points, where they and the samples suffice
     with sharing() as ranks:
         ranks.check(len(x), f"{len(x)} samples")

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -118,6 +119,7 @@ def refine(
     ready = _ready({**asked, "device": device})
     model, solver, source, condition = ready.model, ready.solver, ready.source, ready.condition
     total = len(source)
+    run.check_room(4.0 * total * prod(model.shape))
     with sharing() as ranks:
         ranks.check(total, samples)
         own, began = source.chosen(ranks.share(torch.arange(total))), time.monotonic()
