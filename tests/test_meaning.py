@@ -160,7 +160,7 @@ def test_the_last_word_counts_of_a_metric_of_ones_own():
     better("higher", "as it is")(shine)  # the module was changed and read again
     assert meaning("shine")[:2] == ("higher", "as it is")
     shine.__qualname__ = "another"
-    with pytest.raises(UserError, match="column shine of test_meaning.*is better higher"):
+    with pytest.raises(UserError, match=r"column shine of test_meaning.*is better higher"):
         better("lower", "somebody else's")(shine)
     with pytest.raises(UserError, match="its column shine would be read as shine of test_meaning"):
         check_columns(shine, ["shine"])

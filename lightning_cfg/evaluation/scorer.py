@@ -58,9 +58,6 @@ class Scorer:
         if not self.metrics:
             why = "none fits what is given here" if metrics is None else "the list is empty"
             raise UserError(f"metrics: {why}, so there would be nothing but names in the table")
-        for metric, keys in self.metrics:
-            if not is_ours(path_of(metric)):
-                self._check_columns(metric, keys)
         self._needed = set().union(*(needs(metric) for metric, _ in self.metrics))
         self.wanted = self._needed & {"x", "logits", "head_logits"}  # of a set, for `gather`
         self.wanted |= {what for what in ("features", "moments") if f"{what}_x" in self._needed}
@@ -87,6 +84,23 @@ class Scorer:
             held, self.wanted, self.spaces, classifier=self.classifier, groups=self.groups,
             progress=progress, **self.how,
         )  # fmt: skip
+
+    def check_columns(self) -> None:
+        """UserError, before any samples are made, for a metric with a column of another one's.
+
+        Which columns one of one's own has is known once it was called: here with made-up numbers.
+        """
+        for metric, keys in self.metrics:
+            if is_ours(path_of(metric)):
+                continue
+            with torch.random.fork_rng(devices=[]):
+                made_up = self._made_up()
+                try:
+                    values = metric(**{name: made_up[name] for name in needs(metric)}, **keys)
+                except Exception:  # it wants more than that, and is checked when it scores
+                    continue
+            if isinstance(values, dict):
+                check_columns(metric, values)
 
     def score(
         self, found: Gathered, group: Any, real: Real | None = None
@@ -141,20 +155,6 @@ class Scorer:
             if (function, settings_of(function, keys)) not in known:  # named twice, scored once
                 chosen.append((function, keys))
         return chosen
-
-    def _check_columns(self, metric: Callable, keys: dict) -> None:
-        """UserError, before any samples are made, where it has a column of another metric's.
-
-        Which columns one of one's own has is known once it was called: here with made-up numbers.
-        """
-        with torch.random.fork_rng(devices=[]):
-            made_up = self._made_up()
-            try:
-                values = metric(**{name: made_up[name] for name in needs(metric)}, **keys)
-            except Exception:  # it wants more than that, and is checked when it scores
-                return
-        if isinstance(values, dict):
-            check_columns(metric, values)
 
     def _made_up(self) -> dict[str, Any]:
         """Of all that a metric may be given, 64 rows of noise."""

@@ -27,7 +27,7 @@ class Meaning(NamedTuple):
     better: str | None  # lower, higher, or real: closer to what real data have; None: not declared
     text: str
     format: Callable[[float], str] = digits
-    metric: str = ""  # whose it is, as a dotted path
+    metrics: tuple[str, ...] = ()  # whose it is, as dotted paths; several are of the package only
     in_spaces: bool = False  # the label of a feature space follows the column's name
     settings: tuple[str, ...] = ()  # one of these may follow it, with its value
 
@@ -45,25 +45,29 @@ def better(
     text    definition, with the unit
     column  left out: called like the metric
     format  how a value is written in tables; `percent` for shares
-    Raises UserError for another way, and for a column that is another metric's: one of the package's,
-    or one that is better another way.
+    Raises UserError for another way, and for a column of a metric of the package's, or of another
+    one that is better another way.
     """
     if way not in WAYS:
         raise UserError(f"@better('{way}', ...): a metric is better {', '.join(WAYS[:2])} or real")
 
     def declared(metric: Callable) -> Callable:
         name = column or metric.__name__
-        known = COLUMNS.get(name)
-        if known is not None and known.metric != path_of(metric):
-            if known.better != way or is_ours(known.metric):
+        known, own = COLUMNS.get(name), path_of(metric)
+        if known is not None and own not in known.metrics:
+            ours = is_ours(known.metrics[0])
+            if known.better != way or ours != is_ours(own):
                 raise UserError(
                     f"@better('{way}', ...) of {metric.__name__}: column {name} of "
-                    f"{_short(known.metric)} is better {known.better}: call it otherwise"
+                    f"{_short(known.metrics[0])} is better {known.better}: call it otherwise"
                 )
+            if ours:  # the same number by two of the package's metrics
+                COLUMNS[name] = known._replace(metrics=(*known.metrics, own))
+                return metric
         in_spaces = bool(needs(metric) & OF_A_SPACE)
         settings = tuple(settings_of(metric, {}))
         # of one's own the last word counts: a module may be read again
-        COLUMNS[name] = Meaning(way, text, format, path_of(metric), in_spaces, settings)
+        COLUMNS[name] = Meaning(way, text, format, (own,), in_spaces, settings)
         return metric
 
     return declared
@@ -124,8 +128,8 @@ def check_columns(metric: Callable, columns: Iterable[str]) -> None:
     """UserError for a column that tables, reports and `keep_by` would take for another metric's."""
     for column in columns:
         kind = kind_of(column)
-        if kind in COLUMNS and COLUMNS[kind].metric != path_of(metric):
-            other = _short(COLUMNS[kind].metric)
+        if kind in COLUMNS and path_of(metric) not in COLUMNS[kind].metrics:
+            other = _short(COLUMNS[kind].metrics[0])
             how = "call it otherwise"
             if kind != column:
                 how = "declare it with @better of lightning_cfg.metrics.meaning"
