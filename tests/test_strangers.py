@@ -1,6 +1,7 @@
 """Files from strangers: they run no code, and what is odd in them is one line."""
 
 import json
+import resource
 import shutil
 import sys
 from collections.abc import Callable
@@ -323,6 +324,34 @@ def test_an_odd_checkpoint_is_one_line(kind, verb, made, training, refused, tmp_
     torch.save(state, tmp_path / "odd.ckpt")
     line = refused(verb, asked(verb, str(tmp_path / "odd.ckpt"), made, training))
     assert "odd.ckpt" in line
+
+
+HUGE = {
+    "width": put(16_384, "config", "net", "width"),  # 1000 blocks of it: 3 TB
+    "classes": put(2**30, "num_classes"),
+    "shape": put([2**30], "shape"),
+}
+
+
+@pytest.mark.parametrize("model", ["EDM", "DDPM", "Flow"])
+@pytest.mark.parametrize("kind", HUGE)
+def test_a_huge_network_is_not_made(kind, model, made, refused, tmp_path):
+    """A small file may ask for it; it is told before it takes memory, in less than a second."""
+    state = content(made.base)
+    state["config"]["model"] = {"name": model}
+    if kind == "width":
+        state["config"]["net"]["blocks"] = 1000
+    HUGE[kind](state)
+    torch.save(state, tmp_path / "huge.ckpt")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, hard))
+    try:
+        line = refused(generate, asked(generate, str(tmp_path / "huge.ckpt"), made, dict))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert "huge.ckpt does not fit the network of its config: that has " in line
+    assert "numbers, and the file holds 1," in line
 
 
 @pytest.mark.parametrize(

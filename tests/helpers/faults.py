@@ -6,7 +6,6 @@ A fault ends in one of the `ENDS`. Verbs are called in this process, as from the
 """
 
 import contextlib
-import inspect
 import io
 import json
 import math
@@ -27,12 +26,11 @@ import pytest
 import torch
 import yaml
 
+from helpers.bases import EYE, GENERATION, JUDGE, MIXTURE, TRAINING, all_bases
 from helpers.dying import Dying
 from helpers.killed import Killed
 from helpers.runs import assert_same
 from lightning_cfg.cli import main
-from lightning_cfg.config import resolve
-from lightning_cfg.config.schema import choices
 from lightning_cfg.runs.checkpoints import LAST
 from lightning_cfg.runs.files import sha256
 from lightning_cfg.verbs.evaluate import evaluate
@@ -40,29 +38,10 @@ from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
 from lightning_cfg.verbs.pair import pair
 from lightning_cfg.verbs.refine import refine
-from lightning_cfg.verbs.study import study
 from lightning_cfg.verbs.trace import trace
 
 LONGEST = 60  # seconds, beyond which it counts as a hang
-NUMBERS = (0, -1, 1e30, math.nan, math.inf, "many")
-HEUN = {"name": "heun", "steps": 2}
-MIXTURE = {
-    "name": "Mixture", "means": [[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, -1.0]],
-    "stds": [0.1, 0.2, 0.1, 0.2], "labels": [0, 0, 1, 1],
-}  # fmt: skip
-TRAINING = {
-    "data": MIXTURE, "net": {"name": "MLP", "width": 8, "blocks": 1, "fourier": 4},
-    "model": {"name": "EDM", "label_dropout": 0.2},
-    "learner": {"name": "Diffusion", "warmup": 2, "ema_half_life": [100]}, "batch_size": 8,
-    "checkpoint_every": 1, "log_every": 1,
-    "trainer": {"max_steps": 2, "accelerator": "cpu"},
-}  # fmt: skip
-GENERATION = {"models": {"model": "exact"}, "guidance": "unguided", "sampler": HEUN, "n": 4}
-STUDY = {
-    "data": MIXTURE, "fits": {}, "scales": [1.0], "generation": {"sampler": HEUN}, "samples": 4,
-    "methods": {"cfg": {"models": {"model": "exact"}, "guidance": "classifier_free"}},
-    "evaluation": {"metrics": ["negative_log_density"]}, "plan": True,
-}  # fmt: skip
+NUMBERS = (0, -1, 1, 1e30, math.nan, math.inf, "many")
 ENDS = {
     "refused": "one line, status 2, nothing written",
     "answered": "a result, finite where the input is",
@@ -155,69 +134,6 @@ def finite(place: Path) -> bool:
 # Numbers: every key of every callable that a config can name
 
 
-def places() -> dict[str, Callable[[str], tuple[Callable, dict, tuple[str, ...]]]]:
-    """By a registry, or a callable of its own: (verb, config, where in it) of one of its names."""
-    of_fit = {"data": "data", "nets": "net", "diffusion.models": "model"}
-    of_fit |= {"training.learners": "learner"}
-
-    def training(section: str) -> Callable:
-        return lambda name: (fit, {**TRAINING, section: {"name": name}}, (section,))
-
-    def sampling(*way: str) -> Callable:
-        def made(name: str) -> tuple[Callable, dict, tuple[str, ...]]:
-            config = {**GENERATION, "data": MIXTURE, "guidance": {"name": "classifier_free"}}
-            part = config
-            for key in way[:-1]:
-                part[key] = dict(part[key])
-                part = part[key]
-            part[way[-1]] = {"name": name}
-            if way == ("guidance",):
-                roles = inspect.signature(resolve("lightning_cfg.guidance", name)).parameters
-                networks = [n for n, p in roles.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-                config["models"] = dict.fromkeys(networks, "exact")
-            return generate, config, way
-
-        return made
-
-    def scoring(section: str) -> Callable:
-        def made(name: str) -> tuple[Callable, dict, tuple]:
-            config = {"generate": {"a": GENERATION}, "data": MIXTURE, "real": 8, "bank": 8}
-            if section == "metrics":
-                return evaluate, {**config, "metrics": [{"name": name}]}, ("metrics", 0)
-            config |= {"metrics": ["frechet_features"], "features": {"name": name}}
-            return evaluate, config, ("features",)
-
-        return made
-
-    found = {registry: training(section) for registry, section in of_fit.items()}
-    found |= {
-        "guidance": sampling("guidance"), "guidance.schedules": sampling("guidance", "scale"),
-        "diffusion.samplers": sampling("sampler"), "diffusion.noise": sampling("sampler", "levels"),
-        "metrics": scoring("metrics"), "evaluation.features": scoring("features"),
-    }  # fmt: skip
-    return found
-
-
-def own_keys(root: Path) -> dict[str, tuple[Callable, dict, tuple]]:
-    """The same of callables that no registry has: the verbs, and sections of one kind."""
-    asked = chain(root)
-    found: dict[str, tuple[Callable, dict, tuple]] = {
-        f"lightning_cfg.verbs.{verb.__name__}.{verb.__name__}": (verb, config, ())
-        for name, (verb, config) in asked.items()
-        if name != "flow"
-    }
-    found["lightning_cfg.verbs.study.study"] = (study, STUDY, ())
-    small = {"every": 1, "n": 8, "metrics": ["negative_log_density"], "sampler": HEUN}
-    for name, path, section in (
-        ("trainer", "lightning.Trainer", TRAINING["trainer"]),
-        ("grids", "lightning_cfg.training.grids.Grids", {"every": 1}),
-        ("evaluation", "lightning_cfg.training.evaluate_samples.EvaluateSamples", small),
-    ):
-        config = {**TRAINING, name: section}
-        found[path] = (fit, config, (name,))
-    return found
-
-
 def put(config: dict, way: tuple, key: str, value: Any) -> dict:
     """A copy of a config with a key set in the section at `way`."""
     config = json.loads(json.dumps(config))
@@ -232,15 +148,9 @@ def numbers(root: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     """(what is odd, does it and says how it ends) of every numeric key and odd number."""
     from test_ranges import kinds_of, numbers_in, reached, wrapped
 
-    by_registry, others = places(), own_keys(root)
+    bases = all_bases(root, chain(root))
     for path, every in sorted(reached().items()):
-        module, _, name = path.removeprefix("lightning_cfg.").rpartition(".")
-        if path in others:
-            verb, config, way = others[path]
-        elif module in by_registry and name in choices(f"lightning_cfg.{module}"):
-            verb, config, way = by_registry[module](name)
-        else:
-            continue
+        verb, config, way = bases[path]
         for key, kind in kinds_of(path, every).items():
             for inner, _, _ in numbers_in(kind):
                 for value in NUMBERS:
@@ -268,6 +178,8 @@ def chain(root: Path) -> dict[str, tuple[Callable, dict]]:
     scored = {"samples": {"a": str(root / "samples")}, "data": MIXTURE}
     return {
         "base": (fit, TRAINING),
+        "judge": (fit, {**TRAINING, **JUDGE}),
+        "eye": (fit, {**TRAINING, **EYE}),
         "samples": (generate, made),
         "pairs": (
             pair, {"sources": [str(root / "samples")], "data": MIXTURE, "bank": 20, "k": 2},
@@ -306,6 +218,8 @@ def same(run: Path, whole: Path) -> bool:
 def kills(root: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     """A kill at every file operation of every verb, and the same call again."""
     for name, (verb, config) in chain(root).items():
+        if name in ("judge", "eye"):  # trainings as others are
+            continue
         with pytest.MonkeyPatch.context() as patch:
             dying = Dying(patch)
             shutil.rmtree("counted", ignore_errors=True)
@@ -338,6 +252,8 @@ FLIPS = 12  # in each file
 def flips(root: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     """A bit of every output of every verb, and the same call again."""
     for name, (verb, config) in chain(root).items():
+        if name in ("judge", "eye"):
+            continue
         for file in (*outputs(root / name), "manifest.json", "identity.json"):
             for i in range(FLIPS):
                 yield (
