@@ -1,5 +1,6 @@
 """Between a command line and a verb: its file is read before anything heavy is imported."""
 
+import errno
 import importlib
 import os
 import select
@@ -60,6 +61,11 @@ def answered() -> Iterator[None]:
             yield
     except UserError as error:
         _stop(f"error: {one_line(error)}", 2)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # of whatever is looked for by a name in a config
+            raise
+        name = str(error.filename)
+        _stop(f"error: {name[:60]} ..., of {len(name)} characters, is too long for a file", 2)
     except (Diverged, RankLost) as error:
         _stop(f"error: {one_line(error)}", 1)
     except Preempted as error:

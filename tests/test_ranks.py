@@ -19,7 +19,7 @@ from lightning_cfg.config import load
 from lightning_cfg.errors import REQUEUE, UserError
 from lightning_cfg.runs import waiting
 from lightning_cfg.runs.names import PAIRS, SAMPLES, TRAJECTORIES
-from lightning_cfg.runs.ranks import Launch, Ranks, _meeting, launched
+from lightning_cfg.runs.ranks import Launch, Ranks, launched, meeting_place
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.runs.waiting import Waiting
 from lightning_cfg.sampling.seeds import seeded
@@ -471,7 +471,7 @@ def test_tasks_of_srun_meet_on_the_first_node(monkeypatch, nodes, first):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     for name, value in {**SRUN, "SLURM_JOB_NODELIST": nodes, "SLURM_JOB_ID": "70123"}.items():
         monkeypatch.setenv(name, value)
-    assert _meeting(Launch("srun", 2, 2, 3, 1)) == (first, 15_123)
+    assert meeting_place(Launch("srun", 2, 2, 3, 1)) == (first, 15_123)
     monkeypatch.setenv("MASTER_ADDR", "host")
     monkeypatch.setenv("MASTER_PORT", "1234")
-    assert _meeting(Launch("srun", 2, 2, 3, 1)) == ("host", 1234)
+    assert meeting_place(Launch("srun", 2, 2, 3, 1)) == ("host", 1234)

@@ -220,7 +220,7 @@ def sharing() -> Iterator[Ranks]:
         return
     from torch import distributed
 
-    address, port = _meeting(launch)
+    address, port = meeting_place(launch)
     place = f"for the others to meet it at {address}:{port}"
     waiting = None
     try:
@@ -248,7 +248,7 @@ def sharing() -> Iterator[Ranks]:
             distributed.destroy_process_group()
 
 
-def _meeting(launch: Launch) -> tuple[str, int]:
+def meeting_place(launch: Launch) -> tuple[str, int]:
     """The first rank's address and a port: the launcher's, otherwise of the job's nodes and id."""
     env = os.environ
     if launch.by == "srun" and "MASTER_ADDR" not in env:
