@@ -660,7 +660,7 @@ def test_a_device_without_numbers(refused, made, readers):
         ("sweep absent.yaml", "cannot read the sweep file 'absent.yaml'"),
         ("sweep text.yaml", "text.yaml"),
         ("sweep empty.yaml", "empty.yaml"),
-        ("sweep null.yaml", "command"),
+        ("sweep null.yaml", "null.yaml: command must be a list of words"),
         ("sweep verb.yaml", "lightning_cfg.verbs.fits"),
         ("assets fetch", "the following arguments are required: NAME"),
         ("assets fetch inceptoin", "no asset is named 'inceptoin'; did you mean 'inception'"),
