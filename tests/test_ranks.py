@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -264,7 +265,7 @@ def test_one_that_nobody_started_is_waited_for_until_the_limit(together, config,
         assert run.wait(40)[0] == 1
         line = run.said("err")[0].splitlines()[-1]
         assert "rank 0: waited for the others to meet it" in line
-        assert "for 3 s: were they started?" in line
+        assert re.search(r"for \d s: were they started\?", line)
 
 
 def hangs(denoise: Callable, noise: Tensor, c: Tensor, *, seed: int, how: str) -> Iterator:
@@ -282,12 +283,14 @@ def test_a_rank_that_hangs_is_waited_for_until_the_limit(together, config, seed,
     """By name, whichever of them it is, and whether its other threads still live or not."""
     sampler = {"name": f"{HERE}.hangs", "seed": seed, "how": how}
     asked = {**config["samples"], "sampler": sampler, "trajectories": 0, "batch_size": 1000}
-    run = together(generate, asked, "run_dir=run", LIGHTNING_CFG_WAIT="7")
+    run = together(generate, asked, "run_dir=run", LIGHTNING_CFG_WAIT="12")
     hung = seed % 2
     run.processes[1 - hung].join(60)
     assert run.wait(0)[1 - hung] == 1
     line = run.said("err")[1 - hung].splitlines()[-1]
-    assert f"error: rank {1 - hung} of 2 waits for rank {hung} since 7 s, and no longer" in line
+    assert re.search(
+        rf"rank {1 - hung} of 2 waits for rank {hung} since 1\d s, and no longer", line
+    )
     assert not (run.folder / "run/manifest.json").exists()
 
 
@@ -299,9 +302,10 @@ class Hangs(Diffusion):
             self.hang("forward")
         return super().training_step(batch, batch_idx)
 
-    def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
+    def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
         if self.trainer.global_step == 3:
             self.hang("before")
+        return batch
 
     def hang(self, where: str) -> None:
         here = os.environ["RANK_THAT_HANGS"] == str(self.trainer.global_rank)
@@ -314,12 +318,14 @@ class Hangs(Diffusion):
 def test_a_training_waits_for_a_rank_that_hangs_until_the_limit(together, training, rank, where):
     asked = training()
     asked["learner"]["name"] = f"{HERE}.Hangs"
-    how = {"RANK_THAT_HANGS": str(rank), "WHERE": where, "LIGHTNING_CFG_WAIT": "5"}
+    how = {"RANK_THAT_HANGS": str(rank), "WHERE": where, "LIGHTNING_CFG_WAIT": "12"}
     run = together(fit, asked, "run_dir=run", **how)
     run.processes[1 - rank].join(60)
     assert run.wait(0)[1 - rank] == 1
     line = run.said("err")[1 - rank].splitlines()[-1]
-    assert f"error: rank {1 - rank} of 2 waits for rank {rank} since 5 s, and no longer" in line
+    assert re.search(
+        rf"rank {1 - rank} of 2 waits for rank {rank} since 1\d s, and no longer", line
+    )
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

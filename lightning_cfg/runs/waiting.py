@@ -44,8 +44,8 @@ def limited(rank: int, place: str) -> Iterator[None]:
         waited = time.monotonic() - began
         end_now(f"error: rank {rank}: waited {place} for {waited:.0f} s: were they started?", 1)
 
-    timers = threading.Timer(PATIENCE, print, [tell], {"file": sys.stderr, "flush": True})
-    timers = [timers, threading.Timer(longest, end)]
+    told = threading.Timer(PATIENCE, print, [tell], {"file": sys.stderr, "flush": True})
+    timers = (told, threading.Timer(longest, end))
     for timer in timers:
         timer.daemon = True
         timer.start()

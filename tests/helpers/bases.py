@@ -45,7 +45,7 @@ EVALUATION = {"every": 1, "n": 8, "metrics": ["negative_log_density"], "sampler"
 STUDY = {
     "data": MIXTURE, "fits": {}, "scales": [1.0], "generation": {"sampler": HEUN}, "samples": 4,
     "methods": {"cfg": {"models": {"model": "exact"}, "guidance": "classifier_free"}},
-    "evaluation": {"metrics": ["negative_log_density"]}, "plan": True,
+    "evaluation": {"metrics": ["negative_log_density"], "real": 8, "bank": 8}, "plan": True,
 }  # fmt: skip
 SMALL = {  # networks of images, as small as they get
     "ADMUNet": {"channels": 32, "channel_mult": [1], "blocks": 1, "attention_resolutions": []},

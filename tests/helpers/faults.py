@@ -26,7 +26,7 @@ import pytest
 import torch
 import yaml
 
-from helpers.bases import EYE, GENERATION, JUDGE, MIXTURE, TRAINING, all_bases
+from helpers.bases import EYE, GENERATION, JUDGE, MIXTURE, STUDY, TRAINING, all_bases
 from helpers.dying import Dying
 from helpers.killed import Killed
 from helpers.runs import assert_same
@@ -38,6 +38,7 @@ from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
 from lightning_cfg.verbs.pair import pair
 from lightning_cfg.verbs.refine import refine
+from lightning_cfg.verbs.study import study
 from lightning_cfg.verbs.trace import trace
 
 LONGEST = 60  # seconds, beyond which it counts as a hang
@@ -229,9 +230,23 @@ def kills(root: Path) -> Iterator[tuple[str, Callable[[], str]]]:
                 f"{verb.__name__} {name}, killed at operation {at}",
                 lambda v=verb, c=config, n=name, a=at: killed(v, c, root / n, a),
             )
+    whole, config = root / "study", {k: v for k, v in STUDY.items() if k != "plan"}
+    answer = call(study, {**config, "run_dir": str(whole)})
+    assert answer.status == 0, answer
+    for at in range(0, 170, 5):  # of 176, two seconds each
+        yield (
+            f"study, killed at operation {at}",
+            lambda a=at: killed(study, config, whole, a, same_study),
+        )
 
 
-def killed(verb: Callable, config: dict, whole: Path, at: int) -> str:
+def killed(
+    verb: Callable,
+    config: dict,
+    whole: Path,
+    at: int,
+    same: Callable[[Path, Path], bool] = same,
+) -> str:
     """How a run ends that was killed and is started again."""
     shutil.rmtree("parts", ignore_errors=True)
     asked = {**config, "run_dir": "parts"}
@@ -244,6 +259,17 @@ def killed(verb: Callable, config: dict, whole: Path, at: int) -> str:
         return end
     left = [path for path in Path("parts").rglob("*") if ".tmp" in path.name]
     return "recovered" if same(Path("parts"), whole) and not left else "nonsense"
+
+
+def same_study(one: Path, other: Path) -> bool:
+    """Whether all stages of two studies have made the same; their tables have times and places."""
+
+    def made(run: Path) -> dict[str, str]:
+        names = ("samples.safetensors", "metrics.json", "metrics.csv")
+        files = [file for file in run.rglob("*") if file.name in names]
+        return {str(file.relative_to(run)): sha256(file) for file in files}
+
+    return made(one) == made(other) != {} and (one / "report.md").is_file()
 
 
 FLIPS = 12  # in each file
