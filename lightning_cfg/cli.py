@@ -1,5 +1,6 @@
 """Between a command line and a verb: its file is read before anything heavy is imported."""
 
+import errno
 import importlib
 import os
 import select
@@ -10,16 +11,16 @@ from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
 from lightning_cfg.config import dump, help_of, load, parse
-from lightning_cfg.errors import Diverged, Preempted, RankLost, UserError, one_line
-
-REQUEUE = 75  # exit status, EX_TEMPFAIL in sysexits.h: the batch scripts in launch/ know it
+from lightning_cfg.errors import REQUEUE, Diverged, Preempted, RankLost, UserError, one_line
+from lightning_cfg.runs.signals import heeded
 
 
 def main(verb: str | Callable, words: list[str] | None = None) -> None:
     """`python -m lightning_cfg.VERB --config FILE ...`, or these words instead of the process's.
 
     Status 2 for a user's mistake, at an unreadable file at once; 1 for divergence or a lost rank;
-    75 for a run that was asked to end early and is to be started again.
+    75 for a run that was asked to end early and is to be started again; 130 after Ctrl-C. A second
+    signal ends it at once (`runs.signals`).
     """
     if verb == "fit":  # a signal during the imports, of seconds, would kill the run
         from lightning_cfg.training import preemption
@@ -56,10 +57,15 @@ def answered() -> Iterator[None]:
     Who reads what is printed may stop, as `| head` does: that ends it too, without a word.
     """
     try:
-        with _heard():
+        with heeded(), _heard():
             yield
     except UserError as error:
         _stop(f"error: {one_line(error)}", 2)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # of whatever is looked for by a name in a config
+            raise
+        name = str(error.filename)
+        _stop(f"error: {name[:60]} ..., of {len(name)} characters, is too long for a file", 2)
     except (Diverged, RankLost) as error:
         _stop(f"error: {one_line(error)}", 1)
     except Preempted as error:

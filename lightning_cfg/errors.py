@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+REQUEUE = 75  # exit status, EX_TEMPFAIL in sysexits.h: the batch scripts in launch/ know it
+
 
 class UserError(Exception):
     """A mistake of the user's: one line that names the thing and what would be right (exit 2)."""

@@ -11,6 +11,8 @@ import yaml
 from helpers.processes import Together
 
 from lightning_cfg.cli import main
+from lightning_cfg.config import trust
+from lightning_cfg.metrics.meaning import COLUMNS
 
 pytest.register_assert_rewrite("helpers.runs")
 torch.set_num_threads(1)  # bit for bit equality is per number of threads
@@ -22,6 +24,16 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIGHTNING_CFG_CACHE", str(tmp_path_factory.mktemp("statistics")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_declarations():
+    """What a test trusts, or declares of metrics, is forgotten after it, but not a module's."""
+    columns = dict(COLUMNS)
+    with trust.only(trust.trusted()):
+        yield
+    COLUMNS.clear()
+    COLUMNS.update(columns)
 
 
 @pytest.fixture(scope="session")

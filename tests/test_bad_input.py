@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 from safetensors import safe_open
 
+from lightning_cfg.cli import main_of
 from lightning_cfg.config import load
 from lightning_cfg.evaluation.sample_sets import read_set
 from lightning_cfg.runs.checkpoints import LAST
@@ -612,6 +613,96 @@ def test_trace_in_a_directory_of_another_run(refused, made):
 
 
 # Directories
+
+
+def calls(made, readers, training) -> list[tuple[Callable, dict]]:
+    """A right call of every verb that writes into a directory of its own."""
+    return [
+        (fit, training()),
+        (generate, guided(made.base)),
+        *(readers[reader](made.good) for reader in readers),
+        (trace, traced(made)),
+    ]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    refused, made, readers, training, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("years of work")
+    for verb, config in calls(made, readers, training):
+        assert "cannot be written: " in refused(verb, config, "run_dir=file/run"), verb
+
+    def full(descriptor: int, content: bytes, at: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)  # what the lock says is the first that is written
+    for verb, config in calls(made, readers, training):
+        assert "No space left on device" in refused(verb, config, "run_dir=run"), verb
+
+
+@pytest.mark.parametrize("long", ["x" * 5000, "x/" * 5000])
+def test_names_that_no_file_can_have(refused, made, readers, training, long):
+    for verb, config in calls(made, readers, training):
+        assert "is too long for a file" in refused(verb, config, f"run_dir={long}")
+        assert "run_dir has a zero byte" in refused(verb, {**config, "run_dir": "a\0b"})
+    for verb, config in (readers[reader](long) for reader in readers):
+        assert "is too long for a file" in refused(verb, config, "run_dir=run")
+
+
+def test_a_device_without_numbers(refused, made, readers):
+    for verb, config in ((generate, guided(made.base)), *(readers[r](made.good) for r in readers)):
+        assert "device=meta cannot be used" in refused(verb, config, "device=meta")
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("sweep absent.yaml", "cannot read the sweep file 'absent.yaml'"),
+        ("sweep text.yaml", "text.yaml"),
+        ("sweep empty.yaml", "empty.yaml"),
+        ("sweep null.yaml", "null.yaml: command must be a list of words"),
+        ("sweep verb.yaml", "lightning_cfg.verbs.fits"),
+        ("assets fetch", "the following arguments are required: NAME"),
+        ("assets fetch inceptoin", "no asset is named 'inceptoin'; did you mean 'inception'"),
+        ("assets fetsh all", "invalid choice: 'fetsh'"),
+        ("assets check all", "unrecognized arguments: all"),
+    ],
+)
+def test_verbs_with_a_command_line_of_their_own(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    grid = {"method": "grid", "parameters": {"seed": {"values": [1, 2]}}}
+    files = {
+        "text": "a text", "empty": "", "null": yaml.safe_dump({**grid, "command": None}),
+        "verb": yaml.safe_dump({**grid, "command": ["python", "-m", "lightning_cfg.fits"]}),
+    }  # fmt: skip
+    for name, text in files.items():
+        Path(f"{name}.yaml").write_text(text)
+    before = contents(tmp_path)
+    verb, *rest = words.split()
+    with pytest.raises(SystemExit) as stop:
+        main_of(verb, rest)
+    err = capsys.readouterr().err
+    assert (stop.value.code, len(err.strip().splitlines())) == (2, 1), err
+    assert said in err
+    assert contents(tmp_path) == before
+
+
+def test_a_disk_without_room_is_told_before_the_work(
+    refused, call, made, readers, training, monkeypatch
+):
+    def of(free: int) -> Callable[[object], SimpleNamespace]:
+        return lambda path: SimpleNamespace(free=free)
+
+    monkeypatch.setattr(shutil, "disk_usage", of(10))
+    for verb, config in calls(made, readers, training):
+        if verb not in (evaluate, trace):  # which write tables
+            line = refused(verb, config, "run_dir=run")
+            assert "run: what it will hold takes " in line
+            assert "has 9.31e-09 GiB left: make room" in line
+    n, bytes_each = 4, 2 * 4
+    for free, status in ((n * bytes_each - 1, 2), (n * bytes_each, 0)):
+        monkeypatch.setattr(shutil, "disk_usage", of(free))
+        assert call(generate, guided(made.base), "run_dir=run").status == status
 
 
 def test_directory_of_another_run(refused, made, training, readers):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from helpers import ROOT
 
-from lightning_cfg.metrics.meaning import COLUMNS
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.tensors import load_tensors
 from lightning_cfg.verbs.evaluate import evaluate
@@ -27,7 +26,6 @@ def own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     yield
     sys.modules.pop("snippets", None)
-    COLUMNS.pop("spread", None)  # other tests have another metric of that name
 
 
 def test_the_snippets_run(own, call, training, mixture):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from helpers.toys import Dropping
 from torch import Tensor, nn
 
 import lightning_cfg
+from lightning_cfg.config import NonNegative
+from lightning_cfg.errors import UserError
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.checkpoints import LAST, load, restore
 from lightning_cfg.runs.files import sha256
@@ -227,8 +230,35 @@ def test_no_step_is_no_training(call, training):
     ended = call(fit, training(), *words)
     assert ended.status == 2, ended
     assert "run: not one step was trained" in ended.err
-    assert not Path("run/manifest.json").exists()
-    assert call(fit, training(), "run_dir=run").status == 0
+    assert not Path("run").exists()
+    assert call(fit, training(), "run_dir=run", "seed=3").status == 0
+
+
+class Raising(Diffusion):
+    """Its loss raises an error until a step."""
+
+    def __init__(self, *model: object, step: Annotated[int, NonNegative] = 0, **more: object):
+        super().__init__(*model, **more)
+        self.until = step
+
+    def training_step(self, batch: dict, batch_idx: int) -> object:
+        if self.trainer.global_step == self.until:
+            raise UserError(f"nothing is learned in step {self.until}")
+        return super().training_step(batch, batch_idx)
+
+
+def test_what_fails_before_its_first_step_may_be_corrected(call, training):
+    """The directory is not known by what was wrong; one with steps in it is."""
+    for step, left in ((0, False), (2, True)):
+        learner = {"name": "test_fit.Raising", "step": step}
+        ended = call(fit, training(learner=learner), "run_dir=run")
+        assert (ended.status, "nothing is learned" in ended.err) == (2, True)
+        assert Path("run").exists() == left
+    assert call(fit, training(), "run_dir=run").status == 2
+    assert call(fit, training(learner=learner), "run_dir=run", "trainer.max_steps=2").status == 0
+    ended = call(fit, training(learner=learner), "run_dir=run")
+    assert ended.status == 2
+    assert Path("run", LAST).is_file()
 
 
 def test_what_the_optimiser_refuses_leaves_no_directory(call, training, monkeypatch):

@@ -12,7 +12,6 @@ from lightning_cfg.data import Mixture
 from lightning_cfg.errors import UserError
 from lightning_cfg.metrics.frechet import Moments
 from lightning_cfg.metrics.meaning import (
-    COLUMNS,
     better,
     check_columns,
     kind_of,
@@ -23,17 +22,10 @@ from lightning_cfg.metrics.meaning import (
 from lightning_cfg.metrics.needs import needs
 from lightning_cfg.reports.rows import best, bold
 from lightning_cfg.reports.sweep import against
+from lightning_cfg.verbs.evaluate import evaluate
+from lightning_cfg.verbs.fit import fit
 
 DOCS = Path(__file__).parents[1] / "docs/metrics.md"
-
-
-@pytest.fixture(autouse=True)
-def declared_here():
-    """What a test declares is forgotten after it."""
-    before = dict(COLUMNS)
-    yield
-    COLUMNS.clear()
-    COLUMNS.update(before)
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +112,9 @@ def test_what_contradicts_is_refused():
     def density(x: Tensor) -> dict[str, float]:
         return {"density": 0.0}
 
-    with pytest.raises(UserError, match="column density of density_coverage is better real"):
-        better("higher", "as dense as can be")(density)
+    for way in ("higher", "real"):
+        with pytest.raises(UserError, match="column density of density_coverage is better real"):
+            better(way, "as dense as can be")(density)
     with pytest.raises(UserError, match="lower, higher or real"):
         better("bigger", "of no known way")
 
@@ -136,6 +129,41 @@ def test_a_column_that_would_pass_for_another_metrics_is_refused():
     better("higher", "share of round ones", column="is_round")(roundness)
     check_columns(roundness, {"is_round": 0.5})
     assert meaning("is_round_vs_bank").text == "share of round ones"
+
+
+def coverage(x: Tensor) -> dict[str, float]:
+    """One's own, which says nothing of itself, and has the column of another one."""
+    return {"coverage": float((x > 0).double().mean())}
+
+
+def test_a_column_of_the_same_name_is_not_read_as_the_packages(call, training, mixture):
+    """Before anything is made or trained: which way is better would be the other one's."""
+    words = "metric coverage: its column coverage would be read as coverage of density_coverage"
+    with pytest.raises(UserError, match=words):
+        check_columns(coverage, {"coverage": 0.5})
+    mine = {"metrics": ["test_meaning.coverage"]}
+    config = training(evaluation={"every": 5, "n": 8, **mine}, keep=1)
+    refused = call(fit, config, "run_dir=run", "keep_by=coverage/scale_1")
+    assert (refused.status, words in refused.err) == (2, True), refused.err
+    made = {"models": {"model": "exact"}, "guidance": "unguided", "n": 10**8, "data": mixture}
+    made |= {"sampler": "heun"}  # hours, were they made
+    refused = call(evaluate, {"generate": {"a": made}, "data": mixture, **mine}, "run_dir=run")
+    assert (refused.status, words in refused.err) == (2, True), refused.err
+    assert not Path("run").exists()
+
+
+def test_the_last_word_counts_of_a_metric_of_ones_own():
+    def shine(x: Tensor) -> dict[str, float]:
+        return {"shine": 0.0}
+
+    better("lower", "as it was")(shine)
+    better("higher", "as it is")(shine)  # the module was changed and read again
+    assert meaning("shine")[:2] == ("higher", "as it is")
+    shine.__qualname__ = "another"
+    with pytest.raises(UserError, match=r"column shine of test_meaning.*is better higher"):
+        better("lower", "somebody else's")(shine)
+    with pytest.raises(UserError, match="its column shine would be read as shine of test_meaning"):
+        check_columns(shine, ["shine"])
 
 
 def test_the_example_of_the_docs():

@@ -346,9 +346,14 @@ SHIFT = torch.tensor([0.3, -0.2])
 
 
 @pytest.fixture
-def pairs(tmp_path):
+def sources() -> torch.Tensor:
+    return torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) - 0.5
+
+
+@pytest.fixture
+def pairs(tmp_path, sources):
     """Sources x and, as neighbours 0 ... 2 of each, targets that are x + SHIFT + a small wobble."""
-    x = torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) - 0.5
+    x = sources
     wobble = 0.01 * torch.tensor([[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
     path = save_tensors(
         tmp_path / "pairs.safetensors",
@@ -361,7 +366,7 @@ def pairs(tmp_path):
     return Pairs(path=str(path))
 
 
-def test_pairs_give_each_source_one_of_its_own_neighbours(pairs):
+def test_pairs_give_each_source_one_of_its_own_neighbours(pairs, sources):
     assert (pairs.shape, pairs.num_classes) == ((2,), 2)
     batches = [pairs.batch(Draws(seed=0, step=step, batch_size=50)) for step in range(8)]
     x0, y, c = (torch.cat([batch[name] for batch in batches]) for name in ("x0", "y", "c"))
@@ -372,7 +377,7 @@ def test_pairs_give_each_source_one_of_its_own_neighbours(pairs):
     assert all(abs(count - 400 / 3) < 4 * (400 * 2 / 9) ** 0.5 for count in counts)
     assert len(x0[:200].unique(dim=0)) == 200  # an epoch
     assert not torch.equal(wobbles[:200], wobbles[200:])
-    source = {tuple(p): i % 2 for i, p in enumerate(pairs._file["x"].tolist())}
+    source = {tuple(p): i % 2 for i, p in enumerate(sources.tolist())}
     assert c.tolist() == [source[tuple(p)] for p in x0.tolist()]
 
 

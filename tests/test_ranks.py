@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,16 +13,18 @@ import pytest
 import safetensors.torch
 import torch
 from helpers import ROOT
-from helpers.processes import SRUN, catches
+from helpers.processes import SRUN, Together
 from torch import Tensor
 
 from lightning_cfg.config import load
-from lightning_cfg.errors import UserError
-from lightning_cfg.runs import ranks as ranks_module
+from lightning_cfg.errors import REQUEUE, UserError
+from lightning_cfg.runs import waiting
 from lightning_cfg.runs.names import PAIRS, SAMPLES, TRAJECTORIES
-from lightning_cfg.runs.ranks import Launch, Ranks, _meeting, launched
+from lightning_cfg.runs.ranks import Launch, Ranks, launched, meeting_place
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
+from lightning_cfg.runs.waiting import Waiting
 from lightning_cfg.sampling.seeds import seeded
+from lightning_cfg.training.learners import Diffusion
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
@@ -214,31 +218,167 @@ def test_a_rank_that_dies_is_heard_of_in_the_midst_of_the_work(together, config,
     assert len(lines) == 1
 
 
+def listening(run: Together) -> None:
+    """Wait until the first rank waits for the others to meet it."""
+    first = run.processes[0]
+    until = time.monotonic() + 60
+    while True:
+        assert first.is_alive()
+        assert time.monotonic() < until
+        try:
+            socket.create_connection(("127.0.0.1", run.port)).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+
+
 def test_a_rank_that_waits_for_one_that_nobody_started_is_ended_by_ctrl_c(together, config):
     run = together(generate, {**config["samples"], "trajectories": 0}, "run_dir=run")
     first, other = run.processes
     other.kill()
-    until = time.monotonic() + 60
-    while not (run.folder / "run").exists() or catches(
-        first.pid, signal.SIGINT
-    ):  # it has not come to the meeting
-        assert first.is_alive()
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    listening(run)
+    time.sleep(0.5)
     os.kill(first.pid, signal.SIGINT)
-    assert run.wait(20)[0] == -signal.SIGINT
+    assert run.wait(20)[0] == 130
+    assert run.said("err")[0] == "lightning_cfg: interrupted: while it waited for other ranks\n"
     assert not (run.folder / "run/manifest.json").exists()
 
 
-def test_for_whom_a_rank_waits_is_told_where_it_takes_long(monkeypatch, capsys):
-    monkeypatch.setattr(ranks_module, "PATIENCE", 0.05)
-    with ranks_module._told("rank 0 of 2 waits"):
-        pass
-    time.sleep(0.2)
-    assert capsys.readouterr().err == ""
-    with ranks_module._told("rank 0 of 2 waits"):
-        time.sleep(0.3)
-    assert capsys.readouterr().err == "lightning_cfg: rank 0 of 2 waits\n"
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, REQUEUE)])
+def test_a_training_that_waits_for_one_that_nobody_started(together, training, number, status):
+    """Before its first step there is nothing to save: the first signal ends it."""
+    run = together(fit, training(), "run_dir=run")
+    first, other = run.processes
+    other.kill()
+    listening(run)
+    time.sleep(0.5)
+    os.kill(first.pid, number)
+    assert run.wait(20)[0] == status
+    assert "before its first step, waiting for other ranks" in run.said("err")[0]
+    assert "Traceback" not in run.said("err")[0]
+
+
+def test_one_that_nobody_started_is_waited_for_until_the_limit(together, config, training):
+    for verb, asked in ((generate, {**config["samples"], "trajectories": 0}), (fit, training())):
+        run = together(verb, asked, f"run_dir={verb.__name__}", LIGHTNING_CFG_WAIT="3")
+        run.processes[1].kill()
+        assert run.wait(40)[0] == 1
+        line = run.said("err")[0].splitlines()[-1]
+        assert "rank 0: waited for the others to meet it" in line
+        assert re.search(r"for \d s: were they started\?", line)
+
+
+def hangs(denoise: Callable, noise: Tensor, c: Tensor, *, seed: int, how: str) -> Iterator:
+    """A process with the sample of this seed stops, as it is, or sleeps for ever."""
+    yield 1.0, noise
+    if (noise == seeded([seed], tuple(noise.shape[1:]), 2)[0]).flatten(1).all(1).any():
+        if how == "stops":
+            signal.raise_signal(signal.SIGSTOP)
+        time.sleep(1000)
+    yield 0.0, denoise(noise, torch.ones(len(noise), dtype=noise.dtype), c)
+
+
+@pytest.mark.parametrize("seed, how", [(6, "stops"), (7, "sleeps")])
+def test_a_rank_that_hangs_is_waited_for_until_the_limit(together, config, seed, how):
+    """By name, whichever of them it is, and whether its other threads still live or not."""
+    sampler = {"name": f"{HERE}.hangs", "seed": seed, "how": how}
+    asked = {**config["samples"], "sampler": sampler, "trajectories": 0, "batch_size": 1000}
+    run = together(generate, asked, "run_dir=run", LIGHTNING_CFG_WAIT="12")
+    hung = seed % 2
+    run.processes[1 - hung].join(60)
+    assert run.wait(0)[1 - hung] == 1
+    line = run.said("err")[1 - hung].splitlines()[-1]
+    assert re.search(
+        rf"rank {1 - hung} of 2 waits for rank {hung} since 1\d s, and no longer", line
+    )
+    assert not (run.folder / "run/manifest.json").exists()
+
+
+class Hangs(Diffusion):
+    """Rank $RANK_THAT_HANGS stops at step 3, before it or in its forward pass."""
+
+    def training_step(self, batch: dict, batch_idx: int) -> object:
+        if self.trainer.global_step == 3:
+            self.hang("forward")
+        return super().training_step(batch, batch_idx)
+
+    def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
+        if self.trainer.global_step == 3:
+            self.hang("before")
+        return batch
+
+    def hang(self, where: str) -> None:
+        here = os.environ["RANK_THAT_HANGS"] == str(self.trainer.global_rank)
+        if here and os.environ["WHERE"] == where:
+            print("at step 3")
+            time.sleep(1000)
+
+
+@pytest.mark.parametrize("rank, where", [(0, "forward"), (1, "before")])
+def test_a_training_waits_for_a_rank_that_hangs_until_the_limit(together, training, rank, where):
+    asked = training()
+    asked["learner"]["name"] = f"{HERE}.Hangs"
+    how = {"RANK_THAT_HANGS": str(rank), "WHERE": where, "LIGHTNING_CFG_WAIT": "12"}
+    run = together(fit, asked, "run_dir=run", **how)
+    run.processes[1 - rank].join(60)
+    assert run.wait(0)[1 - rank] == 1
+    line = run.said("err")[1 - rank].splitlines()[-1]
+    assert re.search(
+        rf"rank {1 - rank} of 2 waits for rank {rank} since 1\d s, and no longer", line
+    )
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_ends_a_training_that_waits(together, training, number, status):
+    asked = training()
+    asked["learner"]["name"] = f"{HERE}.Hangs"
+    run = together(fit, asked, "run_dir=run", RANK_THAT_HANGS="1", WHERE="forward")
+    until = time.monotonic() + 60
+    while "at step 3" not in "".join(run.said("out")) and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(1)
+    for _ in range(2):
+        os.kill(run.processes[0].pid, number)
+        time.sleep(1)
+    assert run.wait(5)[0] == status
+    assert "the second signal" in run.said("err")[0].splitlines()[-1]
+
+
+def test_for_whom_a_rank_waits_is_told_where_it_takes_long(monkeypatch, capfd):
+    """Two of three ranks of a store, in one process; the third has not come to the second place."""
+    monkeypatch.setattr(waiting, "PATIENCE", 0.4)
+    ports: list[int] = []
+
+    def tell(value: int) -> list[int]:
+        ports.append(value)
+        return [ports[0]]
+
+    ranks = [Waiting(rank, 3, "127.0.0.1", tell) for rank in range(3)]
+    try:
+        for rank in ranks:
+            rank.come()
+        time.sleep(1)
+        for rank in ranks:
+            rank.leave()
+        assert capfd.readouterr().err == ""  # all have come
+        for rank in ranks[:2]:
+            rank.come()
+        time.sleep(1.5)
+        said = sorted(capfd.readouterr().err.splitlines())
+        assert [line.partition(",")[0] for line in said] == [
+            f"lightning_cfg: rank {rank} of 3 waits for rank 2" for rank in (0, 1)
+        ]
+        assert ranks[0].missing() == [2]
+    finally:
+        for rank in ranks:
+            rank.close()
+
+
+@pytest.mark.parametrize("told", ["soon", "0", "-3", "nan", "inf"])
+def test_the_limit_is_a_number_of_seconds(monkeypatch, told):
+    monkeypatch.setenv(waiting.VARIABLE, told)
+    with pytest.raises(UserError, match=f"LIGHTNING_CFG_WAIT={told} must be a number of seconds"):
+        waiting.limit()
 
 
 def test_fewer_samples_than_ranks(together, config):
@@ -337,7 +477,7 @@ def test_tasks_of_srun_meet_on_the_first_node(monkeypatch, nodes, first):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     for name, value in {**SRUN, "SLURM_JOB_NODELIST": nodes, "SLURM_JOB_ID": "70123"}.items():
         monkeypatch.setenv(name, value)
-    assert _meeting(Launch("srun", 2, 2, 3, 1)) == (first, 15_123)
+    assert meeting_place(Launch("srun", 2, 2, 3, 1)) == (first, 15_123)
     monkeypatch.setenv("MASTER_ADDR", "host")
     monkeypatch.setenv("MASTER_PORT", "1234")
-    assert _meeting(Launch("srun", 2, 2, 3, 1)) == ("host", 1234)
+    assert meeting_place(Launch("srun", 2, 2, 3, 1)) == ("host", 1234)

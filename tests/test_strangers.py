@@ -1,6 +1,7 @@
 """Files from strangers: they run no code, and what is odd in them is one line."""
 
 import json
+import resource
 import shutil
 import sys
 from collections.abc import Callable
@@ -85,6 +86,13 @@ VERBS = [generate, refine, pair, evaluate, trace, fit]
 
 
 @pytest.fixture
+def nothing_trusted():
+    """As in a process that has just begun."""
+    with trusting.only([]):
+        yield
+
+
+@pytest.fixture
 def refused(call) -> Callable[..., str]:
     """Call a verb that has to refuse, writing nothing, and return its one line."""
 
@@ -105,9 +113,8 @@ def refused(call) -> Callable[..., str]:
 @pytest.mark.parametrize("name", ["subprocess.Popen", "os.system", "builtins.exec", "evil.Net"])
 @pytest.mark.parametrize("section", ["net", "model"])
 def test_no_code_is_run_that_a_file_names(
-    verb, name, section, made, training, refused, tmp_path, monkeypatch
+    verb, name, section, made, training, refused, tmp_path, monkeypatch, nothing_trusted
 ):
-    monkeypatch.setattr(trusting, "_named", set())
     canary = tmp_path / "canary"
     (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -129,8 +136,8 @@ def test_no_code_is_run_that_a_file_names(
 
 
 @pytest.mark.parametrize("name, trusted", [("builtins.exec", False), ("mine.Net", True)])
-def test_a_name_of_pythons_own_in_a_config_trusts_nothing(name, trusted, monkeypatch):
-    monkeypatch.setattr(trusting, "_named", set())
+@pytest.mark.usefixtures("nothing_trusted")
+def test_a_name_of_pythons_own_in_a_config_trusts_nothing(name, trusted):
     trusting.trust_as_asked({"net": {"name": name}})
     with trusting.names_of("their.ckpt"), nullcontext() if trusted else pytest.raises(UserError):
         trusting.check_trusted(name)
@@ -138,13 +145,12 @@ def test_a_name_of_pythons_own_in_a_config_trusts_nothing(name, trusted, monkeyp
 
 @pytest.mark.parametrize("name", ["subprocess.Popen", "os.system", "builtins.exec"])
 def test_what_is_trusted_must_still_be_a_class_of_networks(
-    name, made, refused, tmp_path, monkeypatch
+    name, made, refused, tmp_path, nothing_trusted
 ):
     state = content(made.base)
     state["config"]["net"] = {"name": name}
     torch.save(state, tmp_path / "their.ckpt")
     config = asked(generate, str(tmp_path / "their.ckpt"), made, dict)
-    monkeypatch.setattr(trusting, "_named", set())
     line = refused(generate, config, f"trust=[{name.rpartition('.')[0]}]")
     assert "net.name is no class of networks" in line
 
@@ -188,17 +194,16 @@ def unsaid(shape, num_classes):
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch, training) -> Callable[..., dict]:
+def own(tmp_path, monkeypatch, training, nothing_trusted) -> Callable[..., dict]:
     """A run with a network of one's own, as a later process finds it: nothing is trusted yet."""
     (tmp_path / "mine_of_test.py").write_text(MINE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(trusting, "_named", set())
 
     def trained(name: str) -> dict:
         net = {"name": f"mine_of_test.{name}"}
         config = training(net=net, trainer={"max_steps": 1, "logger": False})
-        run = fit(**config, run_dir=str(tmp_path / "run"))
-        trusting._named.clear()
+        with trusting.only([]):
+            run = fit(**config, run_dir=str(tmp_path / "run"))
         return {"models": {"model": str(run)}, "guidance": "unguided", "sampler": HEUN, "n": 2}
 
     yield trained
@@ -212,8 +217,8 @@ def test_the_key_the_variable_and_the_own_config_trust_a_module(
     config = own(name)
     line = refused(generate, config)
     assert "trust: [mine_of_test]" in line
-    assert call(generate, config, "trust=[mine_of_test]", "run_dir=by_key").status == 0
-    trusting._named.clear()
+    with trusting.only([]):
+        assert call(generate, config, "trust=[mine_of_test]", "run_dir=by_key").status == 0
     monkeypatch.setenv("LIGHTNING_CFG_TRUST", "other, mine_of_test")
     assert call(generate, config, "run_dir=by_variable").status == 0
     monkeypatch.delenv("LIGHTNING_CFG_TRUST")
@@ -236,9 +241,8 @@ def test_a_function_has_to_say_that_it_makes_a_network(own, refused):
     )
 
 
-def test_a_trusted_module_is_not_another_that_begins_alike(monkeypatch):
-    monkeypatch.setattr(trusting, "_named", {"mine"})
-    with trusting.names_of("a.ckpt"):
+def test_a_trusted_module_is_not_another_that_begins_alike():
+    with trusting.only(["mine"]), trusting.names_of("a.ckpt"):
         for name in ("mine.Net", "mine.nets.Net", "lightning_cfg.nets.MLP"):
             trusting.check_trusted(name)
         for name in ("mines.Net", "lightning_cfg.runs.files.write", "lightning_cfg.nets_of.Net"):
@@ -320,6 +324,34 @@ def test_an_odd_checkpoint_is_one_line(kind, verb, made, training, refused, tmp_
     torch.save(state, tmp_path / "odd.ckpt")
     line = refused(verb, asked(verb, str(tmp_path / "odd.ckpt"), made, training))
     assert "odd.ckpt" in line
+
+
+HUGE = {
+    "width": put(16_384, "config", "net", "width"),  # 1000 blocks of it: 3 TB
+    "classes": put(2**30, "num_classes"),
+    "shape": put([2**30], "shape"),
+}
+
+
+@pytest.mark.parametrize("model", ["EDM", "DDPM", "Flow"])
+@pytest.mark.parametrize("kind", HUGE)
+def test_a_huge_network_is_not_made(kind, model, made, refused, tmp_path):
+    """A small file may ask for it; it is told before it takes memory, in less than a second."""
+    state = content(made.base)
+    state["config"]["model"] = {"name": model}
+    if kind == "width":
+        state["config"]["net"]["blocks"] = 1000
+    HUGE[kind](state)
+    torch.save(state, tmp_path / "huge.ckpt")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, hard))
+    try:
+        line = refused(generate, asked(generate, str(tmp_path / "huge.ckpt"), made, dict))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert "huge.ckpt does not fit the network of its config: that has " in line
+    assert "numbers, and the file holds 1," in line
 
 
 @pytest.mark.parametrize(

@@ -282,6 +282,8 @@ def _check_scalar(kind: Any, value: Any, path: str, asked: Any = None) -> Any:
         if type(value) is int or (type(value) is float and value.is_integer()):
             return int(value)
     elif kind is str and isinstance(value, str):  # of a kind of its own too, as `ToCome` is
+        if "\0" in value:
+            raise Wrong(path, f"{path} has a zero byte, which no name of a file has")
         return value
     elif value is None if kind is None else type(value) is kind:
         return value

@@ -29,6 +29,24 @@ def trust(modules: Iterable[str]) -> None:
     _named.update(modules)
 
 
+def trusted() -> frozenset[str]:
+    """The modules that files of this process may name, the package's own apart."""
+    return frozenset(_named)
+
+
+@contextmanager
+def only(modules: Iterable[str]) -> Iterator[None]:
+    """Meanwhile these alone are trusted; afterwards those that were before."""
+    before, wanted = trusted(), set(modules)
+    try:
+        _named.clear()
+        _named.update(wanted)
+        yield
+    finally:
+        _named.clear()
+        _named.update(before)
+
+
 def trust_as_asked(config: dict[str, Any]) -> None:
     """Let files name what the user's own config does: by names of its own, and by its key."""
     own = [name for name in named_in(config) if not is_pythons(name)]

@@ -9,7 +9,7 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.features import Space
 from lightning_cfg.evaluation.sample_sets import SampleSet
 from lightning_cfg.evaluation.size import Size
-from lightning_cfg.evaluation.sources import feature_shards, known_scales, numbers_of
+from lightning_cfg.evaluation.sources import Sources, feature_shards, known_scales, numbers_of
 from lightning_cfg.evaluation.transported import Transport
 from lightning_cfg.metrics.frechet import Moments
 from lightning_cfg.refinement.neighbours import nearest_in_shards
@@ -35,19 +35,20 @@ class Found:
 
 def by_neighbours(
     ranks: Ranks,
-    x: Tensor,
-    c: Tensor | None,
+    sources: Sources,
+    same_class: bool,
     points: SampleSet,
     space: Space,
     size: Size,
     memory: float,
 ) -> Found:
-    """The k nearest of each sample, on the first rank; c None: of any class."""
+    """The k nearest of each sample, on the first rank."""
+    x = sources.x
     rows, moments = size.shard(memory), Moments()
     if ranks.first:
         print(size.told(rows))
     mine = ranks.share(torch.arange(len(x)))
-    classes = None if c is None else c[mine]
+    classes = sources.c[mine] if same_class else None
     enough = size.d < min(len(x), len(points)) and size.d <= WIDEST and ranks.first
     of = moments if enough else None
     found = ranks.raise_together(

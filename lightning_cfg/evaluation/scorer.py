@@ -14,7 +14,7 @@ from lightning_cfg.evaluation.sample_sets import SampleSet
 from lightning_cfg.interfaces import Classifier
 from lightning_cfg.metrics import IMAGES, MIXTURE
 from lightning_cfg.metrics.frechet import Moments
-from lightning_cfg.metrics.meaning import check_columns
+from lightning_cfg.metrics.meaning import check_columns, is_ours, path_of
 from lightning_cfg.metrics.needs import OF_A_SPACE, needs
 from lightning_cfg.metrics.settings import settings_of, with_settings, words
 
@@ -85,6 +85,23 @@ class Scorer:
             progress=progress, **self.how,
         )  # fmt: skip
 
+    def check_columns(self) -> None:
+        """UserError, before any samples are made, for a metric with a column of another one's.
+
+        Which columns one of one's own has is known once it was called: here with made-up numbers.
+        """
+        for metric, keys in self.metrics:
+            if is_ours(path_of(metric)):
+                continue
+            with torch.random.fork_rng(devices=[]):
+                made_up = self._made_up()
+                try:
+                    values = metric(**{name: made_up[name] for name in needs(metric)}, **keys)
+                except Exception:  # it wants more than that, and is checked when it scores
+                    continue
+            if isinstance(values, dict):
+                check_columns(metric, values)
+
     def score(
         self, found: Gathered, group: Any, real: Real | None = None
     ) -> tuple[dict[str, float], list[dict]]:
@@ -138,6 +155,17 @@ class Scorer:
             if (function, settings_of(function, keys)) not in known:  # named twice, scored once
                 chosen.append((function, keys))
         return chosen
+
+    def _made_up(self) -> dict[str, Any]:
+        """Of all that a metric may be given, 64 rows of noise."""
+        n, shape, classes = 64, (2,), 2
+        if self.real is not None:
+            shape, classes = tuple(self.real.data.shape), max(2, self.real.data.num_classes)
+        noise = dict.fromkeys((*SIDE, "features_x"), torch.randn(n, 8))
+        noise |= dict.fromkeys(("x", "y", "bank"), torch.randn(n, *shape).clamp(-1, 1))
+        noise |= dict.fromkeys(("logits", "head_logits"), torch.randn(n, classes))
+        moments = Moments().add(torch.randn(n, 8))
+        return {**self.given, **noise, "c": 0, "moments_x": moments, "moments_y": moments}
 
     def _available(self) -> set[str]:
         """Names of all that a metric can be given here."""

@@ -55,6 +55,11 @@ class Size:
             )
         return rows
 
+    @property
+    def least(self) -> int:
+        """Bytes of the pairs, without the targets, of which there may be few."""
+        return 4 * self.point * self.n + 12 * self.n * self.k
+
     def told(self, rows: int) -> str:
         """The estimate, before the work starts."""
         work = 2 * self.n * self.m * self.d / self.groups / 1e12

@@ -28,7 +28,7 @@ class Meaning(NamedTuple):
     better: str | None  # lower, higher, or real: closer to what real data have; None: not declared
     text: str
     format: Callable[[float], str] = digits
-    metric: str = ""  # its name
+    metrics: tuple[str, ...] = ()  # whose it is, as dotted paths; several are of the package only
     in_spaces: bool = False  # the label of a feature space follows the column's name
     settings: tuple[str, ...] = ()  # one of these may follow it, with its value
 
@@ -46,25 +46,46 @@ def better(
     text    definition, with the unit
     column  left out: called like the metric
     format  how a value is written in tables; `percent` for shares
-    Raises UserError for another way, or one that contradicts what is declared of the column.
+    Raises UserError for another way, and for a column of a metric of the package's, or of another
+    one that is better another way.
     """
     if way not in WAYS:
         raise UserError(f"@better('{way}', ...): a metric is better {', '.join(WAYS[:2])} or real")
 
     def declared(metric: Callable) -> Callable:
         name = column or metric.__name__
-        if COLUMNS.get(name, (way,))[0] != way:
-            raise UserError(
-                f"@better('{way}', ...) of {metric.__name__}: column {name} of "
-                f"{COLUMNS[name].metric} is better {COLUMNS[name].better}: call it otherwise"
-            )
+        known, own = COLUMNS.get(name), path_of(metric)
+        if known is not None and own not in known.metrics:
+            ours = is_ours(known.metrics[0])
+            if known.better != way or ours != is_ours(own):
+                raise UserError(
+                    f"@better('{way}', ...) of {metric.__name__}: column {name} of "
+                    f"{_short(known.metrics[0])} is better {known.better}: call it otherwise"
+                )
+            if ours:  # the same number by two of the package's metrics
+                COLUMNS[name] = known._replace(metrics=(*known.metrics, own))
+                return metric
         in_spaces = bool(needs(metric) & OF_A_SPACE)
         settings = tuple(settings_of(metric, {}))
-        means = Meaning(way, text, format, metric.__name__, in_spaces, settings)
-        COLUMNS.setdefault(name, means)
+        # of one's own the last word counts: a module may be read again
+        COLUMNS[name] = Meaning(way, text, format, (own,), in_spaces, settings)
         return metric
 
     return declared
+
+
+def path_of(metric: Callable) -> str:
+    """The dotted path of a function."""
+    return f"{metric.__module__}.{metric.__qualname__}"
+
+
+def is_ours(path: str) -> bool:
+    """Whether this is the path of a metric of the package."""
+    return path.startswith("lightning_cfg.metrics.")
+
+
+def _short(path: str) -> str:
+    return path.rpartition(".")[2] if is_ours(path) else path
 
 
 def kind_of(column: str) -> str:
@@ -114,11 +135,15 @@ def written(value: float, format: Callable[[float], str]) -> str:
 
 
 def check_columns(metric: Callable, columns: Iterable[str]) -> None:
-    """UserError for a column that tables would take for another metric's."""
+    """UserError for a column that tables, reports and `keep_by` would take for another metric's."""
     for column in columns:
         kind = kind_of(column)
-        if kind != column and COLUMNS[kind].metric != metric.__name__:
+        if kind in COLUMNS and path_of(metric) not in COLUMNS[kind].metrics:
+            other = _short(COLUMNS[kind].metrics[0])
+            how = "call it otherwise"
+            if kind != column:
+                how = "declare it with @better of lightning_cfg.metrics.meaning"
             raise UserError(
                 f"metric {metric.__name__}: its column {column} would be read as {kind} of "
-                f"{COLUMNS[kind].metric}: declare it with @better of lightning_cfg.metrics.meaning"
+                f"{other}: {how}"
             )

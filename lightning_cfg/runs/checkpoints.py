@@ -132,6 +132,7 @@ def _untrained(path: Path, checkpoint: dict) -> Model:
             }
             _check_class(path, "net", resolve(NETS, sections["net"]["name"]))
             _check_class(path, "model", resolve(MODELS, sections["model"]["name"]))
+            _check_size(path, sections["net"], checkpoint)
             model = build_model(sections, checkpoint["shape"], checkpoint["num_classes"])
         except Wrong as wrong:
             raise UserError(f"{path}: in its config {wrong}") from None
@@ -144,6 +145,25 @@ def _untrained(path: Path, checkpoint: dict) -> Model:
             raise UserError(f"{path}: its config makes no network: {said}") from error
         complete(model, Model, f"model {config['model']['name']}", "forward")
     return model
+
+
+def _check_size(path: Path, net: dict, checkpoint: dict) -> None:
+    """UserError for a network of more numbers than the file holds, before it takes the memory."""
+    held = sum(tensor.numel() for tensor in checkpoint["state_dict"].values())
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        try:
+            shape, classes = tuple(checkpoint["shape"]), checkpoint["num_classes"]
+            state = build("lightning_cfg.nets", net, shape, classes).state_dict()
+        except UserError:
+            raise
+        except Exception:  # one of one's own that reads its numbers as it makes them
+            return
+    asked = sum(tensor.numel() for tensor in state.values())
+    if asked > held:
+        raise UserError(
+            f"{path} does not fit the network of its config: that has {asked:,} numbers, and the "
+            f"file holds {held:,}"
+        )
 
 
 def _check_class(path: Path, what: str, made_by: Callable) -> None:

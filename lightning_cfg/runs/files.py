@@ -79,6 +79,11 @@ def is_empty(directory: Path) -> bool:
     )
 
 
+def nearest_folder(path: Path) -> Path:
+    """The folder itself, or the innermost one above it that is there."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+
+
 def remove_temporaries(directory: Path) -> None:
     """Remove what killed processes have left half written in a directory that is one's own.
 

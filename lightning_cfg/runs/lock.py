@@ -102,8 +102,13 @@ class Lock:
             os.close(descriptor)
         owner = {"pid": os.getpid(), "host": socket.gethostname()}
         owner["since"] = datetime.now().astimezone().isoformat(timespec="seconds")
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        except OSError:  # a full disk, which takes the file and not what is in it
+            self._file.unlink(missing_ok=True)
+            os.close(descriptor)
+            raise
         return descriptor
 
     def _tidy(self) -> None:

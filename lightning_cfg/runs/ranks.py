@@ -6,23 +6,21 @@ r-th, the (r + R)-th, ..., and all meet once at the end. Imports nothing heavy b
 
 import os
 import re
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning_cfg.errors import RankLost, UserError
 from lightning_cfg.runs.alive import watched
+from lightning_cfg.runs.signals import nothing_lost
+from lightning_cfg.runs.waiting import Waiting, limited
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-PATIENCE = 60.0  # seconds, until it is said for whom a process waits
 
 
 @dataclass(frozen=True)
@@ -118,6 +116,7 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    waiting: Waiting | None = None  # None: nobody looks whether all come
 
     @property
     def first(self) -> bool:
@@ -140,7 +139,8 @@ class Ranks:
         from torch import distributed
 
         values: list[Any] = [None] * self.size
-        distributed.all_gather_object(values, value)
+        with self._exchange():
+            distributed.all_gather_object(values, value)
         return values
 
     def raise_together(self, work: Callable[[], T]) -> T:
@@ -180,16 +180,25 @@ class Ranks:
         padded[: len(own)] = own.to(device)
         wanted = everywhere or self.first
         parts = [torch.empty_like(padded) for _ in sizes] if wanted else []
-        if everywhere:
-            distributed.all_gather(parts, padded)
-        else:
-            distributed.gather(padded, parts or None)
+        with self._exchange():
+            if everywhere:
+                distributed.all_gather(parts, padded)
+            else:
+                distributed.gather(padded, parts or None)
         if not wanted:
             return None
         out = own.new_empty(sum(sizes), *own.shape[1:])
         for rank, (part, n) in enumerate(zip(parts, sizes, strict=True)):
             out[rank :: self.size] = part[:n].to(own.device)
         return out
+
+    def _exchange(self) -> AbstractContextManager:
+        """Around an exchange of all: Ctrl-C ends it, and who does not come is told."""
+        stack = ExitStack()
+        if self.waiting is not None:
+            stack.enter_context(nothing_lost("while it waited for other ranks"))
+            stack.enter_context(self.waiting.meeting())
+        return stack
 
     def sum(self, numbers: dict[str, float]) -> dict[str, float]:
         """The sums over all ranks, of which all have the same names."""
@@ -202,7 +211,8 @@ def sharing() -> Iterator[Ranks]:
     """The ranks of this verb, joined for as long as it takes; RankLost where one ends early.
 
     They meet by gloo, on the CPU, which needs no device of its own. One that ends is heard of at
-    once, also in the midst of the work (`runs.alive`).
+    once, also in the midst of the work (`runs.alive`); one that does not come, after an hour or as
+    long as this one's own work took (`runs.waiting`).
     """
     launch = launched()
     if launch.size == 1:
@@ -210,57 +220,35 @@ def sharing() -> Iterator[Ranks]:
         return
     from torch import distributed
 
-    address, port = _meeting(launch)
+    address, port = meeting_place(launch)
+    place = f"for the others to meet it at {address}:{port}"
+    waiting = None
     try:
-        with _ended_by_ctrl_c():
-            with _told(f"rank {launch.rank} of {launch.size} waits for the others to meet it at "
-                       f"{address}:{port}: were they started? Ctrl-C ends it"):  # fmt: skip
-                distributed.init_process_group(
-                    "gloo",
-                    init_method=f"tcp://{address}:{port}",
-                    rank=launch.rank,
-                    world_size=launch.size,
-                    timeout=timedelta(days=1),  # that one is slower is no fault
-                )
-            ranks = Ranks(launch.rank, launch.size)
-            with watched(launch.rank, launch.size, address, ranks.all_gather_object):
-                yield ranks
+        with nothing_lost("while it waited for other ranks"), limited(launch.rank, place):
+            distributed.init_process_group(
+                "gloo",
+                init_method=f"tcp://{address}:{port}",
+                rank=launch.rank,
+                world_size=launch.size,
+                timeout=timedelta(days=1),  # that one is slower is no fault
+            )
+            joined = Ranks(launch.rank, launch.size)
+            waiting = Waiting(launch.rank, launch.size, address, joined.all_gather_object)
+        ranks = replace(joined, waiting=waiting)
+        with watched(launch.rank, launch.size, address, ranks.all_gather_object):
+            yield ranks
     except RuntimeError as error:
         if not lost(error):
             raise
         raise RankLost(told_lost(launch.rank, error)) from error
     finally:
+        if waiting is not None:
+            waiting.close()
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
 
-@contextmanager
-def _ended_by_ctrl_c() -> Iterator[None]:
-    """SIGINT ends the process at once: Python's own handler would hear of it after the waiting."""
-    mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield  # where it is ignored, as of a job in the background, it stays so
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _told(words: str) -> Iterator[None]:
-    """A line of what it waits for, where that takes long."""
-    line = threading.Timer(PATIENCE, print, [f"lightning_cfg: {words}"], {"file": sys.stderr})
-    line.daemon = True
-    line.start()
-    try:
-        yield
-    finally:
-        line.cancel()
-
-
-def _meeting(launch: Launch) -> tuple[str, int]:
+def meeting_place(launch: Launch) -> tuple[str, int]:
     """The first rank's address and a port: the launcher's, otherwise of the job's nodes and id."""
     env = os.environ
     if launch.by == "srun" and "MASTER_ADDR" not in env:

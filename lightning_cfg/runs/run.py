@@ -15,7 +15,7 @@ from lightning_cfg import __version__
 from lightning_cfg.config import Data, Identity, checked, dump, identity_difference, identity_of
 from lightning_cfg.config.trust import trust_as_asked
 from lightning_cfg.errors import UserError
-from lightning_cfg.runs.files import is_empty, sha256, write_text
+from lightning_cfg.runs.files import LOCK, is_empty, nearest_folder, sha256, write_text
 from lightning_cfg.runs.lock import Lock
 from lightning_cfg.runs.manifests import (
     MANIFEST,
@@ -110,6 +110,7 @@ class Run:
         self._usual = {f"settings.{key}" for key in usual}
         self._start = time.monotonic()
         self.lock = Lock(self.directory)
+        self._new = False  # whether nothing was there when it was begun
         self._refuse_another()
 
     @classmethod
@@ -161,13 +162,36 @@ class Run:
             self.lock.take()
             self._refuse_another()
 
+    def check_room(self, size: float) -> None:
+        """UserError where the disk has less room than what is going to be written, in bytes."""
+        free = shutil.disk_usage(nearest_folder(self.directory)).free
+        if size > free:
+            raise UserError(
+                f"{self.directory}: what it will hold takes {size / 2**30:.3g} GiB, and its disk "
+                f"has {free / 2**30:.3g} GiB left: make room, or give another run_dir"
+            )
+
     def begin(self) -> None:
         """Write config.yaml and identity.json, by which the directory is known from now on."""
         self.claim()  # again: where the file system has no locks another run may have begun
+        self._new = is_empty(self.directory)
         (self.directory / "manifest.json").unlink(missing_ok=True)
         write_text(self.directory / "identity.json", json.dumps(self.identity, indent=1))
         config = {**self.identity["settings"], **self.free}
         write_text(self.directory / "config.yaml", f"# lightning_cfg.{self.verb}\n" + dump(config))
+
+    def withdraw(self) -> None:
+        """Empty a directory that was new when it was begun: nothing came of it.
+
+        So what was wrong may be corrected, and is not refused as another run's.
+        """
+        if not self._new:
+            return
+        for path in self.directory.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK:
+                path.unlink(missing_ok=True)
 
     def finish(self, *outputs: Path, **facts: object) -> dict:
         """Write manifest.json: from now on the run is not done again."""

@@ -128,6 +128,8 @@ def within_limits(sampler: dict, model: Model) -> dict:
 
 def pick_device(name: str) -> torch.device:
     """`auto` is a GPU where there is one."""
+    if name == "meta":
+        raise UserError("device=meta cannot be used: there are no numbers on it")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and launched().size > 1:  # a GPU for each rank, as far as they go

@@ -1,7 +1,11 @@
 """A training from its recipe to the last checkpoint: what the verb `fit` does with Lightning."""
 
 import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -13,13 +17,15 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning_cfg.config import build
 from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.draws import Draws, key
-from lightning_cfg.errors import Preempted, RankLost, UserError, did_you_mean, one_line
+from lightning_cfg.errors import Diverged, Preempted, RankLost, UserError, did_you_mean, one_line
 from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.checkpoints import build_model, load
 from lightning_cfg.runs.names import EVALUATIONS, LAST
 from lightning_cfg.runs.precision import matmul
 from lightning_cfg.runs.ranks import Launch, launched, lost, told_lost
 from lightning_cfg.runs.run import Run
+from lightning_cfg.runs.signals import before_the_end, nothing_lost
+from lightning_cfg.runs.waiting import limited
 from lightning_cfg.training import preemption
 from lightning_cfg.training.batches import KeyedBatches
 from lightning_cfg.training.checkpointing import SaveLast
@@ -106,7 +112,8 @@ def train(
     """
     launch = launched()
     ready = ready_to_train(run.directory, recipe, trainer, logger_of(logger, run), **how)
-    engine, module, batches, stop = ready.engine, ready.module, ready.batches, ready.stop
+    engine, stop = ready.engine, ready.stop
+    run.check_room(_checkpoints(ready, how["keep"], anew=start is None))
     first = engine.is_global_zero  # the rank that writes and speaks for all
     if first:
         _begin(run, None if logger != "wandb" or engine.logger is None else engine.logger.version)
@@ -114,7 +121,13 @@ def train(
             print(_ranks_in_words(launch, engine, recipe["batch_size"], ready.rows), flush=True)
     try:
         with matmul(ready.speed["matmul_precision"]):
-            _train(engine, module, batches, start)
+            _train(ready, start)
+        _check_trained(run, engine)
+    except Exception as error:
+        ended = isinstance(error, Preempted | Diverged | RankLost)
+        if first and engine.global_step == 0 and not ended:
+            run.withdraw()
+        raise
     finally:
         if logger == "wandb" and engine.logger is not None:
             engine.logger.experiment.finish()  # or the next fit of this process writes to it too
@@ -125,7 +138,15 @@ def train(
             f"{run.directory}: {stop.signal} ended it at step {engine.global_step}, where it is "
             "saved; started again it goes on"
         )
-    _finish(run, engine, module, **ready.speed)
+    _finish(run, engine, ready.module, **ready.speed)
+
+
+def _checkpoints(ready: Ready, keep: int, *, anew: bool) -> int:
+    """Bytes of the checkpoints to come: each is written beside the one that it replaces."""
+    module = ready.module
+    weights = sum(value.nbytes for value in module.model.state_dict().values())
+    one = weights * (3 + len(module.ema.half_lives))  # Adam has two numbers for each
+    return one * (2 + keep if anew else 1)
 
 
 def _learner(recipe: dict, data_set: Any, speed: dict) -> Any:
@@ -175,16 +196,16 @@ def _begin(run: Run, wandb_id: str | None) -> None:
         (run.directory / EVALUATIONS).unlink(missing_ok=True)
 
 
-def _finish(run: Run, engine: L.Trainer, module: Any, **facts: object) -> None:
-    """The last step is saved, and the manifest tells of the training.
-
-    UserError where there was none, Diverged where it ended in bad ones.
-    """
+def _check_trained(run: Run, engine: L.Trainer) -> None:
     if engine.global_step == 0:
         raise UserError(
             f"{run.directory}: not one step was trained, as trainer.max_time or another key of "
             "trainer ended it before"
         )
+
+
+def _finish(run: Run, engine: L.Trainer, module: Any, **facts: object) -> None:
+    """The last step is saved, and the manifest tells of the training; Diverged if that is bad."""
     module.check_end()
     last, loss = run.directory / LAST, module.logged.get("loss")
     facts["loss"] = loss if loss is not None and isfinite(loss) else None  # json has no NaN
@@ -206,17 +227,33 @@ def _ranks_in_words(launch: Launch, engine: L.Trainer, batch_size: int, rows: in
     )
 
 
-def _train(
-    engine: L.Trainer, module: L.LightningModule, batches: KeyedBatches, start: Path | None
-) -> None:
+def _train(ready: Ready, start: Path | None) -> None:
     """The training itself, from a checkpoint or the beginning; RankLost where a rank ends early."""
+    engine = ready.engine
     try:
-        with preemption.watching():
-            engine.fit(module, batches, ckpt_path=start, weights_only=True)
+        with preemption.watching(), _meeting(engine) as met:
+            ready.stop.met = met
+            engine.fit(ready.module, ready.batches, ckpt_path=start, weights_only=True)
     except RuntimeError as error:
         if engine.world_size > 1 and lost(error):
             raise RankLost(told_lost(engine.global_rank, error)) from error
         raise
+
+
+@contextmanager
+def _meeting(engine: L.Trainer) -> Iterator[Callable[[], object]]:
+    """Until the ranks have met, which is said by calling what it gives, a signal ends the process.
+
+    Whatever ends it then or later ends the processes that Lightning has started too.
+    """
+    with ExitStack() as training, ExitStack() as waiting:
+        if engine.world_size > 1:
+            launcher = engine.strategy.launcher
+            if launcher is not None:
+                training.enter_context(before_the_end(partial(launcher.kill, signal.SIGKILL)))
+            waiting.enter_context(nothing_lost("before its first step, waiting for other ranks"))
+            waiting.enter_context(limited(engine.global_rank, "for the others to meet it"))
+        yield waiting.close
 
 
 def _check_keep(keep: int, by: str, every: int, evaluation: EvaluateSamples | None) -> None:

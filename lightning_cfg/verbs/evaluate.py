@@ -101,6 +101,7 @@ def _ready(config: dict, scorer_of: Callable[..., Scorer]) -> _Ready:
         device=pick_device(config["device"]),
         **{key: config[key] for key in keys},
     )
+    scorer.check_columns()
     data_set = None if side is None else side.data
     sets = {label: read_set(path, data_set) for label, path in config["samples"].items()}
     for label, keys in config["generate"].items():

@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -112,6 +113,8 @@ def generate(
     asked = {"models": models, "guidance": guidance, "sampler": sampler, "data": data}
     asked |= {"class_label": class_label, "weights": weights, "device": device, "images": images}
     ready = _prepared({**asked, "n": n, "seed": seed})
+    states = n + trajectories * sampler.get("steps", 1)
+    run.check_room(4.0 * states * prod(ready.shape))
 
     with sharing() as ranks:
         ranks.check(n, f"n={n}")

@@ -173,15 +173,15 @@ def pair(
     parts = parts_of(asked, inside, read.sets)
     space = _space(features).to(pick_device(device))
     points = real_set(real, split, bank)
+    size = Size.of(x, points, space, k, same_class="class" in inside)
+    run.check_room(size.least)
     with sharing() as ranks:
         ranks.check(len(x), f"{len(x)} samples")
         if coupling == "transport":
             cut = blocks_of(asked, inside, c, parts, points)
             found = by_transport(ranks, Transport(space, epsilon, k), cut, x, points, memory)
         else:
-            size = Size.of(x, points, space, k, same_class="class" in inside)
-            of = c if "class" in inside else None
-            found = by_neighbours(ranks, x, of, points, space, size, memory)
+            found = by_neighbours(ranks, read, "class" in inside, points, space, size, memory)
     if not ranks.first:
         return run.directory
     index, weights = found.index, found.weights

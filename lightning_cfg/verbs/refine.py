@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -212,6 +213,7 @@ def refine(
     ready = _ready({**asked, "images": images, "device": device})
     source, total = ready.source, len(ready.source)
     names = ["flow", *(f"flow_{i}" for i in range(2, len(ready.legs) + 1))]
+    run.check_room(4.0 * total * prod(source.shape))
     with sharing() as ranks:
         ranks.check(total, samples)
         own, began = source.chosen(ranks.share(torch.arange(total))), time.monotonic()

@@ -106,6 +106,10 @@ def read(file: str | Path) -> dict:
             f"{file}: method {sweep.get('method')} needs W&B's server (wandb sweep {file}); here "
             "it must be grid"
         )
+    command = sweep.get("command", list(COMMAND))
+    listed = isinstance(command, list) and command
+    if not listed or not all(isinstance(word, str) for word in command):
+        raise UserError(f"{file}: command must be a list of words, such as {list(COMMAND)}")
     for name, entry in sweep["parameters"].items():
         known = isinstance(entry, dict) and len(entry) == 1
         if not known or not ("value" in entry or isinstance(entry.get("values"), list)):

@@ -39,7 +39,7 @@ class Together:
         (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+            port = self.port = free.getsockname()[1]
         common = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1",
                   "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks), "GROUP_WORLD_SIZE": "1",
                   "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(ranks), **environment}  # fmt: skip
@@ -65,8 +65,9 @@ class Together:
         return codes
 
     def said(self, what: str) -> list[str]:
-        """What each has written to `out` or `err`."""
-        return [(self.folder / f"{what}_{i}").read_text() for i in range(len(self.processes))]
+        """What each has written to `out` or `err`; "" of one that was killed before."""
+        files = [self.folder / f"{what}_{i}" for i in range(len(self.processes))]
+        return [file.read_text() if file.exists() else "" for file in files]
 
 
 def catches(pid: int, number: int, mask: str = "SigCgt") -> bool:
