@@ -157,7 +157,7 @@ def _candidate_search(queries: Tensor, bank: Tensor, rows: int, extremes: Tensor
     for part in bank.split(rows):
         total += part.sum(0, dtype=torch.float32 if part.dtype == torch.float32 else torch.float64)
     if not total.isfinite().all():  # of float32 that are nearly too large for it
-        total = sum(part.sum(0, dtype=torch.float64) for part in bank.split(rows))
+        total = torch.stack([part.sum(0, dtype=torch.float64) for part in bank.split(rows)]).sum(0)
     mean = (total / len(bank)).to(dtype)
     scale = (extremes.to(dtype) - mean).abs().max().item() if extremes.numel() else 0.0
     scale = scale if scale and not 1e-6 < scale < 1e6 else 1.0

@@ -30,6 +30,7 @@ from lightning_cfg.training.progress import Progress
 from lightning_cfg.training.speed import device_of, prepare, speed_of
 from lightning_cfg.training.stop import StopWhenAsked
 from lightning_cfg.training.trainer import logger_of, trainer_for
+from lightning_cfg.training.undisturbed import cheap_device_checks
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _train(
 ) -> None:
     """The training itself, from a checkpoint or the beginning; RankLost where a rank ends early."""
     try:
-        with preemption.watching():
+        with preemption.watching(), cheap_device_checks(engine.strategy.root_device):
             engine.fit(module, batches, ckpt_path=start, weights_only=True)
     except RuntimeError as error:
         if engine.world_size > 1 and lost(error):
