@@ -1,4 +1,4 @@
-"""The training step of `fit` against a bare PyTorch loop, and what each choice of speed is worth.
+"""The training step of `fit` against a plain PyTorch loop, and what each choice of speed is worth.
 
     python benchmarks/train_step.py --net song --accelerator gpu --batch 512
     OMP_NUM_THREADS=1 python benchmarks/train_step.py --net mlp --batch 1024 4096
@@ -8,13 +8,16 @@ mlp        the base network of conf/studies/fractal_quick.yaml, on the fractal
 unshuffle  UnshuffleUNet on random bytes of MNIST's shape
 song       EDM's DDPM++ on random bytes of CIFAR-10's shape
 
-Both train the same network with the same loss, keyed draws, averages, clipping, warm-up and fused
-AdamW. One process trains both: Lightning's run, with its Trainer, callbacks and logger as `fit`
-makes them, hands over to the bare loop after every block of steps, so that the blocks alternate
-and whatever else the machine does meets both. The ratio of each pair of neighbouring blocks is
-taken, and their median is the result.
+Both train the same network with the same loss, averages, clipping, warm-up and fused AdamW; the
+plain loop is the one that a researcher would write: it draws from the global generator and averages
+by torch._foreach_lerp_. One process trains both: Lightning's run, with its Trainer, callbacks and
+logger as `fit` makes them, hands over to the plain loop after every block of steps, so that the
+blocks alternate and whatever else the machine does meets both. The ratio of each pair of
+neighbouring blocks is taken, and their median is the result. --cpu takes the process' CPU time for
+it, where the cores are shared with others. On a CPU a first run of 20 steps in which the plain loop
+takes our keyed draws shows that both train the same network.
 
---choices times the bare loop alone, compiled or not, channels-last or not, in bfloat16 or not: a
+--choices times the plain loop alone, compiled or not, channels-last or not, in bfloat16 or not: a
 block of each in turn, medians of so many rounds.
 """
 
@@ -23,6 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
@@ -37,11 +41,12 @@ from lightning_cfg.runs.precision import matmul
 from lightning_cfg.runs.run import Run
 from lightning_cfg.training.batches import KeyedBatches
 from lightning_cfg.training.checkpointing import SaveLast
-from lightning_cfg.training.ema import EMA
 from lightning_cfg.training.learners import Described
 from lightning_cfg.training.progress import Progress
 from lightning_cfg.training.speed import prepare, speed_of
+from lightning_cfg.training.stop import StopWhenAsked
 from lightning_cfg.training.trainer import logger_of, trainer_for
+from lightning_cfg.training.undisturbed import cheap_device_checks, undisturbed
 from lightning_cfg.verbs.study import study
 
 TARGETS = {"mlp": 1.15, "unshuffle": 1.03, "song": 1.03}
@@ -104,11 +109,37 @@ def model_of(recipe: dict, data: object, speed: dict) -> torch.nn.Module:
     return model
 
 
-class Bare:
-    """The same training without a framework: everything that changes the weights, no more."""
+class Plain:
+    """Random numbers of a step as a plain loop draws them, from the global generator."""
 
-    def __init__(self, recipe: dict, data: object, speed: dict, device: torch.device):
-        learner = recipe["learner"]
+    level = None
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        return torch.randn(self.batch_size, *shape)
+
+    def uniform(self) -> torch.Tensor:
+        return torch.rand(self.batch_size)
+
+    def integers(self, high: int) -> torch.Tensor:
+        return torch.randint(high, (self.batch_size,))
+
+    def permuted(self, n: int) -> torch.Tensor:
+        return self.integers(n)
+
+
+class Bare:
+    """The same training without a framework: everything that changes the weights, no more.
+
+    keyed  it draws as `fit` does
+    """
+
+    def __init__(
+        self, recipe: dict, data: object, speed: dict, device: torch.device, *, keyed: bool = False
+    ):
+        learner, self.keyed = recipe["learner"], keyed
         self.model = model_of(recipe, data, speed).to(device)
         self.data, self.seed, self.size = data, recipe["seed"], recipe["batch_size"]
         self.clip, self.device, self.step_number = learner["gradient_clip"], device, 0
@@ -121,13 +152,16 @@ class Bare:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: min(1.0, (step + 1) / warmup)
         )
-        self.ema = EMA(self.model, list(learner["ema_half_life"]), learner["ema_ramp"])
+        self.half_life, self.ramp = learner["ema_half_life"][0], learner["ema_ramp"]
+        self.weights = [p.detach() for p in self.parameters]
+        self.average = [p.clone() for p in self.weights]
 
     def step(self) -> None:
-        draws = Draws(seed=self.seed, step=self.step_number, batch_size=self.size)
+        draws = Plain(self.size)
+        if self.keyed:
+            draws = Draws(seed=self.seed, step=self.step_number, batch_size=self.size)
         batch = self.data.batch(draws)
         y, c = batch["y"].to(self.device), batch["c"].to(self.device)
-        torch.manual_seed(key("global", self.seed, self.step_number, 0))  # of dropout
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             loss = self.model.loss(y, c, draws).mean()
         self.optimizer.zero_grad(set_to_none=True)
@@ -137,14 +171,15 @@ class Bare:
         self.optimizer.step()
         self.schedule.step()
         self.step_number += 1
-        self.ema.update(self.step_number, self.size)
+        ramped = min(self.half_life, self.step_number * self.size * self.ramp)
+        torch._foreach_lerp_(self.average, self.weights, 1 - 0.5 ** (self.size / ramped))
 
 
 class Interleaved(L.Callback):
     """After each block of Lightning's steps, as many of the bare loop; the first is not counted."""
 
-    def __init__(self, bare: Bare, *, steps: int):
-        self.bare, self.steps = bare, steps
+    def __init__(self, bare: Bare, *, steps: int, clock: Callable[[], float]):
+        self.bare, self.steps, self.clock = bare, steps, clock
         self.lightning_seconds: list[float] = []
         self.bare_seconds: list[float] = []
 
@@ -156,57 +191,80 @@ class Interleaved(L.Callback):
         if step % self.steps:
             return
         if step:
-            self.lightning_seconds.append(now(self.bare.device) - self._start)
-            self.bare_seconds.append(timed(self.bare, self.steps))
-        self._start = now(self.bare.device)
+            self.lightning_seconds.append(self._now() - self._start)
+            self.bare_seconds.append(timed(self.bare, self.steps, self.clock))
+        self._start = self._now()
+
+    def _now(self) -> float:
+        return now(self.bare.device, self.clock)
 
 
-def now(device: torch.device) -> float:
+def now(device: torch.device, clock: Callable[[], float]) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return clock()
 
 
-def timed(bare: Bare, steps: int) -> float:
-    start = now(bare.device)
+def timed(bare: Bare, steps: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    start = now(bare.device, clock)
     for _ in range(steps):
         bare.step()
-    return now(bare.device) - start
+    return now(bare.device, clock) - start
 
 
-def ratio(asked: argparse.Namespace, batch_size: int, device: torch.device) -> float:
-    """The median ratio of Lightning's time to the bare loop's, over pairs of blocks."""
-    recipe, data = task(asked.net, asked.channels, batch_size)
+def trained(
+    asked: argparse.Namespace, recipe: dict, data: object, steps: int, callback: L.Callback
+) -> torch.nn.Module:
+    """Lightning's training of so many steps, as `fit` does it; the model."""
     speed = speed_of({"accelerator": asked.accelerator}, data.shape)
-    bare = Bare(recipe, data, speed, device)
-    model = model_of(recipe, data, speed)
-    module = build("lightning_cfg.training.learners", recipe["learner"], model)
+    module = build(
+        "lightning_cfg.training.learners", recipe["learner"], model_of(recipe, data, speed)
+    )
     module.described = Described.of(recipe, data)
-    # a block of warming up, and one step more, at whose start the last block is over
-    last = (asked.pairs + 1) * asked.steps + 1
-    trainer = {"max_steps": last, "accelerator": asked.accelerator, "devices": 1}
-    with tempfile.TemporaryDirectory() as folder, matmul(speed["matmul_precision"]):
-        blocks = Interleaved(bare, steps=asked.steps)
+    trainer = {"max_steps": steps, "accelerator": asked.accelerator, "devices": 1}
+    with tempfile.TemporaryDirectory() as folder, matmul(speed["matmul_precision"]), undisturbed():
         run = Run(folder, "fit", {})
+        save = SaveLast(run.directory, every=1000)
         engine = trainer_for(
             {**trainer, "precision": speed["precision"]},
             run.directory,
             logger=logger_of("csv", run),
             log_every=50,
-            callbacks=[Progress(), SaveLast(run.directory, every=1000), blocks],
+            callbacks=[Progress(), save, callback, StopWhenAsked(save)],
         )
-        engine.fit(module, KeyedBatches(data, seed=0, batch_size=batch_size))
-        bare.step()
+        batches = KeyedBatches(data, seed=0, batch_size=recipe["batch_size"])
+        with cheap_device_checks(engine.strategy.root_device):
+            engine.fit(module, batches)
+    return module.model
+
+
+def check(asked: argparse.Namespace, recipe: dict, data: object, device: torch.device) -> None:
+    """Both train the same network, or the comparison would mean nothing."""
+    speed = speed_of({"accelerator": asked.accelerator}, data.shape)
+    bare = Bare(recipe, data, speed, device, keyed=True)
+    timed(bare, 20)
+    model = trained(asked, recipe, data, 20, L.Callback())
+    for name, weight in bare.model.state_dict().items():
+        torch.testing.assert_close(weight, model.state_dict()[name])
+
+
+def ratio(asked: argparse.Namespace, batch_size: int, device: torch.device) -> float:
+    """The median ratio of Lightning's time to the plain loop's, over pairs of blocks."""
+    recipe, data = task(asked.net, asked.channels, batch_size)
     if device.type == "cpu":  # elsewhere two runs differ by rounding, which Adam makes large
-        # both have trained the same network, or the comparison would mean nothing
-        for name, weight in bare.model.state_dict().items():
-            torch.testing.assert_close(weight, module.model.state_dict()[name])
+        check(asked, recipe, data, device)
+    speed = speed_of({"accelerator": asked.accelerator}, data.shape)
+    bare = Bare(recipe, data, speed, device)
+    clock = time.process_time if asked.cpu else time.perf_counter
+    blocks = Interleaved(bare, steps=asked.steps, clock=clock)
+    # a block of warming up, and one step more, at whose start the last block is over
+    trained(asked, recipe, data, (asked.pairs + 1) * asked.steps + 1, blocks)
     times = list(zip(blocks.lightning_seconds, blocks.bare_seconds, strict=True))[1:]
     own, other = (statistics.median(side) / asked.steps for side in zip(*times, strict=True))
     ratios = [lightning / own for lightning, own in times]
     median, target = statistics.median(ratios), TARGETS[asked.net]
     print(
-        f"batch {batch_size}: Lightning {1e3 * own:.2f} ms, bare {1e3 * other:.2f} ms a step "
+        f"batch {batch_size}: Lightning {1e3 * own:.2f} ms, plain {1e3 * other:.2f} ms a step "
         f"({batch_size / own:.0f} images/s); ratio {median:.3f} (median of {len(ratios)} pairs, "
         f"{min(ratios):.3f} ... {max(ratios):.3f}), target {target}: "
         f"{'met' if median <= target else 'MISSED'}"
@@ -249,6 +307,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1024])
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--steps", type=int, default=40, help="of each block")
+    parser.add_argument("--cpu", action="store_true", help="CPU time in place of wall time")
     parser.add_argument("--choices", action="store_true")
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     asked = parser.parse_args()

@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lightning_cfg.diffusion.draws import Draws, key, keyed
+from lightning_cfg.diffusion.draws import Draws, key, keyed, seed_generators
 
 METHODS = {
     "normal": lambda draws: draws.normal(3, 2),
@@ -103,3 +103,33 @@ def test_keys_differ_by_every_part_and_never_change():
     assert key("step", 0, 0) == 5987354191183068823
     x = torch.rand(2, generator=keyed("a", 1))
     assert torch.equal(x, torch.rand(2, generator=torch.Generator().manual_seed(key("a", 1))))
+
+
+def test_generators_are_seeded_as_by_torch_itself(monkeypatch):
+    states = []
+    for seeded in (torch.manual_seed, lambda seed: seed_generators(torch.device("cpu"), seed)):
+        with torch.random.fork_rng([]):
+            torch.randn(3)  # a second normal of a pair may be kept
+            for seed in (0, 2**32 + 5, 2**63 - 1):
+                seeded(seed)
+                states += [torch.get_rng_state(), torch.randn(7)]
+                assert torch.initial_seed() == seed
+    half = len(states) // 2
+    assert all(map(torch.equal, states[:half], states[half:]))
+    seen = []
+    monkeypatch.setattr(torch, "manual_seed", seen.append)
+    seed_generators(torch.device("cpu"), 1)
+    assert seen == []
+    seed_generators(torch.device("mps"), 2)  # of which nothing is known here
+    assert seen == [2]
+
+
+def test_a_cuda_devices_own_generator_is_seeded_too(monkeypatch):
+    generators = torch.Generator(), torch.Generator()
+    monkeypatch.setattr(torch.cuda, "default_generators", generators)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with torch.random.fork_rng([]):
+        seed_generators(torch.device("cuda", 1), 7)
+        assert torch.initial_seed() == generators[1].initial_seed() == 7
+        seed_generators(torch.device("cuda"), 8)
+    assert [g.initial_seed() for g in generators] == [8, 7]

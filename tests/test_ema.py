@@ -108,3 +108,17 @@ def test_an_average_follows_the_module_it_is_told_of(net):
     ema.update(1, 10)
     expected = (start + moved[0].weight.detach()) / 2
     torch.testing.assert_close(ema.state_dict()[10]["0.weight"], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_averages_of_any_precision_are_the_formula(dtype):
+    net = nn.Linear(4, 3)
+    ema = EMA(net, [30], ramp=0.0)
+    ema.to(net.to(dtype))
+    average = ema.averages[30][0].clone()
+    for step in range(1, 6):
+        train(net, step)
+        ema.update(step, 8)
+        average += (1 - 0.5 ** (8 / 30)) * (net.weight.detach() - average)
+        torch.testing.assert_close(ema.averages[30][0], average)
+    assert ema.averages[30][0].dtype == torch.promote_types(dtype, torch.float32)

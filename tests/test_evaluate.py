@@ -253,6 +253,19 @@ def test_each_number_says_what_it_is_taken_in_and_against(made, scored):
     assert row["fd_mine_vs_bank"] == pytest.approx(distance, rel=1e-6)
 
 
+def test_kernel_distance_is_torch_fidelitys_whatever_classes_the_real_images_have(made, scored):
+    """Of the same images in the order of their files, in which the classes alternate here."""
+    kid = pytest.importorskip("torch_fidelity.metric_kid").kid_features_to_metric
+    metrics = [{"name": "kernel_distance", "size": 20, "subsets": 5}]
+    row = numbers(scored({"a": made.foreign}, metrics=metrics)["a",])
+    sides = (made.x, images(80, first=1)[0])
+    features = [torch.nn.functional.avg_pool2d(signed(quantised(x)), 4).flatten(1) for x in sides]
+    expected = kid(*features, kid_subsets=5, kid_subset_size=20, verbose=False)
+    for column, name in (("kd_blocks", "mean"), ("kd_blocks_std", "std")):
+        found = row[f"{column}_subsets5_size20"]
+        assert found == pytest.approx(expected[f"kernel_inception_distance_{name}"], rel=1e-4)
+
+
 def test_settings_are_in_the_columns_and_two_of_one_metric_are_two_columns(made, scored):
     """As many columns as settings, each with the value that the metric has with it alone."""
     asked = [

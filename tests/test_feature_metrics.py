@@ -112,7 +112,8 @@ def test_covariances_of_any_condition(decades, eigendecompositions):
 
 @pytest.mark.parametrize("n, m", [(10, 12), (20, 500), (500, 20), (40, 40)])
 def test_singular_covariances_take_the_fallback(n, m, eigendecompositions):
-    """With 40 dimensions: fewer samples than these, on either side or on both.
+    """With 40 dimensions: fewer samples than these, on either side or on both, as samples and, as
+    files have them, as covariances, where alone it is needed.
 
     The oracle is that of above: the factors are X^T / (n - 1)^(1/2) and Y^T / (m - 1)^(1/2), with
     the centred features in the rows of X and Y.
@@ -123,10 +124,13 @@ def test_singular_covariances_take_the_fallback(n, m, eigendecompositions):
     gap, trace = a.mean - b.mean, (a.covariance + b.covariance).trace()
     product = (x - x.mean(0)) @ (y - y.mean(0)).T / math.sqrt((n - 1) * (m - 1))
     expected = (gap @ gap + trace - 2 * torch.linalg.svdvals(product).sum()).item()
-    found = frechet_distance(a, b, allow_few=True)
-    assert eigendecompositions == ([40] if n <= 40 else [])
-    assert found == pytest.approx(expected, rel=1e-8)
-    assert found == pytest.approx(by_roots(a, b), rel=1e-7)
+    whole = [Moments.from_statistics(s.mean, s.covariance, s.count) for s in (a, b)]
+    for sides, few in (((a, b), []), (whole, [40] if n <= 40 else [])):
+        eigendecompositions.clear()
+        found = frechet_distance(*sides, allow_few=True)
+        assert eigendecompositions == few
+        assert found == pytest.approx(expected, rel=1e-8)
+        assert found == pytest.approx(by_roots(a, b), rel=1e-7)
     with pytest.raises(UserError, match=f"more than 40 samples a side, got {min(n, m)}"):
         frechet_distance(a, b)
 
@@ -200,6 +204,8 @@ def as_one_of_many(rank: int, folder: str) -> None:
                 metric.update(part, real=is_real)
         found["distance"] = metric.compute()
         found["counts"] = int(metric.real_count), int(metric.fake_count)  # its own, after the sync
+        few = Moments().add(normal(4 - rank, 9, seed=rank)).all_reduce()  # 9 = d of 3 ranks
+        found["few"], found["factor"] = few.covariance, few.factor is not None
         try:
             Moments().add(normal(20, 9 if rank else 5)).all_reduce()
         except UserError as error:
@@ -237,6 +243,9 @@ def test_moments_of_several_processes_are_those_of_one(found_by_ranks, ranks):
         torch.testing.assert_close(found["mean"], expected.mean, rtol=1e-14, atol=0)
         torch.testing.assert_close(found["covariance"], expected.covariance, rtol=0, atol=1e-14)
         assert found["none"] == 0  # where no process has any
+        few = torch.cat([normal(4 - other, 9, seed=other) for other in range(ranks)])
+        np.testing.assert_allclose(found["few"], np.cov(few.double().T.numpy()), atol=1e-14)
+        assert found["factor"] == (ranks == 2)  # with a row for each rank's mean 9, and then 12
 
 
 @pytest.mark.parametrize("ranks", [2, RANKS])

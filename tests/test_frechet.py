@@ -1,10 +1,12 @@
+import time
+
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.metrics.frechet import Moments, frechet_distance
+from lightning_cfg.metrics.frechet import Moments, frechet_distance, load_statistics
 from lightning_cfg.metrics.torchmetric import FrechetDistance
 
 
@@ -79,12 +81,62 @@ def test_few_samples_are_refused_unless_asked_for():
     frechet_distance(many, Moments().add(draw(9, 8, 5)))
 
 
+@pytest.mark.parametrize("rows", [40, 7, 1])
+def test_fewer_samples_than_dimensions_have_the_distance_of_the_subspace_they_span(rows, tmp_path):
+    # 40 and 30 samples in 12 dimensions, where they are enough, and turned into 100 others
+    f, g = draw(40, 12, 10), draw(30, 12, 11, offset=0.3)
+    expected = frechet_distance(Moments().add(f), Moments().add(g))
+    turn = torch.linalg.qr(draw(100, 12, 12)).Q.T
+    a, b = Moments(), Moments().add(g @ turn)
+    for part in (f @ turn).split(rows):
+        a.add(part)
+    np.testing.assert_allclose(a.covariance, np.cov((f @ turn).T.numpy()), rtol=0, atol=1e-13)
+    b.save(tmp_path / "b.npz", {})
+    file = load_statistics(tmp_path / "b.npz")[0]  # which has a covariance, and no samples
+    for other in (b, file, Moments.from_statistics(b.mean, b.covariance)):
+        for pair in ((a, other), (other, a)):
+            found = frechet_distance(*pair, allow_few=True)
+            assert found == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(a, b, allow_few=True) == pytest.approx(expected, rel=1e-11)
+    assert a.factor is not None
+    assert len(a.factor) < 80  # 100 of them would take more than the covariance
+
+
+def test_few_samples_have_torch_fidelitys_distance_in_little_time():
+    metric_fid = pytest.importorskip("torch_fidelity.metric_fid")
+    f, g = draw(60, 90, 13), draw(80, 90, 14, offset=0.5)
+    statistics = [metric_fid.fid_features_to_statistics(features) for features in (f, g)]
+    fidelity = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)
+    found = frechet_distance(Moments().add(f), Moments().add(g), allow_few=True)
+    assert found == pytest.approx(*fidelity.values(), rel=1e-6)
+    start = time.process_time()
+    wide = [Moments().add(torch.randn(300, 3456, generator=torch.Generator())) for _ in range(2)]
+    assert frechet_distance(*wide, allow_few=True) == pytest.approx(0, abs=1e-6)
+    assert time.process_time() - start < 5  # 0.2 s; by the covariances 54
+
+
+def test_samples_enough_and_too_few_merge():
+    f = draw(50, 8, 15)
+    for parts in ([5, 45], [45, 5], [3, 4, 1, 2, 40], [1] * 50):
+        merged = Moments()
+        for part in f.split(parts):
+            merged.merge(Moments().add(part))
+        np.testing.assert_allclose(merged.covariance, np.cov(f.T.numpy()), rtol=1e-12)
+        assert merged.factor is None
+    few = Moments().add(f[:3])
+    held = few.factor.clone()
+    Moments().merge(few).add(f[3:])  # what took it in leaves it alone
+    assert torch.equal(few.factor, held)
+
+
 def test_bad_features_are_named():
     good = Moments().add(draw(50, 3, 6))
     bad = draw(50, 3, 7)
     bad[4, 1] = torch.nan
     with pytest.raises(UserError, match="NaN or inf"):
         frechet_distance(good, Moments().add(bad))
+    with pytest.raises(UserError, match="NaN or inf"):
+        frechet_distance(*[Moments().add(torch.full((3, 9), torch.inf))] * 2, allow_few=True)
     with pytest.raises(UserError, match="3 and 4"):
         frechet_distance(good, Moments().add(draw(50, 4, 7)))
     with pytest.raises(UserError, match="3 and 4"):

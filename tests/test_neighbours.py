@@ -56,13 +56,17 @@ def tiny(seed):
     return normal(300, 3, seed=seed) * 1e-25  # squares underflow in float32
 
 
+def huge(seed):  # of which the sum overflows
+    return normal(300, 3, seed=seed).abs() * 3e37
+
+
 CASES = {
     "plain": lambda seed: normal(300, 2, seed=seed),
     "images": lambda seed: normal(120, 3, 8, 8, seed=seed) + 0.5,
     "float64": lambda seed: normal(300, 4, seed=seed).double() * 1e-9 + 1,
     "bytes": lambda seed: (normal(300, 4, seed=seed) * 30 + 128).clamp(0, 255).byte(),
     **{f.__name__: f for f in (offset, two_far_clusters, many_far_clusters, duplicates)},
-    **{f.__name__: f for f in (grid, one_far_away, tiny)},
+    **{f.__name__: f for f in (grid, one_far_away, tiny, huge)},
 }
 
 

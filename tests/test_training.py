@@ -207,6 +207,22 @@ def test_skipping_average():
     assert all(torch.equal(a, b) for a, b in zip(before, skipping.averages[10], strict=True))
 
 
+def test_devices_are_not_asked_for_through_nvml_while_a_cpu_trains(call, training, monkeypatch):
+    name, seen = "PYTORCH_NVML_BASED_CUDA_CHECK", []
+    before = os.environ.get(name)
+    monkeypatch.setenv(name, "1")
+
+    def step(self, *args, original=learners.Learner.optimizer_step, **kwargs):
+        seen.append(os.environ.get(name))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(learners.Learner, "optimizer_step", step)
+    assert call(fit, training(), "run_dir=run", "trainer.max_steps=2").status == 0
+    assert seen == [None, None]
+    assert os.environ[name] == "1"
+    assert before in (None, "1")  # Lightning's own, which nothing else here has set
+
+
 # What is logged
 
 

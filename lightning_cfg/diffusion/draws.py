@@ -33,6 +33,21 @@ def onto(x: Tensor, device: torch.device) -> Tensor:
     return x.pin_memory().to(device, non_blocking=True)
 
 
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Seed the global generators that a network on this device draws from, the CPU's with them.
+
+    As torch.manual_seed does, which seeds those of every kind of device there could be, and takes
+    longer than a small network's forward pass for it.
+    """
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+
+
 class Draws:
     """The random numbers of one training step, of which this process keeps its `rows`.
 

@@ -114,8 +114,7 @@ def gather(
     )
     for by_group in moments.values():
         for held in by_group.values():
-            if held.count:
-                held.mean, held.scatter = held.mean.cpu(), held.scatter.cpu()
+            held.cpu()
     return Gathered(
         whole["c"],
         whole.get("x"),

@@ -57,9 +57,14 @@ class Real:
         self._replaced: set[str] = set()  # splits that are other points than the data set's
 
     def split(self, name: str) -> SampleSet:
-        """The real points of a split; read, or downloaded, when they are first asked for."""
+        """The real points of a split; read, or downloaded, when they are first asked for.
+
+        All classes together come in the order of their files, on which random subsets depend.
+        """
         if name not in self._sets:
-            self._sets[name] = real_set(self.data, name, self.per_class.get(name))
+            in_order = self.groups == [ALL]
+            number = self.per_class.get(name)
+            self._sets[name] = real_set(self.data, name, number, in_order=in_order)
         return self._sets[name]
 
     def gathered(
@@ -116,6 +121,8 @@ class Real:
         """The hash of a split's content, however it is stored."""
         if split not in self._digests:
             whole = {"split": split, "per_class": self.per_class.get(split)}
+            if self.groups == [ALL]:
+                whole["order"] = "files"  # once it was by class, and so it lies in older caches
             if self._content:
                 whole["files"] = self._content
             elif self.data.rows is not None:

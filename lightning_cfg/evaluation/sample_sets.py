@@ -219,11 +219,17 @@ def _to_come(file: ToCome, data: Any) -> SampleSet:
     return samples
 
 
-def real_set(data: Any, split: str, per_class: int | None) -> SampleSet:
-    """Real points of a split of a data set, class after class; UserError as its `real` raises."""
+def real_set(data: Any, split: str, per_class: int | None, *, in_order: bool = False) -> SampleSet:
+    """Real points of a split of a data set, class after class; UserError as its `real` raises.
+
+    in_order  images in the order of their files
+    """
     about = {"source": f"{type(data).__name__}, {split}"}
     if data.rows is not None:  # images, which may be too many to be decoded at once
         y, chosen, c = data.rows(split, per_class)
+        if in_order:
+            order = chosen.argsort()
+            chosen, c = chosen[order], c[order]
         return SampleSet(data.shape, c.cpu(), lambda rows: signed(y[chosen[rows]]).cpu(), about)
     y, c = data.real(split, per_class)
     return SampleSet(data.shape, c, lambda rows: y[rows], about)

@@ -18,13 +18,32 @@ class Moments:
         scatter = sum_i (f_i - mean)(f_i - mean)^T
 
     Kept about the mean and merged as in Chan, Golub & LeVeque 1983, rather than as plain sums:
-    the covariance is then exact to rounding however far from the origin the features lie.
+    the covariance is then exact to rounding however far from the origin the features lie. As long
+    as they are few, the scatter is held as its `factor`: they take less memory than it, and so does
+    their Fréchet distance.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.mean = torch.zeros(0, dtype=torch.float64)  # (d,), and d is 0 as long as count is
-        self.scatter = torch.zeros(0, 0, dtype=torch.float64)  # (d, d)
+        self._scatter = torch.zeros(0, 0, dtype=torch.float64)  # (d, d), unless there are factors
+        self._factors: list[Tensor] = []  # (r_i, d) each, sum_i r_i <= d: sum_i F_i^T F_i = scatter
+
+    @property
+    def scatter(self) -> Tensor:
+        """(d, d) float64."""
+        return self._scatter if self.factor is None else gram(self.factor)
+
+    @scatter.setter
+    def scatter(self, value: Tensor) -> None:
+        self._scatter, self._factors = value, []
+
+    @property
+    def factor(self) -> Tensor | None:
+        """F (r, d) float64 of scatter = F^T F with r <= d; None where it is held as a whole."""
+        if len(self._factors) > 1:
+            self._factors = [torch.cat(self._factors)]
+        return self._factors[0] if self._factors else None
 
     @classmethod
     def from_sums(cls, count: int, total: Tensor, outer: Tensor) -> "Moments":
@@ -52,7 +71,11 @@ class Moments:
         for part in features.split(8192):  # a float64 copy of all of them at once would be large
             part, batch = part.to(torch.float64, copy=True), Moments()
             batch.count, batch.mean = len(part), part.mean(0)
-            batch.scatter = gram(part.sub_(batch.mean))
+            part.sub_(batch.mean)
+            if len(part) <= part.shape[1]:
+                batch._factors = [part if len(part) > 1 else part[:0]]  # about its mean one is 0
+            else:
+                batch.scatter = gram(part)
             self.merge(batch)
         return self
 
@@ -64,12 +87,17 @@ class Moments:
         if other.count == 0:
             return self
         if self.count == 0:
-            self.count, self.mean, self.scatter = other.count, other.mean, other.scatter
+            self.count, self.mean = other.count, other.mean
+            self._scatter, self._factors = other._scatter, list(other._factors)
             return self
         _same_size(self, other)
         count, gap = self.count + other.count, other.mean.to(self.mean) - self.mean
-        self.scatter = self.scatter + other.scatter.to(self.scatter)
-        self.scatter.addr_(gap, gap, alpha=self.count * other.count / count)
+        weight = self.count * other.count / count
+        if _few([self._rows, other._rows, 1], len(gap)):
+            self._factors += [*(f.to(gap) for f in other._factors), weight**0.5 * gap[None]]
+        else:
+            self.scatter = self.scatter + other.scatter.to(gap)
+            self._scatter.addr_(gap, gap, alpha=weight)
         self.mean = self.mean + gap * (other.count / count)
         self.count = count
         return self
@@ -77,21 +105,30 @@ class Moments:
     def all_reduce(self) -> "Moments":
         """The moments of what all processes of the default group hold; returns itself.
 
-        Three collectives, which every process has to join: the sizes, the sums of count and of
-        count * mean, then that of the scatter about the common mean. Without a process group it
-        changes nothing. UserError where processes hold features of several sizes.
+        Collectives, which every process has to join: the sizes, the sums of count and of
+        count * mean, then that of the scatter about the common mean; where they are few together,
+        the sizes and what they hold. Without a process group it changes nothing. UserError where
+        processes hold features of several sizes.
         """
         from torch import distributed
 
         if not (distributed.is_available() and distributed.is_initialized()):
             return self
-        sizes: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(sizes, len(self.mean))
+        told: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(told, (len(self.mean), self._rows))
+        sizes, rows = zip(*told, strict=True)
         d = max(sizes)
         if d == 0:
             return self
         if any(size not in (0, d) for size in sizes):
             raise UserError(f"the processes hold features of several sizes, {sorted(set(sizes))}")
+        if _few([*rows, len(rows)], d):
+            held: list[Any] = [None] * len(rows)
+            distributed.all_gather_object(held, Moments().merge(self).cpu())
+            self.count = 0
+            for moments in held:
+                self.merge(moments)
+            return self
         cuda = distributed.get_backend() == "nccl"
         place = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
         own = (self.mean if self.count else torch.zeros(d, dtype=torch.float64)).to(place)
@@ -104,6 +141,18 @@ class Moments:
         distributed.all_reduce(scatter)
         self.count, self.mean, self.scatter = round(sums[0].item()), mean, scatter
         return self
+
+    def cpu(self) -> "Moments":
+        """Bring them to the CPU; returns itself."""
+        self.mean, self._scatter = self.mean.cpu(), self._scatter.cpu()
+        self._factors = [factor.cpu() for factor in self._factors]
+        return self
+
+    @property
+    def _rows(self) -> int | None:
+        """Rows of the factors; None where the scatter is held as a whole."""
+        whole = self.count and not self._factors
+        return None if whole else sum(map(len, self._factors))
 
     def save(self, path: str | Path, about: dict) -> Path:
         """Write an npz of mu, sigma, count, and `about`, what they were taken of and how."""
@@ -119,9 +168,19 @@ class Moments:
     @property
     def covariance(self) -> Tensor:
         """Unbiased covariance (d, d) float64, that is divided by N - 1."""
+        return self._unbiased(self.scatter)
+
+    @property
+    def total_variance(self) -> Tensor:
+        """The trace of the covariance, () float64."""
+        return self._unbiased(
+            self._scatter.trace() if self.factor is None else self.factor.square().sum()
+        )
+
+    def _unbiased(self, total: Tensor) -> Tensor:
         if self.count < 2:
             raise UserError(f"a covariance needs at least 2 samples, got {self.count}")
-        return self.scatter / (self.count - 1)
+        return total / (self.count - 1)
 
 
 def frechet_distance(a: Moments, b: Moments, *, allow_few: bool = False) -> float:
@@ -130,10 +189,11 @@ def frechet_distance(a: Moments, b: Moments, *, allow_few: bool = False) -> floa
         |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
 
     The trace of the root is taken from the eigenvalues of the symmetric F^T S_b F, S_a = F F^T,
-    which are those of S_a S_b. In squared units of the features; "FID" when they are Inception's
-    (Heusel et al. 2017). With N samples not above the feature dimension d the covariance is
-    singular and the distance far too large: a UserError unless `allow_few`. Also raises UserError
-    on features that are not finite or of two sizes.
+    which are those of S_a S_b. Of n samples, no more than the dimension d, F is (d, n): the numbers
+    are the same for n^2 d in place of d^3. In squared units of the features; "FID" when they are
+    Inception's (Heusel et al. 2017). With no more samples than d the covariance is singular and the
+    distance far too large: a UserError unless `allow_few`. Also raises UserError on features that
+    are not finite or of two sizes.
     """
     if not (a.count and b.count):
         raise UserError("a Fréchet distance needs samples on both sides, and one side has none")
@@ -144,19 +204,32 @@ def frechet_distance(a: Moments, b: Moments, *, allow_few: bool = False) -> floa
             f"a Fréchet distance in {d} dimensions needs more than {d} samples a side, got {few}"
             " (allow_few=true computes it all the same)"
         )
-    cov_a, cov_b = a.covariance, b.covariance.to(a.mean.device)
     gap = a.mean - b.mean.to(a.mean.device)
-    if not (gap.isfinite().all() and cov_a.isfinite().all() and cov_b.isfinite().all()):
+    held = (m._scatter if m.factor is None else m.factor for m in (a, b))
+    if not (gap.isfinite().all() and all(part.isfinite().all() for part in held)):
         raise UserError("a Fréchet distance needs finite features, and these have NaN or inf")
-    factor, singular = torch.linalg.cholesky_ex(cov_a)
-    if singular:
-        values, vectors = torch.linalg.eigh(cov_a)
-        factor = vectors * values.clamp(min=0).sqrt()
-    product = factor.T @ cov_b @ factor
-    values = _eigenvalues((product + product.T) / 2)
-    trace_of_root = values.clamp(min=0).sqrt().sum()  # rounding leaves some just below zero
-    distance = gap @ gap + cov_a.trace() + cov_b.trace() - 2 * trace_of_root
+    distance = gap @ gap + a.total_variance + b.total_variance.to(gap) - 2 * _trace_of_root(a, b)
     return max(distance.item(), 0.0)
+
+
+def _trace_of_root(a: Moments, b: Moments) -> Tensor:
+    """tr (S_a S_b)^(1/2), ()."""
+    if a.factor is None and b.factor is not None:
+        a, b = b, a
+    if a.factor is None:
+        cov_a, cov_b = a.covariance, b.covariance.to(a.mean.device)
+        factor, singular = torch.linalg.cholesky_ex(cov_a)
+        if singular:
+            values, vectors = torch.linalg.eigh(cov_a)
+            factor = vectors * values.clamp(min=0).sqrt()
+        product = factor.T @ cov_b @ factor
+    else:
+        rows = a.factor / (a.count - 1) ** 0.5  # S_a = rows^T rows
+        if b.factor is not None:  # the singular values are the roots
+            return torch.linalg.svdvals(rows @ b.factor.to(rows).T).sum() / (b.count - 1) ** 0.5
+        product = rows @ b.covariance.to(rows) @ rows.T
+    values = _eigenvalues((product + product.T) / 2)
+    return values.clamp(min=0).sqrt().sum()  # rounding leaves some just below zero
 
 
 def load_statistics(path: str | Path) -> tuple[Moments, dict | None]:
@@ -210,6 +283,12 @@ def _eigenvalues(symmetric: Tensor) -> Tensor:
     if symmetric.device.type != "cpu":
         return torch.linalg.eigvalsh(symmetric)
     return torch.from_numpy(np.linalg.eigvalsh(symmetric.numpy()))
+
+
+def _few(rows: list[int | None], d: int) -> bool:
+    """Whether factors of so many rows, None for one that is absent, take no more than (d, d)."""
+    known = [n for n in rows if n is not None]
+    return len(known) == len(rows) and sum(known) <= d
 
 
 def _same_size(a: Moments, b: Moments) -> None:

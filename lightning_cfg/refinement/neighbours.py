@@ -38,15 +38,13 @@ def nearest(queries: Tensor, bank: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
     if not 1 <= k <= m:
         raise UserError(f"k = {k} neighbours asked of a bank of {m} points; k must be in 1..{m}")
     rows = max(1, AT_ONCE // max(1, d))
-    for name, points in (("queries", queries), ("bank", bank)):
-        if not all(part.isfinite().all() for part in points.split(rows)):
-            raise UserError(f"the {name} of a neighbour search must be finite, got NaN or inf")
+    extremes = [_extremes(queries, rows, "queries"), _extremes(bank, rows, "bank")]
     home = queries.device
     if (gpu := _without_faiss(queries, bank)) is not None:
         queries, bank = queries.to(gpu), bank.to(gpu)
         search = candidate_search(queries, bank, rows)
     else:
-        search = _candidate_search(queries, bank, rows)
+        search = _candidate_search(queries, bank, rows, torch.cat(extremes))
     distance = queries.new_empty(n, k, dtype=torch.float64)
     index = queries.new_empty(n, k, dtype=torch.long)
     for start in range(0, n, rows):
@@ -62,6 +60,25 @@ def _without_faiss(queries: Tensor, bank: Tensor) -> torch.device | None:
     return None if faiss.get_num_gpus() > 0 else gpu_for(queries, bank)
 
 
+def _extremes(points: Tensor, rows: int, name: str) -> Tensor:
+    """The least and the greatest of every coordinate, (2, d), or (0, d) of no points.
+
+    UserError, naming the points, where one is not finite.
+    """
+    if not len(points):
+        return points
+    parts = points.split(rows)
+    found = torch.stack(
+        [
+            torch.stack([part.amin(0) for part in parts]).amin(0),
+            torch.stack([part.amax(0) for part in parts]).amax(0),
+        ]
+    )
+    if not found.isfinite().all():  # which NaN passes through
+        raise UserError(f"the {name} of a neighbour search must be finite, got NaN or inf")
+    return found
+
+
 def _settled(queries: Tensor, bank: Tensor, search: Callable, k: int) -> tuple[Tensor, Tensor]:
     """`nearest` for some queries: searched further and further until their candidates suffice."""
     n, d, m = *queries.shape, len(bank)
@@ -73,7 +90,8 @@ def _settled(queries: Tensor, bank: Tensor, search: Callable, k: int) -> tuple[T
     # 3.1). The k proposed first are within R, and so is every point nearer than one of them.
     unit = (d + 8) * 6e-8
     while len(pending) and count <= MOST and unit < 0.5:
-        proposed, candidates, q = search(queries[pending], count)
+        # not copied where they are all
+        proposed, candidates, q = search(_rows(queries, pending), count)
         kth = proposed[:, k - 1].clamp(min=0)
         R = (kth.sqrt() + 2 * unit**0.5 * q) / (1 - unit**0.5)
         slack = unit * ((2 * q + R).square() + 1e-30)  # 1e-30: underflow
@@ -81,7 +99,7 @@ def _settled(queries: Tensor, bank: Tensor, search: Callable, k: int) -> tuple[T
         settled = (limit < proposed[:, -1]) | (count == m)
         rows = pending[settled]
         needed = (proposed <= limit[:, None]).sum(1).clamp(min=k)[settled]
-        found = _rerank(queries[rows], bank, candidates[settled], needed, k)
+        found = _rerank(_rows(queries, rows), bank, candidates[settled], needed, k)
         distance[rows], index[rows] = found
         pending, count = pending[~settled], min(4 * count, m)
     for block in pending.split(max(1, BLOCK // m)) if len(pending) else ():
@@ -133,25 +151,35 @@ def nearest_in_shards(
     return distance, index
 
 
-def _candidate_search(queries: Tensor, bank: Tensor, rows: int) -> Callable:
+def _rows(points: Tensor, chosen: Tensor) -> Tensor:
+    """points[chosen] of rows in ascending order; the points themselves where all are chosen."""
+    return points if len(chosen) == len(points) else points[chosen]
+
+
+def _candidate_search(queries: Tensor, bank: Tensor, rows: int, extremes: Tensor) -> Callable:
     """search(some queries, count) by FAISS: squared distances, indices, and the queries' norms.
 
-    FAISS sees float32 points about the bank's mean, scaled to at most 1 so that no square
-    overflows; (x - mean) keeps float32's relative precision whatever the offset. Distances and
-    norms are in its units. `rows` at a time are copied, so that the index is all that is large.
+    FAISS sees float32 points about the bank's mean, scaled to at most 1 where squares might
+    overflow or vanish; (x - mean) keeps float32's relative precision whatever the offset. Distances
+    and norms are in its units. extremes (m, d) bound the points' coordinates. `rows` at a time are
+    copied, so that the index is all that is large.
     """
     import faiss
 
     dtype = torch.promote_types(torch.promote_types(queries.dtype, bank.dtype), torch.float32)
     total = torch.zeros(bank.shape[1], dtype=torch.float64, device=bank.device)
     for part in bank.split(rows):
-        total += part.sum(0, dtype=torch.float64)
+        total += part.sum(0, dtype=torch.float32 if part.dtype == torch.float32 else torch.float64)
+    if not total.isfinite().all():  # of float32 that are nearly too large for it
+        total = torch.stack([part.sum(0, dtype=torch.float64) for part in bank.split(rows)]).sum(0)
     mean = (total / len(bank)).to(dtype)
-    blocks = (part for points in (queries, bank) for part in points.split(rows) if part.numel())
-    scale = max((part.to(dtype) - mean).abs().max().item() for part in blocks) or 1.0
+    scale = (extremes.to(dtype) - mean).abs().max().item() if extremes.numel() else 0.0
+    scale = scale if scale and not 1e-6 < scale < 1e6 else 1.0
 
     def centred(points: Tensor) -> Tensor:
-        return points.to(dtype).sub(mean).div_(scale).float().contiguous().cpu()
+        x = points.to(dtype).sub(mean)
+        x = x if scale == 1.0 else x.div_(scale)
+        return x.float().contiguous().cpu()
 
     m, d = bank.shape
     if faiss.get_num_gpus() > 0:
@@ -173,7 +201,7 @@ def _candidate_search(queries: Tensor, bank: Tensor, rows: int) -> Callable:
     def search(some: Tensor, count: int, keep: object = resources) -> tuple[Tensor, Tensor, Tensor]:
         x = centred(some)
         distance, found = find(x.numpy(), count)
-        to, norm = queries.device, x.double().norm(dim=1)
+        to, norm = queries.device, x.norm(dim=1).double() * (1 + (d + 8) * 6e-8)  # no less than it
         distance, found = torch.from_numpy(distance).double(), torch.from_numpy(found)
         return distance.to(to), found.to(to), norm.to(to)
 
@@ -187,14 +215,15 @@ def _rerank(
     distance = queries.new_empty(len(queries), k, dtype=torch.float64)
     index = queries.new_empty(len(queries), k, dtype=torch.long)
     order = needed.argsort()  # so that those of a block need about as many
-    start, room = 0, RERANK if queries.device.type == "cpu" else 64 * RERANK
+    counts, start = needed[order].tolist(), 0
+    room = RERANK if queries.device.type == "cpu" else 64 * RERANK
     while start < len(order):
-        rows = max(1, room // (int(needed[order[start]]) * max(1, bank.shape[1])))
-        block = order[start : start + rows]
+        rows = max(1, room // (counts[start] * max(1, bank.shape[1])))
+        block, most = order[start : start + rows], max(counts[start : start + rows])
         # in the order of indices, so that the stable sort leaves ties by index
-        among = candidates[block, : int(needed[block].max())].sort(dim=1).values
-        near = bank.index_select(0, among.flatten()).view(*among.shape, -1)
-        squared = (near - queries[block, None].double()).square_().sum(-1)
+        among = candidates[block, :most].sort(dim=1).values
+        near = bank.index_select(0, among.flatten()).view(*among.shape, -1).double()
+        squared = near.sub_(queries[block, None].double()).square_().sum(-1)
         squared, rank = squared.sort(dim=1, stable=True)
         distance[block], index[block] = squared[:, :k], among.gather(1, rank[:, :k])
         start += rows

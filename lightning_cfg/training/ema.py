@@ -17,6 +17,7 @@ class EMA:
         self.names = [name for name, _ in module.named_parameters()]
         self._weights = [p.detach() for p in module.parameters()]
         self.averages = {h: [p.clone() for p in self._weights] for h in half_lives}
+        self._alike = True  # averages are of the weights' types
 
     def update(self, step: int, batch_size: int, good: Tensor | float = 1.0) -> None:
         """One optimiser step, number `step` counted from 1, of batch_size images.
@@ -26,6 +27,9 @@ class EMA:
         for half_life, averages in self.averages.items():
             ramped = step * batch_size * self.ramp if self.ramp else half_life
             weight = 1 - 0.5 ** (batch_size / min(half_life, ramped))
+            if isinstance(good, float) and self._alike:
+                torch._foreach_lerp_(averages, self._weights, good * weight)  # type: ignore
+                continue
             difference = torch._foreach_sub(self._weights, averages)
             torch._foreach_mul_(difference, good * weight)
             torch._foreach_add_(averages, difference)
@@ -45,6 +49,7 @@ class EMA:
         Averages are as exact as the parameters, but no less than float32.
         """
         self._weights = [p.detach() for p in module.parameters()]
+        self._alike = all(w.dtype.itemsize >= 4 for w in self._weights)
         for half_life, averages in self.averages.items():
             pairs = zip(averages, self._weights, strict=True)
             self.averages[half_life] = [

@@ -4,14 +4,15 @@ import copy
 import itertools
 import time
 from dataclasses import dataclass
-from typing import Annotated
+from math import isfinite
+from typing import Annotated, Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
 from lightning_cfg.config import AtLeast, Filled, NonNegative, Positive
-from lightning_cfg.diffusion.draws import Draws, key
+from lightning_cfg.diffusion.draws import Draws, key, seed_generators
 from lightning_cfg.errors import Diverged, UserError
 from lightning_cfg.interfaces import DataSet
 from lightning_cfg.training.ema import EMA
@@ -95,6 +96,12 @@ class Learner(L.LightningModule):
         self._edges = {name: edges(name) for name in NOISE_LEVELS}
         self._seconds_before, self._started = 0.0, time.monotonic()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # Lightning's, fifty times a step; a Module is slow at it
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def seconds(self) -> float:
         """Time spent on what the weights have learned, in all the calls that it took."""
         return self._seconds_before + time.monotonic() - self._started
@@ -137,7 +144,7 @@ class Learner(L.LightningModule):
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         draws = batch["draws"]
         # Dropout draws from the global generators: keyed too, and different on every rank.
-        torch.manual_seed(key("global", draws.seed, draws.step, draws.rows.start))
+        seed_generators(self.device, key("global", draws.seed, draws.step, draws.rows.start))
         losses = self.losses(batch, draws)
         self._count(losses.detach(), draws.level)
         loss = losses.mean()
@@ -157,12 +164,15 @@ class Learner(L.LightningModule):
         self, optimizer: torch.optim.Optimizer, *args: object, **kwargs: object
     ) -> None:
         """Measure the gradient and clip it; one that is not finite the optimiser is to skip."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._trained if p.grad is not None]
         self._norm = torch.nn.utils.get_total_norm(gradients)
         if self.gradient_clip:
-            torch.nn.utils.clip_grads_with_norm_(
-                self.model.parameters(), self.gradient_clip, self._norm
-            )
+            torch.nn.utils.clip_grads_with_norm_(self._trained, self.gradient_clip, self._norm)
+        if self._norm.device.type == "cpu" and isfinite(self._norm):  # where a look is no wait
+            skip_if(optimizer, None)
+            self._good = 1.0
+            self._in_a_row.zero_()
+            return
         bad = ~self._norm.isfinite()
         skip_if(optimizer, bad)
         self._good = (~bad).float()
@@ -179,6 +189,7 @@ class Learner(L.LightningModule):
                 "which can skip a bad step"
             )
         self.ema.to(self.model)
+        self._trained = list(self.model.parameters())  # to walk the modules takes time at each step
         # no buffers: DDP would give every rank the first one's
         self._bad, self._in_a_row = self._bad.to(self.device), self._in_a_row.to(self.device)
         self._stop, self._tally = self._stop.to(self.device), self._tally.to(self.device)
@@ -293,12 +304,12 @@ def _diverged(what: str) -> Diverged:
     )
 
 
-def skip_if(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+def skip_if(optimizer: torch.optim.Optimizer, bad: Tensor | None) -> None:
     """Have a fused optimiser skip its next step if `bad`, (), without a look at the device.
 
     It reads this attribute, by which GradScaler has it skip a step.
     """
-    optimizer.found_inf = bad.float()
+    optimizer.found_inf = None if bad is None else bad.float()
 
 
 def edges(levels: str) -> Tensor:

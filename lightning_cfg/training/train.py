@@ -36,6 +36,7 @@ from lightning_cfg.training.progress import Progress
 from lightning_cfg.training.speed import device_of, prepare, speed_of
 from lightning_cfg.training.stop import StopWhenAsked
 from lightning_cfg.training.trainer import logger_of, trainer_for
+from lightning_cfg.training.undisturbed import cheap_device_checks
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,8 @@ def _train(ready: Ready, start: Path | None) -> None:
     """The training itself, from a checkpoint or the beginning; RankLost where a rank ends early."""
     engine = ready.engine
     try:
-        with preemption.watching(), _meeting(engine) as met:
+        checks = cheap_device_checks(engine.strategy.root_device)
+        with preemption.watching(), checks, _meeting(engine) as met:
             ready.stop.met = met
             engine.fit(ready.module, ready.batches, ckpt_path=start, weights_only=True)
     except RuntimeError as error:

@@ -1,6 +1,7 @@
 """What a training changes of the whole process, and gives back. Imports no Lightning."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,3 +41,19 @@ def undisturbed() -> Iterator[None]:
             torch.backends.cudnn.benchmark = benchmark
             if torch.cuda.is_initialized() and not started:
                 torch.cuda.manual_seed_all(seed)  # as it would have been when it had started
+
+
+@contextmanager
+def cheap_device_checks(device: torch.device) -> Iterator[None]:
+    """Off CUDA, take back what Lightning's import asks for: NVML loaded anew in every step.
+
+    The optimiser asks at each step whether CUDA is there. The variable is for processes that fork
+    before they use it.
+    """
+    name = "PYTORCH_NVML_BASED_CUDA_CHECK"
+    before = None if device.type == "cuda" else os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
