@@ -39,7 +39,8 @@ def seed_generators(device: torch.device, seed: int) -> None:
     As torch.manual_seed does, which seeds those of every kind of device there could be, and takes
     longer than a small network's forward pass for it.
     """
-    if device.type not in ("cpu", "cuda"):
+    known = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_initialized())
+    if not known:
         torch.manual_seed(seed)
         return
     torch.default_generator.manual_seed(seed)

@@ -144,7 +144,9 @@ class Learner(L.LightningModule):
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         draws = batch["draws"]
         # Dropout draws from the global generators: keyed too, and different on every rank.
-        seed_generators(self.device, key("global", draws.seed, draws.step, draws.rows.start))
+        seed_generators(
+            next(self.parameters()).device, key("global", draws.seed, draws.step, draws.rows.start)
+        )
         losses = self.losses(batch, draws)
         self._count(losses.detach(), draws.level)
         loss = losses.mean()
