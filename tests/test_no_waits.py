@@ -78,6 +78,7 @@ def to_the_card(learner: Learner, data) -> None:
     learner.ema.to(learner.model)
     for name in ("_bad", "_in_a_row", "_stop", "_tally"):
         setattr(learner, name, getattr(learner, name).to(CUDA))
+    learner._trained = list(learner.model.parameters())
     learner._edges = {name: edges.to(CUDA) for name, edges in learner._edges.items()}
 
 
