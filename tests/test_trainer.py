@@ -114,6 +114,9 @@ def test_the_private_method_that_is_replaced_exists():
     assert inspect.signature(before).parameters == {}
     leave_signals_alone(trainer)
     assert trainer._signal_connector.register_signal_handlers is not before
+    loop = trainer.fit_loop.epoch_loop  # asks in every step otherwise
+    assert callable(getattr(type(loop), "_broadcast_sigterm_tensor", None))
+    assert loop._broadcast_sigterm_tensor() is None
     trainer._signal_connector = object()
     with pytest.raises(AttributeError, match="another way"):
         leave_signals_alone(trainer)

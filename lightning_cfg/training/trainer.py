@@ -99,11 +99,14 @@ def leave_signals_alone(trainer: L.Trainer) -> None:
 
     Its handlers start collectives wherever a signal lands, and hang. There is no public way: it
     registers them between on_fit_start and on_train_start, where other ranks may be waited for.
+    Nor do ranks ask each other at every step whether one has come, which waits for all of them and
+    for the GPU.
     """
     connector = trainer._signal_connector
     if not callable(getattr(connector, "register_signal_handlers", None)):
         raise AttributeError("this version of Lightning handles signals in another way")
     connector.register_signal_handlers = lambda: None
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 def logger_of(name: str, run: Run) -> Logger:
