@@ -13,9 +13,11 @@ from torch import Tensor
 
 from lightning_cfg.config import load
 from lightning_cfg.data import Pairs
-from lightning_cfg.diffusion.draws import keyed
+from lightning_cfg.diffusion.draws import Draws, keyed
+from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation import transported
+from lightning_cfg.nets import MLP
 from lightning_cfg.refinement.condition import ByScale, condition_of
 from lightning_cfg.refinement.transport import (
     assigned,
@@ -361,6 +363,60 @@ def test_between_two_scales_the_class_vectors_are_between(flow):
     torch.testing.assert_close(told, 0.75 * table[:2] + 0.25 * table[2:4])
     with pytest.raises(UserError, match=r"no class_vectors, .* scales \[1.0, 2.0\] only"):
         condition.told(c, c, 1.5, None)
+
+
+def test_told_scales_lie_between_in_proportion_to_how_near_they_are():
+    """At each told scale, samples of the two scales beside it come up as (1 - a) : a."""
+    condition = ByScale(2, [1.0, 2.0, 4.0])
+    at = torch.arange(3).repeat(200_000)
+    beside, share = condition.beside(at, torch.rand(len(at), generator=keyed("between")))
+    scales = torch.tensor(condition.scales)
+    told = torch.lerp(scales[at], scales[beside], share)
+    assert (beside - at).abs().max() == 1
+    assert (share[beside == at] == 0).all()  # outside of the scales there is none
+    for low, high in ((1.2, 1.3), (1.7, 1.8), (2.4, 2.6), (3.4, 3.6)):
+        here = (told > low) & (told < high)
+        upper = 1 if high < 2 else 2
+        a = ((low + high) / 2 - scales[upper - 1]) / (scales[upper] - scales[upper - 1])
+        found = (at[here] == upper).double().mean()
+        assert found == pytest.approx(a.item(), abs=0.02)
+        assert set(at[here].tolist()) == {upper - 1, upper}
+
+
+def test_a_flow_told_between_learns_there(sources, tmp_path, training):
+    """Batches say toward which class and how far; the loss is that at the vectors between."""
+    how = {"sources": sources, "data": LINE, "bank": 120, "coupling": "transport"}
+    run = pair(**how, condition="scale", between=True, run_dir=str(tmp_path / "between"))
+    plain = pair(**how, condition="scale", run_dir=str(tmp_path / "plain"))
+    draws = {"seed": 0, "step": 3, "batch_size": 64}
+    batch = Pairs(path=str(run)).batch(Draws(**draws))
+    assert set(Pairs(path=str(plain)).batch(Draws(**draws))) == {"x0", "y", "c"}
+    assert ((batch["toward"] - batch["c"]).abs() % 2 == 0).all()  # the same class
+    assert 0 < batch["share"].mean() < 0.4
+
+    net = MLP((1,), 4, width=8, blocks=1)
+    torch.nn.init.normal_(net.leave.weight)
+    model = Flow(net)
+    x0, y, c = batch["x0"], batch["y"], batch["c"]
+    found = model.loss(y, c, Draws(**draws), x0=x0, toward=batch["toward"], share=batch["share"])
+    t = Draws(**draws).uniform()
+    table, s = net.class_embedding.weight, batch["share"][:, None]
+    vectors = (1 - s) * table[c] + s * table[batch["toward"]]
+    v = net((1 - t[:, None]) * x0 + t[:, None] * y, t, vectors)
+    torch.testing.assert_close(found, (v - (y - x0)).square().sum(1))
+    dropping = Flow(net, label_dropout=1.0)
+    dropped = dropping.loss(y, c, Draws(**draws), x0=x0, toward=batch["toward"], share=s[:, 0])
+    again = dropping.loss(y, c, Draws(**draws), x0=x0)
+    torch.testing.assert_close(dropped, again)  # NULL is not told between
+
+    config = training(
+        data={"name": "Pairs", "path": str(run)}, model={"name": "Flow"},
+        net={"name": "MLP", "width": 8, "blocks": 1}, learner={"name": "Refinement"},
+        trainer={"max_steps": 3},
+    )  # fmt: skip
+    (tmp_path / "b.yaml").write_text(json.dumps(config))
+    trained = fit(**load(fit, tmp_path / "b.yaml", [f"run_dir={tmp_path / 'b'}"]))
+    assert condition_of(restore(str(trained)).conditioned).scales == [1.0, 2.0]
 
 
 def test_flows_in_a_row_are_one_after_the_other(flow, sources, tmp_path):

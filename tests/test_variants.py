@@ -454,6 +454,23 @@ def test_flows_in_a_row_and_by_transport(config, tmp_path):
     assert "- row: `refinement.method: euler, refinement.steps: 1, then: moved, all`" in report
 
 
+def test_a_flow_after_another_ones(config, tmp_path):
+    """Its pairs start where the first one's flow ends, and both are followed."""
+    moved = {"pairs": {"coupling": "transport", "condition": "scale"}}
+    polish = {"after": "moved", "refinement": {"method": "euler", "steps": 1}, "pairs": {"k": 2}}
+    short = {"variants": {"polish": polish, "moved": moved}, "published": []}
+    run(config | short, tmp_path)
+    root = tmp_path / "study"
+    stages = json.loads((root / "study.json").read_text())["stages"]
+    places = {stage["name"]: root / stage["directory"] for stage in stages}
+    pairs = load_tensors(places["pair cfg polish"] / PAIRS, "x", "neighbours")
+    ends = [places[f"refine cfg {scale} moved sources"] / SAMPLES for scale in (1, 2)]
+    assert torch.equal(pairs["x"], torch.cat([load_tensors(end, "x")["x"] for end in ends]))
+    assert pairs["neighbours"].shape[1] == 2
+    cost = read_manifest(places["refine cfg 2 polish"])["evaluations"]
+    assert cost == {"flow": 1.0, "flow_2": 1.0}
+
+
 @pytest.mark.parametrize(
     ("variants", "told"),
     [
@@ -461,6 +478,9 @@ def test_flows_in_a_row_and_by_transport(config, tmp_path):
         ({"a": {"then": ["all"], "pairs": {"k": 3}}}, "variants.a.pairs says how a flow is made"),
         ({"a": {"then": ["all"]}, "b": {"then": ["a"]}}, "variants.b.then: a must be one of all"),
         ({"a": {"pairs": {"coupling": "transport", "balance": True}}}, "balance=true is for"),
+        ({"a": {"after": "b"}}, "variants.a.after: b must be one of all"),
+        ({"a": {"after": "all", "then": ["all"]}}, "then makes no flow and after makes one"),
+        ({"a": {"pairs": {"between": True}}}, "between=true is for condition=scale"),
         ({"a": {"pairs": {"condition": "scale"}}}, "stage refine cfg 3 a: .* and the flow"),
     ],
 )  # fmt: skip

@@ -43,7 +43,7 @@ class Pairs(DataSet):
     @cached_property
     def _file(self) -> dict[str, Tensor]:
         names = "x", "c", "neighbours", "targets", "num_classes"
-        others = "weights", "bin", "scales", "edges", "targets_c"
+        others = "weights", "bin", "scales", "edges", "targets_c", "between"
         held = load_tensors(self.path, *names, optional=others)
         fault = _fault(held)
         if fault:
@@ -71,7 +71,10 @@ class Pairs(DataSet):
         return ByDistance(classes, file["edges"], file["targets"][: len(of)], of)
 
     def batch(self, draws: Draws) -> dict[str, Tensor]:
-        """x0 (b, *shape), y (b, *shape) one of its neighbours, c (b,)."""
+        """x0 (b, *shape), y (b, *shape) one of its neighbours, c (b,).
+
+        Where pairs are told scales between, also toward (b,) and share (b,); see `ByScale.beside`.
+        """
         file = self._file
         i, k = draws.permuted(len(file["x"])), file["neighbours"].shape[1]
         if "weights" in file:
@@ -80,10 +83,15 @@ class Pairs(DataSet):
             j = torch.searchsorted(below, u, right=True)[:, 0].clamp(max=k - 1)
         else:
             j = draws.integers(k)
-        c = file["c"][i]
-        if self.condition is not None:
-            c = c + int(file["num_classes"]) * file["bin"][i]
-        return {"x0": file["x"][i], "y": file["targets"][file["neighbours"][i, j]], "c": c}
+        batch = {"x0": file["x"][i], "y": file["targets"][file["neighbours"][i, j]]}
+        if self.condition is None:
+            return {**batch, "c": file["c"][i]}
+        K, at = int(file["num_classes"]), file["bin"][i]
+        batch["c"] = file["c"][i] + K * at
+        if "between" in file and isinstance(self.condition, ByScale):
+            beside, share = self.condition.beside(at, draws.uniform())
+            batch |= {"toward": file["c"][i] + K * beside, "share": share}
+        return batch
 
     def real(self, split: str, per_class: int | None = None) -> tuple[Tensor, Tensor]:
         """The real points that are somebody's target, whatever `split` says."""
@@ -122,6 +130,8 @@ def _fault_of_options(held: dict[str, Tensor]) -> str:
         or not ((weights >= 0).all() and (weights.sum(1) > 0).all())
     ):
         return "weights are not (N, k), none below 0 and some above it in each row"
+    if "between" in held and "scales" not in held:
+        return "between is of a condition on the scale, and there is none"
     if not held.keys() & {"scales", "edges"}:
         return ""
     last = len(held["scales"]) - 1 if "scales" in held else len(held["edges"])

@@ -155,14 +155,34 @@ class Flow(OfNet):
         """The denoiser D(x, sigma, c) of the flow from Gaussian noise."""
         return denoiser_of(self.velocity)(x, sigma, c)
 
-    def loss(self, y: Tensor, c: Tensor, draws: Draws, x0: Tensor | None = None) -> Tensor:
-        """|v(x_t, t, c) - (y - x0)|^2 per sample, (B,), t uniform; x0 None: Gaussian noise."""
+    def loss(
+        self,
+        y: Tensor,
+        c: Tensor,
+        draws: Draws,
+        x0: Tensor | None = None,
+        toward: Tensor | None = None,
+        share: Tensor | None = None,
+    ) -> Tensor:
+        """|v(x_t, t, c) - (y - x0)|^2 per sample, (B,), t uniform; x0 None: Gaussian noise.
+
+        toward  classes (B,), and share (B,) of the way to them: v is told the vectors between
+        """
         t = onto(draws.uniform(), y.device).to(y)
         draws.level = "t", t
         x0 = onto(draws.normal(*y.shape[1:]), y.device).to(y) if x0 is None else x0
         x_t = (1 - expand_like(t, y)) * x0 + expand_like(t, y) * y
-        v = self.velocity(x_t, t, drop_labels(c, self.label_dropout, draws))
+        told = drop_labels(c, self.label_dropout, draws)
+        if toward is not None and share is not None:
+            told = self._between(told, torch.where(told == NULL, NULL, toward), share)
+        v = self.velocity(x_t, t, told)
         return (v - (y - x0)).square().flatten(1).sum(1)
+
+    def _between(self, c: Tensor, toward: Tensor, share: Tensor) -> Tensor:
+        if self.class_vectors is None:
+            name = type(self.net).__name__
+            raise UserError(f"between=true: net {name} has no class_vectors to be told between")
+        return torch.lerp(self.class_vectors(c), self.class_vectors(toward), share[:, None])
 
 
 class NoisyClassifier(OfNet):

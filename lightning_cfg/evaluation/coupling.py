@@ -115,6 +115,8 @@ def matched_within(config: dict) -> set[str]:
                 f"{key}={str(config[key]).lower()} is for coupling=neighbours: transport uses "
                 "every real point equally often, and moves every sample"
             )
+    if config["between"] and config["condition"] != "scale":
+        raise UserError("between=true is for condition=scale, by which a flow is told the scale")
     if config["epsilon"] is not None and not transport:
         raise UserError("epsilon is for coupling=transport")
     if within is None:

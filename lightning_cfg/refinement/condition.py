@@ -65,6 +65,20 @@ class ByScale:
         second = vectors(c + self.classes * upper)
         return torch.lerp(first, second, (scale - low) / (high - low))
 
+    def beside(self, at: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The scale beside each sample's own, by numbers (b,), and how far it is told toward it.
+
+        at (b,) numbers of the samples' scales, u (b,) uniform. Up or down, each with probability
+        1/2, and a share s of the way with density 2 (1 - s); where there is none beside, none of
+        it. So at a told scale between two, samples of both are drawn in proportion to how near
+        they are, and a flow learns there what lies between theirs.
+        """
+        up = u < 0.5
+        share = 1 - (1 - torch.where(up, 2 * u, 2 * u - 1)).sqrt()
+        beside = at + torch.where(up, 1, -1)
+        there = (beside >= 0) & (beside < self.values)
+        return torch.where(there, beside, at), torch.where(there, share, 0.0)
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
         return {**vars(self), "values": self.values}
@@ -117,13 +131,16 @@ def condition_of(state: dict[str, Any]) -> Condition:
     return ByDistance(**held)
 
 
-def scale_condition(scales: list[float], source: Tensor) -> dict[str, Tensor]:
+def scale_condition(
+    scales: list[float], source: Tensor, *, between: bool = False
+) -> dict[str, Tensor]:
     """What a pairs file holds of the condition on the scale: its values, and each sample's bin.
 
     scales  of the sources; source (N,) the number of each sample's
     """
     values, number = torch.tensor(scales, dtype=torch.float64).unique(return_inverse=True)
-    return {"scales": values, "bin": number[source]}
+    told = {"between": torch.ones(1)} if between else {}
+    return {"scales": values, "bin": number[source], **told}
 
 
 def distance_condition(x: Tensor, c: Tensor, targets: Tensor, of: Tensor) -> dict[str, Tensor]:

@@ -48,12 +48,14 @@ def recipes_of(variants: dict, flows: dict, own: dict) -> dict[str, dict]:
             key: changed(kind, own[key], section[key], f"variants.{name}.{key}")
             for key, kind in kinds.items()
         }
-        recipes[name] |= {"then": section["then"], "change": section["refinement"]}
+        recipes[name] |= {key: section[key] for key in ("then", "after")}
+        recipes[name]["change"] = section["refinement"]
         recipes[name]["scales"] = own["scales"] if section["scales"] is None else section["scales"]
         if beyond := set(recipes[name]["scales"]) - set(own["scales"]):
             raise UserError(f"variants.{name} has scale {min(beyond):g}, which scales has not")
     for name, section in variants.items():
-        refinements = [recipes[kind]["refinement"] for kind in (name, *section["then"])]
+        kinds = (name, *section["then"], *filter(None, [section["after"]]))
+        refinements = [recipes[kind]["refinement"] for kind in kinds]
         beyond = any(refinement["extrapolate"] for refinement in refinements)
         recipes[name]["refinement"] = {**recipes[name]["refinement"], "extrapolate": beyond}
     return recipes
@@ -61,10 +63,19 @@ def recipes_of(variants: dict, flows: dict, own: dict) -> dict[str, dict]:
 
 def _check_row(name: str, section: dict, variants: dict) -> None:
     """UserError where flows in a row are not other flows, or a row says how to make one."""
-    single = ["all", *(other for other, part in variants.items() if not part["then"])]
-    for part in section["then"]:
-        if part not in single:
-            raise UserError(f"variants.{name}.then: {part} must be one of {', '.join(single)}")
+    if section["then"] and section["after"]:
+        raise UserError(f"variants.{name}: then makes no flow and after makes one: give either")
+    alone = [kind for kind, part in variants.items() if not (part["then"] or part["after"])]
+    single = ["all", *alone]
+    others = {"then": section["then"], "after": [section["after"]] if section["after"] else []}
+    for key, parts in others.items():
+        for part in parts:
+            if part not in single:
+                raise UserError(f"variants.{name}.{key}: {part} must be one of {', '.join(single)}")
+    if all(others.values()):
+        raise UserError(
+            f"variants.{name}: then makes no flow, and after makes one: give one of them"
+        )
     for key in ("pairs", "flow"):
         if section["then"] and section[key]:
             raise UserError(f"variants.{name}.{key} says how a flow is made: then makes none")

@@ -217,25 +217,37 @@ class _Builder:
         for scale in sorted({*shared, *dedicated}):
             own = n if scale in dedicated else -(-n // len(shared))
             source[scale] = self.generate(name, section, scale, own, "sources")
-        found = {}
+        found: dict[tuple[str, float | None], Output | list[dict]] = {}
         for kind, recipe in self.recipes.items():
-            if recipe.get("then"):
+            if recipe.get("then") or recipe.get("after"):
                 continue
             for scale in dedicated if kind == "dedicated" else [None] if shared else []:
-                what, scales = (kind, shared) if scale is None else (f"{scale:g}", [scale])
-                settings = {"sources": [source[s] for s in scales], "n": n, "data": self.data}
-                pairs = {**self.named(Pairing, recipe["pairs"]), **settings}
-                paired = self.add(f"pair {name} {what}", "pair", pairs)
-                data = {"name": "Pairs", "path": paired}
-                found[kind, scale] = self.fit(f"flow {name} {what}", recipe["flow"], data)
-        rows = {kind: recipe for kind, recipe in self.recipes.items() if recipe.get("then")}
-        for kind, recipe in rows.items() if shared else ():
-            found[kind, None] = [
-                self.leg(found[part, None], part, recipe) for part in recipe["then"]
-            ]
+                scales = shared if scale is None else [scale]
+                found[kind, scale] = self.flow(name, kind, scale, [source[s] for s in scales])
+        for kind, recipe in self.recipes.items() if shared else ():
+            parts = {part: found[part, None] for part in recipe.get("then", [])}
+            if (first := recipe.get("after")) is not None:
+                parts[first] = found[first, None]
+                moved = [self.moved(name, s, source[s], first, parts[first]) for s in shared]
+                parts[kind] = self.flow(name, kind, None, moved)
+            if parts:
+                found[kind, None] = [self.leg(flow, part, recipe) for part, flow in parts.items()]
         return found
 
-    def leg(self, flow: Output, kind: str, recipe: dict) -> dict:
+    def flow(self, name: str, kind: str, scale: float | None, sources: list[Output]) -> Output:
+        """A flow that is trained on these sources by a recipe."""
+        recipe, what = self.recipes[kind], kind if scale is None else f"{scale:g}"
+        settings = {"sources": sources, "n": self.asked["sources"], "data": self.data}
+        pairs = {**self.named(Pairing, recipe["pairs"]), **settings}
+        paired = self.add(f"pair {name} {what}", "pair", pairs)
+        return self.fit(f"flow {name} {what}", recipe["flow"], {"name": "Pairs", "path": paired})
+
+    def moved(self, name: str, scale: float, source: Output, kind: str, flow: Any) -> Output:
+        """Sources that have followed another recipe's flow."""
+        settings = {**self.recipes[kind]["refinement"], "flow": flow, "samples": source}
+        return self.add(f"refine {name} {scale:g} {kind} sources", "refine", settings)
+
+    def leg(self, flow: Any, kind: str, recipe: dict) -> dict:
         """One of several flows in a row: followed as by itself but for what the row changes."""
         own = {**self.recipes[kind]["refinement"], **recipe["change"]}
         keys = ("weights", "method", "steps", "strength", "scale")

@@ -56,6 +56,7 @@ def variant(
     flow: dict = {},
     refinement: dict = {},
     then: list[str] = [],
+    after: str | None = None,
     scales: Scales | None = None,
 ) -> None:
     """Another way of pairing, training or refining, beside the study's own.
@@ -65,6 +66,8 @@ def variant(
     refinement  keys of the study's `refinement`
     then        instead of a flow of its own, others in a row: variants by name, or `all`, the
                 study's own; each is followed as it is by itself but for this one's `refinement`
+    after       a variant, or `all`: this one's flow is trained on sources that have followed that
+                one's, and follows it; so it learns to mend what that one leaves
     scales      at which it is tried; left out, at all of the study's
     """
 

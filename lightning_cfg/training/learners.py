@@ -347,4 +347,5 @@ class Refinement(Learner):
             raise UserError(f"learner Refinement needs model Flow, whose loss takes x0, not {name}")
 
     def losses(self, batch: dict, draws: Draws) -> Tensor:
-        return self.model.loss(batch["y"], batch["c"], draws, x0=batch["x0"])
+        between = {name: batch[name] for name in ("toward", "share") if name in batch}
+        return self.model.loss(batch["y"], batch["c"], draws, x0=batch["x0"], **between)

@@ -84,7 +84,7 @@ def _tried(config: dict) -> dict[str, Any]:
     tensors |= {"num_classes": torch.tensor(real.num_classes)}
     if config["condition"] == "scale":
         scales = known_scales(config["sources"], sets, "condition=scale")
-        tensors |= scale_condition(scales, nothing)
+        tensors |= scale_condition(scales, nothing, between=config["between"])
     elif config["condition"] == "distance":
         tensors |= distance_condition(x[:1], nothing, x[:1], nothing)
     return {PAIRS: tensors}
@@ -115,6 +115,7 @@ def pair(
     keep_close: Annotated[float, Between(0, 1, below=True)] = 0.0,
     balance: bool = False,
     condition: Literal["scale", "distance"] | None = None,
+    between: bool = False,
     memory: Annotated[float, Between(0, 1e6, above=True), Free] = 4.0,  # no machine has more
     device: Annotated[str, Free] = "auto",
     seed: Seed = 0,
@@ -152,6 +153,8 @@ def pair(
                 equally often; false is the paper's: all k are equally likely
     condition   what the flow is told beside the class: the sources' guidance scale, or the quarter
                 of the sources, by distance to the data, that a sample is in; null is the paper's
+    between     of condition=scale: in training a sample is told scales between its own and the
+                next ones, nearer ones more often, so that the flow knows those between too
     memory      GiB that sources, bank and search may take: a larger bank is searched in parts, with
                 the same result; what cannot fit is refused before it starts
     seed        of the order in which transport takes samples and real points
@@ -160,7 +163,7 @@ def pair(
     """
     asked = {"sources": sources, "coupling": coupling, "within": within, "block": block}
     asked |= {"epsilon": epsilon, "same_class": same_class, "keep_close": keep_close}
-    asked |= {"balance": balance, "condition": condition, "seed": seed}
+    asked |= {"balance": balance, "condition": condition, "between": between, "seed": seed}
     inside = matched_within(asked)
     real = build_data(data)
     if run.finished_already():
@@ -196,19 +199,18 @@ def pair(
     tensors = {"num_classes": torch.tensor(real.num_classes)}
     tensors |= _tensors(x, c, read.number, found.distance, chosen, targets, own)
     tensors |= {"weights": weights} if balance or epsilon is not None else {}
-    tensors |= _condition(condition, sources, read, targets, points.c[used])
+    tensors |= _condition(asked, read, targets, points.c[used])
     table = used_targets(found.distance.sqrt(), index, c, read.number, read.names, weights)
     run.begin()
     out = [save_tensors(run.directory / PAIRS, **tensors)]
     out.append(write_text(run.directory / "metrics/pairs.csv", as_csv(table)))
-    out += _drawn(run.directory, x, c, points, index, real.num_classes)
     facts = _facts(found, own, None if epsilon is None else found.left_out)
     facts |= {"method": read.sets[0].method} if condition == "scale" else {}
     if found.moments.count:
         drawn = torch.multinomial(weights, 1, generator=keyed("targets", seed))
         ends = tensors["targets"][tensors["neighbours"].gather(1, drawn)[:, 0]]
         facts |= _distances(found.moments, sources=found.queries, targets=space(ends))
-    run.finish(*out, **facts)
+    run.finish(*out, *_drawn(run.directory, x, c, points, index, real.num_classes), **facts)
     _say(run, facts, index.shape[1], len(points), keep_close)
     return run.directory
 
@@ -221,13 +223,13 @@ def _balanced(index: Tensor, weights: Tensor, own: Tensor, parts: Tensor) -> Ten
     return weights
 
 
-def _condition(
-    name: str | None, paths: list[str], read: Sources, targets: Tensor, of: Tensor
-) -> dict[str, Tensor]:
+def _condition(asked: dict, read: Sources, targets: Tensor, of: Tensor) -> dict[str, Tensor]:
     """What the pairs' file holds of what the flow is told beside the class."""
-    if name == "scale":
-        return scale_condition(known_scales(paths, read.sets, "condition=scale"), read.number)
-    return {} if name is None else distance_condition(read.x, read.c, targets, of)
+    if asked["condition"] == "scale":
+        scales = known_scales(asked["sources"], read.sets, "condition=scale")
+        return scale_condition(scales, read.number, between=asked["between"])
+    nothing = asked["condition"] is None
+    return {} if nothing else distance_condition(read.x, read.c, targets, of)
 
 
 SHOWN = 500  # samples among which the picture finds some of each class
