@@ -560,6 +560,8 @@ def test_a_study_stage_by_stage_is_the_same_study(small_study, mixture, tmp_path
         call("stage=generate classifier_free 2 fresh")
     with pytest.raises(UserError, match=r"stage=fit bse is no stage .* 'fit base'"):
         call("stage=fit bse")
+    with pytest.raises(UserError, match=r"stage=fit bse is no stage .* 'fit base'"):
+        call("stage=fit bse", "plan=true")
     assert not (root / "stages").exists()
     done = 0
     while ready := [name for name, state in states().items() if state == "ready"]:

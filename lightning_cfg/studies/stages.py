@@ -44,16 +44,17 @@ class Stages:
     states: dict[str, str] = field(default_factory=dict)
     done: list[dict] = field(default_factory=list)
 
-    def check(self, stages: dict[str, Stage]) -> None:
+    def check(self, stages: dict[str, Stage], asked: str | None = None) -> None:
         """Try every stage that is not done, without its work; nothing is written.
 
-        UserError if the directory is something else's, `only` is none of the stages, or a stage
+        asked  a stage by name
+        UserError if the directory is something else's, there is no stage that is asked for, or one
         would be refused by its verb. A single stage, one of a plan, is left to its verb.
         """
         self._before()
-        if self.only and self.only not in stages:
-            hint = did_you_mean(self.only, stages, "plan=true prints them")
-            raise UserError(f"stage={self.only} is no stage of this study; {hint}")
+        if asked is not None and asked not in stages:
+            hint = did_you_mean(asked, stages, "plan=true prints them")
+            raise UserError(f"stage={asked} is no stage of this study; {hint}")
         places: dict[str, Path | ToCome] = {}
         for stage in () if self.only else in_order(stages):
             try:

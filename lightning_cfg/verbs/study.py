@@ -139,7 +139,7 @@ def study(
     graphs = _graphs(asked, recipes, data_sets)
     every = {name: stage for graph in graphs for name, stage in graph.stages.items()}
     shape = next(iter(data_sets.values())).shape
-    stages.check(every)
+    stages.check(every, stage)
     if plan != "json":
         print(cost(every, generation["sampler"], shape), flush=True)
     if plan:
