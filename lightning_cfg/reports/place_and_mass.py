@@ -69,7 +69,8 @@ def _floor(panel: Any, real: dict) -> None:
         style = {"color": "black", "lw": 0.7, "ls": "--"}
         x, y = _placed(real)
         panel.axvline(x, **style)
-        panel.axhline(y, **style)
+        if float(real[MASS]) > 0:  # it is without bias, so that a draw may have less than nothing
+            panel.axhline(y, **style)
 
 
 def _placed(row: dict) -> tuple[float, float]:
