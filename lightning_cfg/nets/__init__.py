@@ -2,9 +2,19 @@
 
 from lightning_cfg.nets.adm_unet import ADMEncoder, ADMUNet
 from lightning_cfg.nets.convnet import ConvNet
+from lightning_cfg.nets.edm2_unet import EDM2UNet
 from lightning_cfg.nets.linear import Linear
 from lightning_cfg.nets.mlp import MLP
 from lightning_cfg.nets.song_unet import SongUNet
 from lightning_cfg.nets.unshuffle_unet import UnshuffleUNet
 
-__all__ = ["MLP", "ADMEncoder", "ADMUNet", "ConvNet", "Linear", "SongUNet", "UnshuffleUNet"]
+__all__ = [
+    "MLP",
+    "ADMEncoder",
+    "ADMUNet",
+    "ConvNet",
+    "EDM2UNet",
+    "Linear",
+    "SongUNet",
+    "UnshuffleUNet",
+]

@@ -67,8 +67,8 @@ def _tensors(value: Any) -> bool:
 
 def _averages(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(
-        type(half_life) is int and _tensors(held) and _real(held)
-        for half_life, held in value.items()
+        type(key) in (int, float) and _tensors(held) and _real(held)
+        for key, held in value.items()
     )  # fmt: skip
 
 
@@ -103,6 +103,6 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "shape": (_shape, "a list of whole numbers, the shape of a sample"),
     "num_classes": (_whole, "a whole number, 0 or more"),
     "state_dict": (_tensors, "tensors by name"),
-    "ema": (_averages, "tensors of real numbers by name, by half-life"),
+    "ema": (_averages, "tensors of real numbers by name, by half-life or std"),
     "global_step": (_whole, "a whole number of steps"),
 }

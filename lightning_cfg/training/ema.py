@@ -1,22 +1,36 @@
-"""Exponential moving averages of a network's weights, several half-lives at once."""
+"""Moving averages of a network's weights, several half-lives and power functions at once."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from lightning_cfg.diffusion.power_ema import beta, exponent_of
+
 
 class EMA:
-    """Averages of a module's parameters with EDM's ramp-up (Karras et al. 2022, app. F.1).
+    """Averages of a module's parameters: average <- average + (1 - beta) (weight - average).
 
-    After each step of B images: average <- average + (1 - 0.5^(B / h)) (weight - average), where
-    h = min(half_life, ramp x images seen so far).
+    After each step of B images beta = 0.5^(B / h) with EDM's ramp-up (Karras et al. 2022, app.
+    F.1), h = min(half_life, ramp x images seen so far); or, of a power function, EDM2's (Karras et
+    al. 2024, eq. 6) beta = (1 - B / images seen)^(gamma + 1), which forgets where it began.
     half_lives  in images;  ramp  as a fraction of the images seen, 0 for none
+    stds        relative widths of power functions, which gamma follows from; see `power_ema`
     """
 
-    def __init__(self, module: nn.Module, half_lives: list[int], ramp: float = 0.05):
-        self.half_lives, self.ramp = half_lives, ramp
+    def __init__(
+        self,
+        module: nn.Module,
+        half_lives: Sequence[int],
+        ramp: float = 0.05,
+        stds: Sequence[float] = (),
+    ):
+        self.ramp = ramp
+        self.exponents = {std: exponent_of(std) for std in stds}
         self.names = [name for name, _ in module.named_parameters()]
         self._weights = [p.detach() for p in module.parameters()]
-        self.averages = {h: [p.clone() for p in self._weights] for h in half_lives}
+        # an int is a half-life, a float is a std
+        self.averages = {key: [p.clone() for p in self._weights] for key in (*half_lives, *stds)}
         self._alike = True  # averages are of the weights' types
 
     def update(self, step: int, batch_size: int, good: Tensor | float = 1.0) -> None:
@@ -24,9 +38,12 @@ class EMA:
 
         good  () of 1, or 0 to leave all as it is, which a look at the device need not decide
         """
-        for half_life, averages in self.averages.items():
-            ramped = step * batch_size * self.ramp if self.ramp else half_life
-            weight = 1 - 0.5 ** (batch_size / min(half_life, ramped))
+        for key, averages in self.averages.items():
+            if key in self.exponents:
+                weight = 1 - beta(step, self.exponents[key])
+            else:
+                ramped = step * batch_size * self.ramp if self.ramp else key
+                weight = 1 - 0.5 ** (batch_size / min(key, ramped))
             if isinstance(good, float) and self._alike:
                 torch._foreach_lerp_(averages, self._weights, good * weight)  # type: ignore
                 continue
@@ -34,14 +51,14 @@ class EMA:
             torch._foreach_mul_(difference, good * weight)
             torch._foreach_add_(averages, difference)
 
-    def state_dict(self) -> dict[int, dict[str, Tensor]]:
-        """{half-life: {parameter name: average}}."""
-        return {h: dict(zip(self.names, a, strict=True)) for h, a in self.averages.items()}
+    def state_dict(self) -> dict[int | float, dict[str, Tensor]]:
+        """{half-life or std: {parameter name: average}}."""
+        return {key: dict(zip(self.names, a, strict=True)) for key, a in self.averages.items()}
 
-    def load_state_dict(self, state: dict[int, dict[str, Tensor]]) -> None:
-        for half_life, averages in self.averages.items():
+    def load_state_dict(self, state: dict[int | float, dict[str, Tensor]]) -> None:
+        for key, averages in self.averages.items():
             for name, average in zip(self.names, averages, strict=True):
-                average.copy_(state[half_life][name])
+                average.copy_(state[key][name])
 
     def to(self, module: nn.Module) -> None:
         """Follow a module whose parameters were moved to another device or made of another type.
@@ -50,8 +67,8 @@ class EMA:
         """
         self._weights = [p.detach() for p in module.parameters()]
         self._alike = all(w.dtype.itemsize >= 4 for w in self._weights)
-        for half_life, averages in self.averages.items():
+        for key, averages in self.averages.items():
             pairs = zip(averages, self._weights, strict=True)
-            self.averages[half_life] = [
+            self.averages[key] = [
                 a.to(w.device, torch.promote_types(w.dtype, torch.float32)) for a, w in pairs
             ]

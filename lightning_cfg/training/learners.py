@@ -1,23 +1,28 @@
 """The LightningModules: they average the model's loss, log it and step; the model owns the loss."""
 
 import copy
+import functools
 import itertools
 import time
 from dataclasses import dataclass
 from math import isfinite
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import AtLeast, Filled, NonNegative, Positive
+from lightning_cfg.config import AtLeast, Between, Filled, NonNegative, Positive
 from lightning_cfg.diffusion.draws import Draws, key, seed_generators
+from lightning_cfg.diffusion.power_ema import Std
 from lightning_cfg.errors import Diverged, UserError
 from lightning_cfg.interfaces import DataSet
 from lightning_cfg.training.ema import EMA
+from lightning_cfg.training.learning_rate import share
 
 __all__ = ["Classification", "Diffusion", "Refinement"]  # what a config can name
+
+Beta = Annotated[float, Between(0, 1, below=True)]
 
 NOISE_LEVELS = {  # of which the log has columns, such as loss_sigma_0.1
     "sigma": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
@@ -45,19 +50,27 @@ class Learner(L.LightningModule):
     """What the learners share: AdamW, warm-up, averages of the weights, a watch over the gradient.
 
     lr             learning rate, reached linearly over `warmup` steps
+    warmup_images  or in proportion to the images seen, up to so many: EDM2's 10,000,000
+    decay_after    steps from which it falls as one over the square root of the steps: EDM2's 70,000
+    betas          of the averages of the gradient and of its square: EDM2's 0.9, 0.99
+    bad_gradients  skip: a bad step is; zero: it is done with 0 for what is not finite in its
+                   gradient, as EDM2's
     gradient_clip  largest norm of the gradient of all parameters; null or, as in Lightning, 0: as
                    it comes
     max_bad_steps  the run stops after so many bad steps in a row
-    ema_half_life  half-lives of the averages in images; the first is used unless another is asked
+    ema_half_life  half-lives of the averages in images; the first is used unless another is asked;
+                   null: none
     ema_ramp       no half-life exceeds this fraction of the images seen so far
+    ema_std        relative widths of averages by a power of time beside them, as EDM2's 0.05 and
+                   0.10, of which others are made afterwards where `fit` keeps snapshots
 
     A step is bad if the norm of its gradient, before clipping, is not finite; a loss that is not
-    finite makes it so. A bad step is skipped: weights, averages and the optimiser's state stay as
-    they were, and the step counts. After max_bad_steps of them in a row, or if not one of
-    trainer.max_steps was good, the run stops with Diverged, and so it does where it would end with
-    3 bad steps or more, or with half of its steps bad, and where weights or averages are not
-    finite. The last checkpoint is good either way. On a GPU, where looking means waiting, that is
-    looked for every log_every steps and before a checkpoint is written.
+    finite makes it so. Unless bad_gradients says otherwise it is skipped: weights, averages and the
+    optimiser's state stay as they were, and the step counts. After max_bad_steps of them in a row,
+    or if not one of trainer.max_steps was good, the run stops with Diverged, and so it does where
+    it would end with 3 bad steps or more, or with half of its steps bad, and where weights or
+    averages are not finite. The last checkpoint is good either way. On a GPU, where looking means
+    waiting, that is looked for every log_every steps and before a checkpoint is written.
 
     Logged every log_every steps: `loss`, averaged since the last time over all samples where it is
     finite, `loss_sigma_0.1` and so on (`loss_t_...` for flows), the same of those samples whose
@@ -74,16 +87,27 @@ class Learner(L.LightningModule):
         lr: Annotated[float, Positive] = 1e-3,
         weight_decay: Annotated[float, NonNegative] = 0.0,
         warmup: Annotated[int, AtLeast(0)] = 0,
+        warmup_images: Annotated[int, AtLeast(0)] = 0,
+        decay_after: Annotated[int, AtLeast(1)] | None = None,
+        betas: tuple[Beta, Beta] = (0.9, 0.999),
+        bad_gradients: Literal["skip", "zero"] = "skip",
         gradient_clip: Annotated[float, NonNegative] | None = None,
         max_bad_steps: Annotated[int, AtLeast(1)] = 10,
-        ema_half_life: Annotated[list[Annotated[int, AtLeast(1)]], Filled] = (500_000,),
+        ema_half_life: Annotated[list[Annotated[int, AtLeast(1)]], Filled] | None = (500_000,),
         ema_ramp: Annotated[float, NonNegative] = 0.05,
+        ema_std: list[Std] = [],
     ):
         super().__init__()
+        if ema_half_life is None and not ema_std:
+            raise UserError("learner.ema_half_life=null leaves no average without learner.ema_std")
         self.model = model
-        self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
+        self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
+        self.share_of_lr = functools.partial(
+            share, warmup=warmup, warmup_images=warmup_images, decay_after=decay_after
+        )
         self.gradient_clip, self.max_bad_steps = gradient_clip, max_bad_steps
-        self.ema = EMA(model, list(ema_half_life), ema_ramp)
+        self.zero_bad = bad_gradients == "zero"
+        self.ema = EMA(model, list(ema_half_life or ()), ema_ramp, list(ema_std))
         self.described: Described | None = None
         self.logged: dict[str, float] = {}
         self.scores: dict[str, float] = {}  # of samples, by EvaluateSamples at step scored_at
@@ -105,6 +129,10 @@ class Learner(L.LightningModule):
     def seconds(self) -> float:
         """Time spent on what the weights have learned, in all the calls that it took."""
         return self._seconds_before + time.monotonic() - self._started
+
+    def images_a_step(self) -> int:
+        """The batch size over all ranks and micro-batches."""
+        return self.trainer.datamodule.batch_size
 
     def not_training(self, seconds: float) -> None:
         """Leave out of images_per_second what was spent on something else."""
@@ -150,34 +178,49 @@ class Learner(L.LightningModule):
         losses = self.losses(batch, draws)
         self._count(losses.detach(), draws.level)
         loss = losses.mean()
+        if self.zero_bad:
+            return loss  # what it says of any weight is of use
         # NaN in every gradient, so also on the other ranks, and all of them skip the step
         return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True
+            self.model.parameters(),
+            lr=self.lr,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            fused=True,
         )
-        ramp = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup))
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": ramp, "interval": "step"}}
+
+        def share_of(step: int) -> float:
+            # before the first step there may be no trainer yet
+            return self.share_of_lr(step, step * self.images_a_step() if step else 0)
+
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, *args: object, **kwargs: object
     ) -> None:
         """Measure the gradient and clip it; one that is not finite the optimiser is to skip."""
         gradients = [p.grad for p in self._trained if p.grad is not None]
-        self._norm = torch.nn.utils.get_total_norm(gradients)
+        self._norm = norm = torch.nn.utils.get_total_norm(gradients)
+        good = norm.device.type == "cpu" and isfinite(norm)  # where a look is no wait
+        if self.zero_bad and not good:
+            for gradient in gradients:
+                gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+            norm = torch.nn.utils.get_total_norm(gradients)
         if self.gradient_clip:
-            torch.nn.utils.clip_grads_with_norm_(self._trained, self.gradient_clip, self._norm)
-        if self._norm.device.type == "cpu" and isfinite(self._norm):  # where a look is no wait
+            torch.nn.utils.clip_grads_with_norm_(self._trained, self.gradient_clip, norm)
+        if good:
             skip_if(optimizer, None)
             self._good = 1.0
             self._in_a_row.zero_()
             return
         bad = ~self._norm.isfinite()
-        skip_if(optimizer, bad)
-        self._good = (~bad).float()
+        skipped = bad & (not self.zero_bad)
+        skip_if(optimizer, skipped)
+        self._good = (~skipped).float()
         self._bad = self._bad + bad
         self._in_a_row = (self._in_a_row + 1) * bad
         too_many = self._in_a_row >= min(self.max_bad_steps, self.trainer.max_steps)
@@ -207,7 +250,7 @@ class Learner(L.LightningModule):
         # Here and not in a batch-end hook: callbacks, which save, run before the module's hooks.
         super().optimizer_step(*args, **kwargs)
         done = self.trainer.global_step + 1
-        self.ema.update(done, self.trainer.datamodule.batch_size, self._good)
+        self.ema.update(done, self.images_a_step(), self._good)
         due = done % self.trainer.log_every_n_steps == 0
         if due or self.device.type == "cpu":
             self._stop_if_diverged()
@@ -254,7 +297,7 @@ class Learner(L.LightningModule):
         self._tally.zero_()
         now, (then, before) = time.monotonic(), self._window
         self._window = now, done
-        images = (done - before) * self.trainer.datamodule.batch_size
+        images = (done - before) * self.images_a_step()
         loss, samples = map(sum, zip(*tally, strict=True))
         self.logged = {
             "loss": loss / samples if samples else float("nan"),
