@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import adm
 from safetensors import safe_open
 from torch import nn
 
@@ -317,3 +318,91 @@ def test_compiled_it_answers_and_learns_the_same():
     torch.testing.assert_close(compiled, out, rtol=1e-4, atol=1e-4)
     for parameter, gradient in zip(net.parameters(), gradients, strict=True):
         assert (parameter.grad - gradient).norm() / gradient.norm() < 1e-3
+
+
+# The options of Dhariwal & Nichol's ImageNet networks, against `helpers.adm`
+
+OPTIONS = {
+    "none": {},
+    "scale and shift": {"scale_shift": True},
+    "residual resampling": {"residual_resampling": True},
+    "learned variance": {"learned_variance": True},
+    "time": {"time_scale": 1.0, "time_channels": 128},
+    "all": {
+        "scale_shift": True, "residual_resampling": True, "learned_variance": True,
+        "time_channels": 64, "time_scale": 7.0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_the_options_are_what_the_paper_says(name, blocks):
+    options = OPTIONS[name]
+    settings = {"channels": 32, "blocks": blocks, "channel_mult": (1, 2, 2), "dropout": 0.0}
+    net = awake(
+        ADMUNet((3, 8, 8), 5, **settings, head_channels=16, null_class=False, **options,
+                attention_resolutions=(2,))
+    )  # fmt: skip
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 3, 8, 8, generator=g, dtype=torch.float64)
+    noise, c = torch.rand(4, generator=g, dtype=torch.float64), torch.tensor([0, 4, 2, 2])
+    t = options.get("time_scale", 1000.0) * noise
+    expected = adm.unet(net.state_dict(), x, t, c, head_channels=16)
+    assert expected.shape[1] == (6 if options.get("learned_variance") else 3)
+    with torch.no_grad():
+        out = net(x, noise, c)
+    assert out.std() > 0.1
+    # the embedding of time is taken in float32
+    torch.testing.assert_close(out, expected[:, :3], rtol=0, atol=3e-4 if t.max() > 9 else 1e-5)
+
+
+def test_the_paper_itself_agrees_with_the_original(reference):
+    """`helpers.adm` gives the original's output of the original's weights, without options."""
+    _, _, settings, weights, tensors = reference
+    heads = settings["head_channels"]
+    assert heads > 0
+    out = adm.unet(weights, tensors["in/x"], tensors["in/timesteps"].float(), tensors["in/y"],
+                   head_channels=heads)  # fmt: skip
+    torch.testing.assert_close(out, tensors["out"], rtol=0, atol=1e-5)
+
+
+IMAGENET = {"scale_shift": True, "residual_resampling": True, "learned_variance": True}
+
+
+@pytest.mark.parametrize(
+    "side, classes, settings, millions",
+    [
+        (64, 1000, {"channels": 192, "blocks": 3, "channel_mult": (1, 2, 3, 4)}, 296),
+        (128, 1000, {"channels": 256, "channel_mult": (1, 1, 2, 3, 4)}, 422),
+        (256, 1000, {"channels": 256, "channel_mult": (1, 1, 2, 2, 4, 4)}, 554),
+        (
+            512, 1000,
+            {"channels": 128, "time_channels": 256, "channel_mult": (1, 2, 2, 4, 4, 8, 8)}, 559,
+        ),
+    ],
+)  # fmt: skip
+def test_the_networks_for_imagenet_have_the_papers_sizes(side, classes, settings, millions):
+    """Dhariwal & Nichol (2021), table 4 and appendix I."""
+    factors = tuple(side // r for r in (32, 16, 8))
+    with torch.device("meta"):
+        net = ADMUNet((3, side, side), classes, head_channels=64, attention_resolutions=factors,
+                      null_class=False, **IMAGENET, **settings)  # fmt: skip
+    assert round(count(net) / 1e6) == millions
+
+
+def test_an_encoder_takes_them_too():
+    options = {"scale_shift": True, "residual_resampling": True, "time_scale": 3.0}
+    net = awake(ADMEncoder((1, 8, 8), 3, **SMALL, attention_resolutions=(2,), **options))
+    x, noise = torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.tensor([0.2, 0.7]).double()
+    assert net(x, noise).shape == (2, 3)
+    assert not torch.allclose(net(x, noise), net(x, noise + 0.1))
+    same = awake(ADMEncoder((1, 8, 8), 3, **SMALL, attention_resolutions=(2,), **options))
+    same.load_state_dict(net.state_dict())
+    same.time_scale = 1.0
+    torch.testing.assert_close(net(x, noise), same(x, 3 * noise), rtol=0, atol=1e-5)
+
+
+def test_the_embedding_of_time_has_an_even_width():
+    with pytest.raises(UserError, match="time_channels must be even, got 33"):
+        ADMUNet((1, 8, 8), 0, **SMALL, time_channels=33)

@@ -428,7 +428,7 @@ def test_statistics_of_another_space_are_refused(made, call, tmp_path):
     for name, words in {
         str(mine): ["a.npz", "another feature space", "weights is 2 there, 1 here"],
         str(bare): ["bare.npz", "does not say which features", "features.blocks"],
-        str(tmp_path / "a.pkl"): ["a.pkl is a pickle", "numpy.savez"],
+        str(tmp_path / "a.pkl"): ["a.pkl is truncated or no pickle"],
         str(tmp_path / "none.npz"): ["none.npz", "no such file"],
         "edm_cifar10": ["python -m lightning_cfg.assets fetch edm_cifar10"],
     }.items():

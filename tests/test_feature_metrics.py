@@ -4,9 +4,6 @@ import json
 import math
 import pickle
 import re
-import shlex
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,6 +21,8 @@ from lightning_cfg.metrics.frechet import Moments, frechet_distance, load_statis
 from lightning_cfg.metrics.torchmetric import FrechetDistance
 from lightning_cfg.refinement import neighbours
 from lightning_cfg.refinement.neighbours import nearest
+from lightning_cfg.runs.inert_pickle import open_pickle
+from lightning_cfg.runs.pickled import array, mapping
 
 
 def normal(*shape, seed=0):
@@ -324,22 +323,56 @@ def refusal(path: Path) -> str:
     return message
 
 
-def test_a_pickle_is_refused_with_a_command_that_converts_it(tmp_path, monkeypatch):
-    """EDM2's layout: {"fid": {"mu", "sigma"}, "fd_dinov2": ...}."""
-    y = Moments().add(inception_like(300, 5))
-    fid = {"mu": y.mean.numpy(), "sigma": y.covariance.numpy()}
+EDM2 = Path(__file__).parent / "reference" / "edm2"
+
+
+def test_edm2s_statistics_are_read_without_running_their_pickle():
+    """Written in the layout of EDM2's own, of random numbers, beside the same ones as an npz."""
+    path = EDM2 / "edm2_statistics_layout.pkl"
+    held = mapping(open_pickle(path))
+    with np.load(EDM2 / "edm2_statistics_layout.npz") as known:
+        assert held["num_images"] == known["num_images"] == 1_281_167
+        for name in ("fid", "fd_dinov2"):
+            for key in ("mu", "sigma"):
+                found = array(mapping(held[name])[key])
+                np.testing.assert_array_equal(found, known[f"{name}_{key}"])
+    assert "sigma is not symmetric" in refusal(path)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ">f8"])
+def test_statistics_in_a_pickle_of_any_protocol(tmp_path, protocol, dtype):
+    y = Moments().add(inception_like(300, 5))  # EDM2's layout: {"fid": {"mu", "sigma"}, ...}
+    fid = {"mu": y.mean.numpy().astype(dtype), "sigma": y.covariance.numpy().astype(dtype)}
+    fid["sigma"] = np.asfortranarray(fid["sigma"])
     other = {"mu": np.zeros(3), "sigma": np.eye(3)}
     path = tmp_path / "img64.pkl"
-    path.write_bytes(pickle.dumps({"fid": fid, "fd_dinov2": other}))
-    command = refusal(path).partition("convert it: ")[2]
-    command = command.replace("IN.pkl", "img64.pkl").replace("OUT.npz", "img64.npz")
-    words = shlex.split(command)
-    assert words[0] == "python"
-    subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, check=True)
-    found, about = load_statistics(tmp_path / "img64.npz")
+    path.write_bytes(pickle.dumps({"fid": fid, "fd_dinov2": other}, protocol))
+    found, about = load_statistics(path)
     assert about is None
-    assert torch.equal(found.mean, y.mean)
-    assert frechet_distance(found, y) == pytest.approx(0, abs=1e-12)
+    exact = dict(rtol=1e-6 if dtype == np.float32 else 1e-14, atol=0)
+    torch.testing.assert_close(found.mean, y.mean, **exact)
+    torch.testing.assert_close(found.covariance, y.covariance, **exact)
+    assert load_statistics(path, "fd_dinov2")[0].covariance.equal(torch.eye(3).double())
+    with pytest.raises(UserError, match="has no statistics kid; it has fid, fd_dinov2"):
+        load_statistics(path, "kid")
+
+
+def test_odd_pickles_of_statistics_are_named(tmp_path):
+    path = tmp_path / "a.pkl"
+    for held, reason in (
+        ({"fid": {"mu": OBJECTS, "sigma": np.eye(3)}}, "numbers of the kind 'O8' are not read"),
+        ({"fid": {"mu": "x", "sigma": np.eye(3)}}, "'x' stands where an array should"),
+        ({"fid": GOOD | {"sigma": HOLED}}, "holds NaN or infinity"),
+        ({"fid": GOOD | {"sigma": np.eye(4)}}, "mu and sigma have shapes"),
+        ([1, 2], "has no statistics fid; it has none"),
+    ):
+        path.write_bytes(pickle.dumps(held))
+        assert reason in refusal(path)
+    whole = pickle.dumps({"fid": GOOD})
+    for size in (0, 1, 40, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        assert "truncated or no pickle" in refusal(path)
 
 
 def npz(path: Path, **arrays: object) -> bytes:

@@ -177,6 +177,32 @@ def test_the_ddpms_levels_are_those_of_linear_betas():
     assert (model.sigma_min, model.sigma_max) == (sigmas[0].item(), sigmas[-1].item())
 
 
+def test_the_ddpms_cosine_levels_by_the_angle():
+    """abar_t = cos^2(a_t) / cos^2(a_0) in closed form, so far as no beta is cut at 0.999."""
+    model, t = DDPM(Constant(), schedule="cosine"), torch.arange(1, 1000, dtype=F64)
+    sigmas, angle = model.sigmas, math.pi / 2 * (t / 1000 + 0.008) / 1.008
+    abar = angle.cos() ** 2 / math.cos(math.pi / 2 * 0.008 / 1.008) ** 2
+    torch.testing.assert_close(1 / (1 + sigmas[:-1] ** 2), abar, rtol=1e-10, atol=0)
+    last = abar[-1].item() * 0.001
+    assert sigmas[-1].item() == pytest.approx((1 / last - 1) ** 0.5, rel=1e-9)
+    assert (model.sigma_min, model.sigma_max) == (sigmas[0].item(), sigmas[-1].item())
+    assert torch.equal(NoisyClassifier(Constant(), schedule="cosine").sigmas, sigmas)
+
+
+def test_a_ddpm_of_cosine_levels_tells_its_network_their_times():
+    seen = []
+
+    class Net(Constant):
+        def forward(self, x, noise, c=None):
+            seen.append(noise)
+            return super().forward(x, noise, c)
+
+    t = torch.tensor([0, 300, 999])
+    model = DDPM(Net(), schedule="cosine")
+    model(torch.zeros(3, 2, dtype=F64), model.sigmas[t], torch.zeros(3).long())
+    torch.testing.assert_close(seen[0].double(), t / 1000.0, rtol=0, atol=1e-6, check_dtype=False)
+
+
 def test_ddpm_time_inverts_the_levels_and_interpolates_in_log_sigma():
     sigmas = linear_beta_sigmas()
     index = torch.arange(1000, dtype=F64)

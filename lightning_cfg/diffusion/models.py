@@ -4,7 +4,7 @@ Every model computes in the dtype of x and runs its network in the network's own
 """
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_cfg.config import Between, Positive, Real, Share, Sigma, Width, ordered
 from lightning_cfg.diffusion.draws import Draws, onto
 from lightning_cfg.diffusion.magnitude import MPFourier, MPLayer
-from lightning_cfg.diffusion.noise import ddpm_time, linear_beta_sigmas
+from lightning_cfg.diffusion.noise import cosine_sigmas, ddpm_time, linear_beta_sigmas
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL, Denoiser, Model, Net, Velocity, complete, expand_like
 
@@ -24,6 +24,8 @@ __all__ = [
     "MisledClassifier",
     "NoisyClassifier",
 ]  # what a config can name
+TABLES = {"linear": linear_beta_sigmas, "cosine": cosine_sigmas}  # of a DDPM's levels
+DDPMSchedule = Literal["linear", "cosine"]
 
 
 class OfNet(Model):
@@ -160,18 +162,25 @@ class EDM2(EDM):
 
 
 class DDPM(OfNet):
-    """Noise prediction over T = 1000 levels with linear betas (Ho et al. 2020), as a denoiser.
+    """Noise prediction over T = 1000 levels (Ho et al. 2020), as a denoiser.
 
     D(x; sigma, c) = x - sigma eps(x / sqrt(1 + sigma^2), t(sigma), c), where sigma_t^2 =
     (1 - abar_t) / abar_t and t is interpolated in log sigma; loss = |eps - n|^2, t uniform.
+    schedule  "linear" betas, as in that paper, or "cosine" (Nichol & Dhariwal 2021)
     """
 
     T = 1000
     sigmas: Tensor
 
-    def __init__(self, net: nn.Module, *, label_dropout: Annotated[float, Share] = 0.1):
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        label_dropout: Annotated[float, Share] = 0.1,
+        schedule: DDPMSchedule = "linear",
+    ):
         super().__init__(net, label_dropout)
-        self.register_buffer("sigmas", linear_beta_sigmas(self.T), persistent=False)
+        self.register_buffer("sigmas", TABLES[schedule](self.T), persistent=False)
         self.sigma_min, self.sigma_max = self.sigmas[0].item(), self.sigmas[-1].item()
 
     def forward(self, x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
@@ -247,17 +256,18 @@ class NoisyClassifier(OfNet):
     """p(c | x; sigma) of the noisy x: logits = net(x / sqrt(1 + sigma^2), t(sigma) / T).
 
     Trained by cross-entropy at the levels of the DDPM, t uniform (Dhariwal & Nichol 2021, sec. 4).
-    clean  True trains and reads it at sigma = 0 only: a classifier of finished samples
+    clean     True trains and reads it at sigma = 0 only: a classifier of finished samples
+    schedule  of those levels, as of `DDPM`
     """
 
     classifies = True
     num_classes = 0  # not known, until it is built for data
     sigmas: Tensor
 
-    def __init__(self, net: nn.Module, *, clean: bool = False):
+    def __init__(self, net: nn.Module, *, clean: bool = False, schedule: DDPMSchedule = "linear"):
         super().__init__(net)
         self.clean = clean
-        self.register_buffer("sigmas", linear_beta_sigmas(), persistent=False)
+        self.register_buffer("sigmas", TABLES[schedule](), persistent=False)
         self.sigma_min = 0.0 if clean else self.sigmas[0].item()
         self.sigma_max = 0.0 if clean else self.sigmas[-1].item()
 

@@ -160,7 +160,21 @@ def steps_of(sampler: dict) -> int:
 
 def linear_beta_sigmas(T: int = 1000) -> Tensor:
     """sigma_t = sqrt((1 - abar_t) / abar_t) for betas from 1e-4 to 0.02, (T,) float64, rising."""
-    abar = (1 - torch.linspace(1e-4, 0.02, T, dtype=torch.float64)).cumprod(0)
+    return _sigmas(torch.linspace(1e-4, 0.02, T, dtype=torch.float64, device="cpu"))
+
+
+def cosine_sigmas(T: int = 1000) -> Tensor:
+    """The same for abar_t = f(t) / f(0), f(t) = cos^2(pi/2 (t/T + 0.008) / 1.008), betas to 0.999.
+
+    (Nichol & Dhariwal 2021, eq. 17); from 0.0064 to 20,291, (T,) float64, rising.
+    """
+    t = torch.arange(T + 1, dtype=torch.float64, device="cpu") / T
+    f = (math.pi / 2 * (t + 0.008) / 1.008).cos() ** 2
+    return _sigmas((1 - f[1:] / f[:-1]).clamp(max=0.999))
+
+
+def _sigmas(betas: Tensor) -> Tensor:
+    abar = (1 - betas).cumprod(0)
     return ((1 - abar) / abar).sqrt()
 
 

@@ -212,13 +212,13 @@ NAMED = {2048: "Inception", 1024: "DINOv2"}
 
 
 def published(path: str | Path, space: Space, name: str) -> Moments:
-    """Reference statistics that somebody has written to an npz, for this feature space.
+    """Reference statistics that somebody has written to a file, for this feature space.
 
     UserError where they are of another extractor, as far as the file says: one that says nothing,
     such as EDM's, is taken to be of the space that its number of features is of: 2048 of
     Inception's, 1024 of DINOv2's CLS token.
     """
-    moments, about = load_statistics(path)
+    moments, about = load_statistics(path, space.frechet or "")
     own = space.about
     if about is None:
         d = len(moments.mean)

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.runs.files import write
+from lightning_cfg.runs.inert_pickle import open_pickle
+from lightning_cfg.runs.pickled import array, mapping, plain
+from lightning_cfg.runs.tensors import kind_of
 
 
 class Moments:
@@ -232,22 +235,33 @@ def _trace_of_root(a: Moments, b: Moments) -> Tensor:
     return values.clamp(min=0).sqrt().sum()  # rounding leaves some just below zero
 
 
-def load_statistics(path: str | Path) -> tuple[Moments, dict | None]:
+def load_statistics(path: str | Path, name: str = "fid") -> tuple[Moments, dict | None]:
     """The moments in an npz of mu (d,) and sigma (d, d), and what the file says of itself.
 
     That is None for a published file, such as EDM's, which says nothing: its features are
-    Inception's. Pickles, EDM2's .pkl among them, run code when they are read and are refused.
-    UserError where there is no such file, or it holds something else.
+    Inception's. A pickle in EDM2's layout, {name: {mu, sigma}}, has several: `name` is which of
+    them. It is read without being run (`runs.inert_pickle`). UserError where there is no such file,
+    or it holds something else.
     """
     path = Path(path)
-    if path.suffix == ".pkl":
-        raise UserError(
-            f"{path} is a pickle, which runs code when it is read; where you trust it, convert it: "
-            "python -c \"import pickle, numpy; s = pickle.load(open('IN.pkl', 'rb'))['fid']; "
-            "numpy.savez('OUT.npz', mu=s['mu'], sigma=s['sigma'])\" (or 'fd_dinov2' for 'fid')"
-        )
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    if path.suffix == ".pkl" or (path.suffix != ".npz" and kind_of(path) == "a pickle"):
+        mu, sigma, count = _of_pickle(path, name)
+        about = None
+    else:
+        mu, sigma, count, about = _of_npz(path)
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        shapes = f"{tuple(mu.shape)} and {tuple(sigma.shape)}"
+        raise UserError(f"{path}: mu and sigma have shapes {shapes}, not (d,) and (d, d)")
+    if not (mu.isfinite().all() and sigma.isfinite().all()):
+        raise UserError(f"{path} holds NaN or infinity")
+    if not torch.allclose(sigma, sigma.T, rtol=1e-6, atol=1e-6 * float(sigma.abs().max())):
+        raise UserError(f"{path}: sigma is not symmetric, so it is no covariance")
+    return Moments.from_statistics(mu, sigma, count), about
+
+
+def _of_npz(path: Path) -> tuple[Tensor, Tensor, int, dict | None]:
     try:
         with np.load(path, allow_pickle=False) as file:
             if not {"mu", "sigma"} <= set(file.files):
@@ -260,14 +274,24 @@ def load_statistics(path: str | Path) -> tuple[Moments, dict | None]:
     except Exception as error:  # whatever a broken file makes numpy and zipfile raise
         reason = one_line(error)
         raise UserError(f"{path} is truncated or no npz of mu and sigma: {reason}") from error
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        shapes = f"{tuple(mu.shape)} and {tuple(sigma.shape)}"
-        raise UserError(f"{path}: mu and sigma have shapes {shapes}, not (d,) and (d, d)")
-    if not (mu.isfinite().all() and sigma.isfinite().all()):
-        raise UserError(f"{path} holds NaN or infinity")
-    if not torch.allclose(sigma, sigma.T, rtol=1e-6, atol=1e-6 * float(sigma.abs().max())):
-        raise UserError(f"{path}: sigma is not symmetric, so it is no covariance")
-    return Moments.from_statistics(mu, sigma, count), about
+    return mu, sigma, count, about
+
+
+def _of_pickle(path: Path, name: str) -> tuple[Tensor, Tensor, int]:
+    held = mapping(open_pickle(path))
+    found = {key: mapping(value) for key, value in held.items()}
+    statistics = {key: value for key, value in found.items() if {"mu", "sigma"} <= value.keys()}
+    if name not in statistics:
+        have = ", ".join(map(str, statistics)) or "none"
+        raise UserError(f"{path} has no statistics {name or 'of these features'}; it has {have}")
+    try:
+        mu, sigma = (array(statistics[name][key]) for key in ("mu", "sigma"))
+        count = plain(held.get("num_images"))
+    except Exception as error:  # of odd records several kinds
+        raise UserError(f"{path}: its {name} is no mu and sigma: {one_line(error)}") from error
+    count = count if type(count) is int and count > 1 else 10**9
+    mu, sigma = (torch.from_numpy(a.astype(np.float64)) for a in (mu, sigma))
+    return mu, sigma, count
 
 
 def gram(f: Tensor) -> Tensor:

@@ -1,45 +1,61 @@
 """The UNet of Dhariwal & Nichol (2021), and its encoder half as a classifier of noisy images.
 
 Parameters carry the names of their published code (`guided_diffusion.unet`, there `UNetModel` and
-`EncoderUNetModel`), so a state dict of theirs loads as it is, if it was made without
-`use_scale_shift_norm`, `resblock_updown` and `use_new_attention_order`: `time_embed`, `label_emb`,
-`input_blocks`, `middle_block`, `output_blocks`, `out`. With a null class `label_emb` has one more
-row, the last one.
+`EncoderUNetModel`), so a state dict of theirs loads as it is: `time_embed`, `label_emb`,
+`input_blocks`, `middle_block`, `output_blocks`, `out`. One that was made with
+`use_new_attention_order` has the same names and other rows of `qkv`: `weights.adm` reorders them.
+With a null class `label_emb` has one more row, the last one.
 
 Their embedding of time takes timesteps from 0 to 1000: it is given 1000 * noise.
 """
 
 import math
 from collections import OrderedDict
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_cfg.config import AtLeast, Depth, MultipleOf, Width
+from lightning_cfg.config import AtLeast, Between, Depth, MultipleOf, Width
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.nets.embedding import ClassEmbedding, embedded
 from lightning_cfg.nets.layers import ChannelMult, Dropout, zeroed
 
 GROUPS = 32  # of every normalisation
+TimeScale = Annotated[float, Between(0, 1e6, above=True)]
 
 
 class ResBlock(nn.Module):
     """skip(x) + conv(SiLU(norm(conv(SiLU(norm(x))) + linear(SiLU(embedding))))).
 
+    scale_shift  the embedding gives a scale and a shift of the second norm: norm(.) (1 + s) + t
+    resample     "down" halves both x and what the first convolution sees, by means of 2 x 2, "up"
+                 repeats their pixels
     x (B, channels_in, H, W), embedding (B, d) -> (B, channels_out, H, W)
     """
 
-    def __init__(self, channels_in: int, channels_out: int, embedding: int, dropout: float):
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        embedding: int,
+        dropout: float,
+        *,
+        scale_shift: bool = False,
+        resample: str = "",
+    ):
         super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
         self.in_layers = nn.Sequential(
             nn.GroupNorm(GROUPS, channels_in),
             nn.SiLU(),
             nn.Conv2d(channels_in, channels_out, 3, padding=1),
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, channels_out))
+        told = 2 * channels_out if scale_shift else channels_out
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, told))
         self.out_layers = nn.Sequential(
             nn.GroupNorm(GROUPS, channels_out),
             nn.SiLU(),
@@ -50,8 +66,28 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.in_layers(x) + self.emb_layers(embedding)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+        *norm, conv = self.in_layers
+        h = x
+        for layer in norm:
+            h = layer(h)
+        x, h = resampled(x, self.resample), conv(resampled(h, self.resample))
+        told = self.emb_layers(embedding)[:, :, None, None]
+        if self.scale_shift:
+            norm, *rest = self.out_layers
+            scale, shift = told.chunk(2, 1)
+            h = norm(h) * (1 + scale) + shift
+            for layer in rest:
+                h = layer(h)
+        else:
+            h = self.out_layers(h + told)
+        return self.skip_connection(x) + h
+
+
+def resampled(x: Tensor, way: str) -> Tensor:
+    """x (B, C, H, W) halved by means ("down"), doubled by repetition ("up"), or as it is ("")."""
+    if way == "down":
+        return F.avg_pool2d(x, 2)
+    return F.interpolate(x, scale_factor=2.0, mode="nearest") if way else x
 
 
 class AttentionBlock(nn.Module):
@@ -115,7 +151,8 @@ class DownPath(nn.Module):
     """What the UNet and the encoder share: the embedding of time, the way down, the middle.
 
     The parameters are those of ADMUNet. `widths` are the channels per level, `heads` those of
-    attention per level, 0 for none; the last entry is the middle's.
+    attention per level, 0 for none; the last entry is the middle's. `block` makes a residual block
+    of (channels in, channels out).
     """
 
     def __init__(
@@ -129,32 +166,62 @@ class DownPath(nn.Module):
         num_heads: int,
         head_channels: int | None,
         dropout: float,
+        scale_shift: bool,
+        residual_resampling: bool,
+        time_scale: float,
+        time_channels: int | None,
     ):
         super().__init__()
         self.check(shape, channels, blocks, channel_mult, num_heads, head_channels, dropout)
         self.widths = widths = [channels * mult for mult in channel_mult]
         self.heads = heads = self.heads_of(attention_resolutions, num_heads, head_channels)
-        self.channels, embedding = channels, 4 * channels
+        self.time_scale, self.time_channels = time_scale, time_channels or channels
+        if self.time_channels % 2:
+            raise UserError(
+                f"{type(self).__name__}: time_channels must be even, got {time_channels}"
+            )
+        self.residual_resampling, self.embedding = residual_resampling, 4 * self.time_channels
         self.time_embed = nn.Sequential(
-            nn.Linear(channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+            nn.Linear(self.time_channels, self.embedding),
+            nn.SiLU(),
+            nn.Linear(self.embedding, self.embedding),
+        )
+        self.block = partial(
+            ResBlock, embedding=self.embedding, dropout=dropout, scale_shift=scale_shift
         )
         before = widths[0]
         self.input_blocks = nn.ModuleList([Layers(nn.Conv2d(shape[0], before, 3, padding=1))])
         self.skips = [before]  # channels of what each of them gives
         for i, width in enumerate(widths):
             if i:
-                halve = nn.Conv2d(before, before, 3, stride=2, padding=1)
-                self.input_blocks.append(Layers(nn.Sequential(OrderedDict(op=halve))))
+                self.input_blocks.append(Layers(self.halving(before)))
                 self.skips.append(before)
             for _ in range(blocks):
-                layers = res_attention(before, width, embedding, heads[i], dropout)
+                layers = self.res_attention(before, width, heads[i])
                 self.input_blocks.append(Layers(*layers))
                 self.skips.append(width)
                 before = width
         self.middle_block = Layers(
-            *res_attention(before, before, embedding, heads[-1], dropout),
-            ResBlock(before, before, embedding, dropout),
+            *self.res_attention(before, before, heads[-1]), self.block(before, before)
         )
+
+    def res_attention(self, channels_in: int, channels_out: int, heads: int) -> list[nn.Module]:
+        """A residual block, and attention after it if there are heads for it."""
+        block = self.block(channels_in, channels_out)
+        return [block, AttentionBlock(channels_out, heads)] if heads else [block]
+
+    def halving(self, channels: int) -> nn.Module:
+        if self.residual_resampling:
+            return self.block(channels, channels, resample="down")
+        op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        return nn.Sequential(OrderedDict(op=op))
+
+    def doubling(self, channels: int) -> nn.Module:
+        if self.residual_resampling:
+            return self.block(channels, channels, resample="up")
+        repeat = nn.Upsample(scale_factor=2.0, mode="nearest")
+        conv = nn.Conv2d(channels, channels, 3, padding=1)
+        return nn.Sequential(OrderedDict(repeat=repeat, conv=conv))
 
     def check(
         self,
@@ -213,10 +280,10 @@ class DownPath(nn.Module):
 
     def embed(self, noise: Tensor, x: Tensor) -> Tensor:
         """noise (B,), dimensionless -> (B, 4 channels) in the dtype of x."""
-        half = self.channels // 2
+        half = self.time_channels // 2
         steps = torch.arange(half, dtype=torch.float32, device=noise.device)
         frequencies = torch.exp(-math.log(10_000) / half * steps)
-        phase = 1000 * noise.float()[:, None] * frequencies
+        phase = self.time_scale * noise.float()[:, None] * frequencies
         return self.time_embed(torch.cat([phase.cos(), phase.sin()], 1).to(x.dtype))
 
     def descend(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -229,10 +296,11 @@ class DownPath(nn.Module):
 
 
 class ADMUNet(DownPath):
-    """The UNet of Dhariwal & Nichol (2021) without scale-shift norm and residual resampling.
+    """The UNet of Dhariwal & Nichol (2021).
 
     Level i works at 1 / 2^i of the resolution with channels * channel_mult[i] channels; halving is
     a strided convolution, doubling repeats pixels and convolves. The middle always has attention.
+    Theirs for ImageNet has scale_shift, residual_resampling and learned_variance.
     The last layer of every block and the output start at zero. As Zhao & Schwing (2025) count
     parameters (10 classes, no null class): MNIST blocks = 2, channel_mult = (1, 2), no
     attention_resolutions: 14,612,993; CIFAR-10 as the defaults: 35,751,427; blocks = 4: 58,692,867.
@@ -245,6 +313,13 @@ class ADMUNet(DownPath):
     head_channels          channels per head, as many heads as that makes
     null_class             one more embedding for NULL, which label dropout and classifier-free
                            guidance need; False: as published, and NULL is a UserError
+    scale_shift            time and class scale and shift the second norm of every block; False:
+                           they are added before it
+    residual_resampling    halving and doubling are residual blocks, with means and repeated pixels
+    learned_variance       as many output channels again, for the variance of a DDPM's step, which
+                           are not part of the answer
+    time_scale             the embedding of time is of time_scale * noise
+    time_channels          of that embedding's first layer; null: channels
 
     shape (C, H, W) with H and W divisible by 2^(levels - 1), channels by 32, and the channels of
     levels with attention by their heads, otherwise UserError. num_classes = 0: no class part.
@@ -263,31 +338,36 @@ class ADMUNet(DownPath):
         head_channels: Width | None = None,
         dropout: Dropout = 0.1,
         null_class: bool = True,
+        scale_shift: bool = False,
+        residual_resampling: bool = False,
+        learned_variance: bool = False,
+        time_scale: TimeScale = 1000.0,
+        time_channels: Width | None = None,
     ):
         super().__init__(
             shape, channels=channels, blocks=blocks, channel_mult=channel_mult,
             attention_resolutions=attention_resolutions, num_heads=num_heads,
-            head_channels=head_channels, dropout=dropout,
+            head_channels=head_channels, dropout=dropout, scale_shift=scale_shift,
+            residual_resampling=residual_resampling, time_scale=time_scale,
+            time_channels=time_channels,
         )  # fmt: skip
         widths, heads = self.widths, self.heads
-        self.null_class, embedding = null_class, 4 * channels
+        self.null_class, self.learned_variance = null_class, learned_variance
         classes = num_classes + null_class
-        self.label_emb = ClassEmbedding(classes, embedding) if num_classes else None
+        self.label_emb = ClassEmbedding(classes, self.embedding) if num_classes else None
         self.output_blocks = nn.ModuleList()
         skips, before = list(self.skips), widths[-1]
         for i, width in reversed(list(enumerate(widths))):
             for j in range(blocks + 1):
-                layers = res_attention(before + skips.pop(), width, embedding, heads[i], dropout)
+                layers = self.res_attention(before + skips.pop(), width, heads[i])
                 if i and j == blocks:
-                    repeat = nn.Upsample(scale_factor=2.0, mode="nearest")
-                    conv = nn.Conv2d(width, width, 3, padding=1)
-                    layers.append(nn.Sequential(OrderedDict(repeat=repeat, conv=conv)))
+                    layers.append(self.doubling(width))
                 self.output_blocks.append(Layers(*layers))
                 before = width
         self.out = nn.Sequential(
             nn.GroupNorm(GROUPS, before),
             nn.SiLU(),
-            zeroed(nn.Conv2d(before, shape[0], 3, padding=1)),
+            zeroed(nn.Conv2d(before, shape[0] * (1 + learned_variance), 3, padding=1)),
         )
 
     def forward(self, x: Tensor, noise: Tensor, c: Tensor | None = None) -> Tensor:
@@ -298,7 +378,8 @@ class ADMUNet(DownPath):
         h, skips = self.descend(x, embedding)
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], 1), embedding)
-        return self.out(h)  # (B, C, H, W)
+        out = self.out(h)  # (B, C, H, W), or twice as many channels
+        return out[:, : x.shape[1]] if self.learned_variance else out
 
     def class_vectors(self, c: Tensor) -> Tensor:
         """Embeddings (B, 4 channels) of classes (B,), which `forward` also takes in their place."""
@@ -333,11 +414,17 @@ class ADMEncoder(DownPath):
         head_channels: Width | None = None,
         dropout: Dropout = 0.0,
         pool: Literal["attention", "adaptive"] = "attention",
+        scale_shift: bool = False,
+        residual_resampling: bool = False,
+        time_scale: TimeScale = 1000.0,
+        time_channels: Width | None = None,
     ):
         super().__init__(
             shape, channels=channels, blocks=blocks, channel_mult=channel_mult,
             attention_resolutions=attention_resolutions, num_heads=num_heads,
-            head_channels=head_channels, dropout=dropout,
+            head_channels=head_channels, dropout=dropout, scale_shift=scale_shift,
+            residual_resampling=residual_resampling, time_scale=time_scale,
+            time_channels=time_channels,
         )  # fmt: skip
         if num_classes < 2:
             raise UserError(f"ADMEncoder: a classifier needs 2 classes or more, got {num_classes}")
@@ -360,11 +447,3 @@ class ADMEncoder(DownPath):
         h, _ = self.descend(x, self.embed(x.new_zeros(len(x)), x))
         h = self.out[:2](h)
         return self.out[2].pool(h) if self.pool == "attention" else h.mean((2, 3))
-
-
-def res_attention(
-    channels_in: int, channels_out: int, embedding: int, heads: int, dropout: float
-) -> list[nn.Module]:
-    """A residual block, and attention after it if there are heads for it."""
-    block = ResBlock(channels_in, channels_out, embedding, dropout)
-    return [block, AttentionBlock(channels_out, heads)] if heads else [block]

@@ -146,7 +146,7 @@ def _checkpoints(ready: Ready, keep: int, *, anew: bool) -> int:
     """Bytes of the checkpoints to come: each is written beside the one that it replaces."""
     module = ready.module
     weights = sum(value.nbytes for value in module.model.state_dict().values())
-    one = weights * (3 + len(module.ema.half_lives))  # Adam has two numbers for each
+    one = weights * (3 + len(module.ema.averages))  # Adam has two numbers for each
     return one * (2 + keep if anew else 1)
 
 

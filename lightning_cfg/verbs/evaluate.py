@@ -152,7 +152,7 @@ def evaluate(
     data        the real data; can be left out where `statistics` are all that is asked for
     metrics     functions of lightning_cfg.metrics, or dotted paths; left out, all that fit
     features    one feature space, or several by label: the metrics of features are taken in each
-    statistics  {feature space: npz of mu and sigma}: the real side of its Fréchet distances, as
+    statistics  {feature space: file of mu and sigma}: the real side of its Fréchet distances, as
                 EDM publishes them (edm_cifar10 and so on, see lightning_cfg.assets) or `evaluate`
                 keeps them; instead of the first reference
     reference   splits to compare with, held_out or bank (the training data, as is usual for FID);
