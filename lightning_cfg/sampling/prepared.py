@@ -15,6 +15,7 @@ from lightning_cfg.diffusion.samplers import Trajectory
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import Denoiser, Known, Model, check_same
 from lightning_cfg.runs import checkpoints
+from lightning_cfg.runs.inputs import Weights
 from lightning_cfg.runs.ranks import launched
 from lightning_cfg.sampling.checked import check_answer
 from lightning_cfg.sampling.guided import check_roles, guide
@@ -59,7 +60,7 @@ def prepare(
     sampler: dict,
     data: dict | None = None,
     class_label: int | None = None,
-    weights: str | int = "ema",
+    weights: Weights = "ema",
     device: str = "auto",
 ) -> Prepared:
     """Restore the networks and put them together, as `generate` describes them.
@@ -140,7 +141,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def network(
-    role: str, path: str, data: dict | None, weights: str | int, *, classifies: bool
+    role: str, path: str, data: dict | None, weights: Weights, *, classifies: bool
 ) -> Model:
     """The trained network of a run, or for `exact` the closed form of `data`.
 
