@@ -86,8 +86,12 @@ def prepare(
 class Counted(Known):
     """A network that counts its evaluations, in samples, and whose first answer is looked at.
 
-    role  what it is called in an error, as models.weak; left out, nothing is looked at
+    role     what it is called in an error, as models.weak; left out, nothing is looked at
+    told_c   False of one without classes beside a model with some: it is told class 0, which is
+             what data without any have, whatever it is asked with
     """
+
+    told_c = True
 
     def __init__(self, net: Callable[..., Tensor], role: str = "", *, classifies: bool = False):
         super().__init__(net)
@@ -96,6 +100,8 @@ class Counted(Known):
 
     def __call__(self, x: Tensor, *args: Tensor) -> Tensor:
         self.evaluations += len(x)
+        if not self.told_c:
+            args = (*args[:-1], torch.zeros(len(x), dtype=torch.long, device=x.device))
         out = self.net(x, *args)
         if not self._looked:
             shape = (len(x), self.num_classes or 0) if self.classifies else tuple(x.shape)
@@ -180,7 +186,9 @@ def _agree(networks: dict[str, Counted]) -> tuple[tuple[int, ...], int]:
     model = networks["model"]
     for role, net in networks.items():
         discriminates = role == "discriminator"
-        check_same(f"models.{role}", net, "models.model has", model, classes=not discriminates)
+        net.told_c = not (role == "weak" and net.num_classes == 0 and model.num_classes)
+        same = net.told_c and not discriminates
+        check_same(f"models.{role}", net, "models.model has", model, classes=same)
         if discriminates and net.num_classes != 2:
             raise UserError(
                 f"models.discriminator has {net.num_classes} classes, not the two of generated and "
