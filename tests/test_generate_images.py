@@ -546,11 +546,11 @@ def test_networks_of_other_images(made, refused):
         generate, {"models": models, "guidance": "autoguidance", "sampler": HEUN, "n": 2}
     )
     assert "models.weak has shape (1, 8, 8), but models.model has (3, 8, 8)" in line
-    models = {"model": made.edm, "weak": made.bare}
+    models = {"model": made.bare, "weak": made.edm}  # the other way round it is CFG
     line = refused(
         generate, {"models": models, "guidance": "autoguidance", "sampler": HEUN, "n": 2}
     )
-    assert "models.weak has num_classes 0, but models.model has 2" in line
+    assert "models.weak has num_classes 2, but models.model has 0" in line
 
 
 @pytest.fixture(scope="module")

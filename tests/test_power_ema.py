@@ -9,8 +9,8 @@ from helpers.runs import assert_same, logged
 from scipy.integrate import quad
 from torch import nn
 
-from lightning_cfg.diffusion.power_ema import beta, exponent_of, products, solved, std_of
 from lightning_cfg.runs.checkpoints import load, restore
+from lightning_cfg.runs.power_ema import beta, exponent_of, products, solved, std_of
 from lightning_cfg.training.ema import EMA
 from lightning_cfg.training.learners import Diffusion
 from lightning_cfg.training.learning_rate import share

@@ -13,6 +13,7 @@ from lightning_cfg.data.image_files import Files, Folder, Zip
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.runs.files import output_of
+from lightning_cfg.runs.inputs import told_weights
 from lightning_cfg.runs.manifests import MANIFEST, as_written, read_manifest
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import drawable, quantised, signed
@@ -248,11 +249,11 @@ def told(settings: dict) -> dict[str, str]:
     """The settings of a generation in the words of a result."""
     # older runs say it by itself
     named = settings.get("own_weights") or own_weights(settings.get("models", {}))
-    own = (f"{role} {weights}" for role, weights in named.items())
+    own = (f"{role} {told_weights(weights)}" for role, weights in named.items())
     return {
         "sampler": _section(settings["sampler"]),
         "guidance": _section(settings["guidance"]),
-        "model_weights": ", ".join([str(settings["weights"]), *own]),
+        "model_weights": ", ".join([told_weights(settings["weights"]), *own]),
     }
 
 
@@ -299,7 +300,7 @@ def _told_of(manifest: dict) -> dict[str, str]:
     for key in ("strength", "scale"):
         step += f" {key}={settings[key]:g}" if settings.get(key, 1) != 1 else ""
     sampler = ", ".join(filter(None, [source.get("sampler"), step]))
-    about = {**source, "sampler": sampler, "model_weights": str(settings["weights"])}
+    about = {**source, "sampler": sampler, "model_weights": told_weights(settings["weights"])}
     if seconds is None or "evaluations" not in source:
         return about
     own, before = cost(manifest["evaluations"], seconds), float(source["seconds_per_sample"])

@@ -11,7 +11,8 @@ def autoguidance(model: Denoiser, weak: Denoiser, *, scale: Scale = 2.0) -> Deno
 
     scale  w: 0 is the weak model, 1 the model itself
     weak   a smaller network that was trained less, or of the model's own run a checkpoint of
-           before or an average of another half-life: models.weak: {path: ..., weights: ...}
+           before or an average of another half-life: models.weak: {path: ..., weights: ...}; one
+           without classes is told none, and w is then the scale of CFG (EDM2's)
     """
 
     def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:

@@ -33,9 +33,10 @@ def gfcg_autoguidance(
 
     scale      w where the classifier is confused altogether
     atg_scale  of autoguidance; left out, as scale: then 1 is the model itself
-    The others are those of `gfcg`, and so are the errors.
+    The others are those of `gfcg`, and so are the errors; a weak model without classes is one.
     """
     require_classes(model, "gfcg_autoguidance")
+    require_classes(weak, "gfcg_autoguidance, whose weak model takes a reference label,")
     if reference == "unconditional":
         require_null(weak, "gfcg_autoguidance with unconditional reference: the weak model")
     check_input(classifier, classifier_input, "gfcg_autoguidance")

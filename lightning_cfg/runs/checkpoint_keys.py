@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_cfg.errors import UserError
 
+WIDEST = 12**-0.5  # relative width of an average, that of the mean of all
 LARGEST = 2**31  # numbers in a sample, classes: beyond that it is no network but a mistake
 
 
@@ -23,6 +24,9 @@ def check_keys(path: Path, checkpoint: Any) -> None:
     held = checkpoint.get("conditioned")
     if held is not None and not _conditioned(held, checkpoint["num_classes"]):
         raise UserError(f"{path}: its conditioned must be the state of a condition on pairs")
+    kept = checkpoint.get("snapshots")
+    if kept is not None and not _snapshots(kept):
+        raise UserError(f"{path}: its snapshots must be hashes by step")
 
 
 def check_to_go_on(path: Path, checkpoint: dict) -> None:
@@ -65,11 +69,24 @@ def _tensors(value: Any) -> bool:
     )
 
 
+def _snapshots(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        _whole(step, 1) and isinstance(digest, str) for step, digest in value.items()
+    )
+
+
 def _averages(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(
-        type(key) in (int, float) and _tensors(held) and _real(held)
-        for key, held in value.items()
-    )  # fmt: skip
+    """By half-life, a whole number, or relative width."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(
+            (type(key) is int or (type(key) is float and 0 < key < WIDEST))
+            and _tensors(held)
+            and _real(held)
+            for key, held in value.items()
+        )
+    )
 
 
 def _real(tensors: dict[str, Tensor]) -> bool:

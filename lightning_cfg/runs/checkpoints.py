@@ -20,9 +20,11 @@ from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.interfaces import Model, Net, complete
 from lightning_cfg.runs.checkpoint_keys import check_keys
 from lightning_cfg.runs.files import output_of
+from lightning_cfg.runs.inputs import Weights, average
 from lightning_cfg.runs.manifests import IDENTITY, MANIFEST, content_hash, written_hash
 from lightning_cfg.runs.names import LAST
 from lightning_cfg.runs.ranks import launched
+from lightning_cfg.runs.snapshots import average_of
 from lightning_cfg.runs.to_come import ToCome
 
 NETS, MODELS = "lightning_cfg.nets", "lightning_cfg.diffusion.models"
@@ -84,11 +86,11 @@ def _module(what: str, name: str, made: object) -> Any:
     return made
 
 
-def restore(path: str | Path, *, weights: str | int = "ema") -> Model:
+def restore(path: str | Path, *, weights: Weights = "ema") -> Model:
     """The model of a checkpoint, frozen, in evaluation mode, with all that `Model` says of it.
 
-    weights  "ema": the average of the first half-life; a number: that of this half-life in
-             images; "raw": no average
+    weights  "ema": the first average; a number: that of this half-life in images; {"std": ...}:
+             that of this relative width, made of snapshots; "raw": no average
     Raises UserError if the file is damaged or not ours, does not fit its own config, lacks the
     average, holds NaN, or names code that nobody trusts (`config.trust`). A training that has not
     finished is told in a line.
@@ -96,11 +98,14 @@ def restore(path: str | Path, *, weights: str | int = "ema") -> Model:
     checkpoint = load(path)
     model = _untrained(output_of(path, LAST), checkpoint)
     state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
-    averages = checkpoint["ema"]
-    if weights != "raw":
+    averages, step = checkpoint["ema"], checkpoint["global_step"]
+    if isinstance(weights, dict):
+        made, step = average_of(output_of(path, LAST), checkpoint, **average(**weights))
+        state.update(made)
+    elif weights != "raw":
         half_life = next(iter(averages)) if weights == "ema" else weights
         if half_life not in averages:
-            have = ", ".join(map(str, averages))
+            have = ", ".join(f"std {h:g}" if isinstance(h, float) else str(h) for h in averages)
             raise UserError(f"{path} has no average of half-life {weights}; it has {have}, or raw")
         state.update(averages[half_life])
     try:
@@ -116,7 +121,7 @@ def restore(path: str | Path, *, weights: str | int = "ema") -> Model:
     model.conditioned = checkpoint.get("conditioned")
     if model.conditioned is not None:
         model.num_classes //= model.conditioned["values"]
-    model.step = checkpoint["global_step"]
+    model.step = step
     _tell_unfinished(Path(path), checkpoint["global_step"])
     return model.eval().requires_grad_(False)
 

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from lightning_cfg.config import Verb
-from lightning_cfg.runs.inputs import Checkpoint, Weights
+from lightning_cfg.runs.inputs import Checkpoint, Weights, told_weights
 
 Networks = dict[
     str, Checkpoint | Annotated[dict, Verb("lightning_cfg.sampling.network.network", short="path")]
@@ -14,12 +14,14 @@ def network(*, path: Checkpoint, weights: Weights | None = None) -> tuple[str, W
     """The keys of one that is more than a path.
 
     path     a run directory of `fit`, or any checkpoint of it, such as an earlier one
-    weights  ema, raw, or the half-life in images of the average wanted; left out, the run's own
+    weights  ema, raw, the half-life in images of the average wanted, or its relative width {std:
+             0.15}, made of snapshots, also of an earlier step {std: 0.15, step: 1000}; left out,
+             the run's own
     """
     return path, weights
 
 
-def path_and_weights(named: str | dict) -> tuple[str, str | int | None]:
+def path_and_weights(named: str | dict) -> tuple[str, Weights | None]:
     """Where a network of `models` lies, and its weights if it names them."""
     return network(**named) if isinstance(named, dict) else (named, None)
 
@@ -27,10 +29,10 @@ def path_and_weights(named: str | dict) -> tuple[str, str | int | None]:
 def told(named: str | dict) -> str:
     """A network of `models` in a few words."""
     path, weights = path_and_weights(named)
-    return path if weights is None else f"{path} (weights {weights})"
+    return path if weights is None else f"{path} (weights {told_weights(weights)})"
 
 
-def own_weights(models: dict) -> dict[str, str | int]:
+def own_weights(models: dict) -> dict[str, Weights]:
     """The weights of those networks that name them, by role; of a run's settings too."""
     named = {role: network for role, network in models.items() if isinstance(network, dict)}
     found = {role: network.get("weights") for role, network in named.items()}

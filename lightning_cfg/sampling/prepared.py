@@ -15,6 +15,7 @@ from lightning_cfg.diffusion.samplers import Trajectory
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import Denoiser, Known, Model, check_same
 from lightning_cfg.runs import checkpoints
+from lightning_cfg.runs.inputs import Weights
 from lightning_cfg.runs.ranks import launched
 from lightning_cfg.sampling.checked import check_answer
 from lightning_cfg.sampling.guided import check_roles, guide
@@ -59,7 +60,7 @@ def prepare(
     sampler: dict,
     data: dict | None = None,
     class_label: int | None = None,
-    weights: str | int = "ema",
+    weights: Weights = "ema",
     device: str = "auto",
 ) -> Prepared:
     """Restore the networks and put them together, as `generate` describes them.
@@ -85,8 +86,12 @@ def prepare(
 class Counted(Known):
     """A network that counts its evaluations, in samples, and whose first answer is looked at.
 
-    role  what it is called in an error, as models.weak; left out, nothing is looked at
+    role     what it is called in an error, as models.weak; left out, nothing is looked at
+    told_c   False of one without classes beside a model with some: it is told class 0, which is
+             what data without any have, whatever it is asked with
     """
+
+    told_c = True
 
     def __init__(self, net: Callable[..., Tensor], role: str = "", *, classifies: bool = False):
         super().__init__(net)
@@ -95,6 +100,8 @@ class Counted(Known):
 
     def __call__(self, x: Tensor, *args: Tensor) -> Tensor:
         self.evaluations += len(x)
+        if not self.told_c:
+            args = (*args[:-1], torch.zeros(len(x), dtype=torch.long, device=x.device))
         out = self.net(x, *args)
         if not self._looked:
             shape = (len(x), self.num_classes or 0) if self.classifies else tuple(x.shape)
@@ -142,7 +149,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def network(
-    role: str, path: str, data: dict | None, weights: str | int, *, classifies: bool
+    role: str, path: str, data: dict | None, weights: Weights, *, classifies: bool
 ) -> Model:
     """The trained network of a run, or for `exact` the closed form of `data`.
 
@@ -181,7 +188,9 @@ def _agree(networks: dict[str, Counted]) -> tuple[tuple[int, ...], int]:
     model = networks["model"]
     for role, net in networks.items():
         discriminates = role == "discriminator"
-        check_same(f"models.{role}", net, "models.model has", model, classes=not discriminates)
+        net.told_c = not (role == "weak" and net.num_classes == 0 and model.num_classes)
+        same = net.told_c and not discriminates
+        check_same(f"models.{role}", net, "models.model has", model, classes=same)
         if discriminates and net.num_classes != 2:
             raise UserError(
                 f"models.discriminator has {net.num_classes} classes, not the two of generated and "

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_cfg.diffusion.power_ema import beta, exponent_of
+from lightning_cfg.runs.power_ema import beta, exponent_of
 
 
 class EMA:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lightning_cfg.config import AtLeast, Between, Filled, NonNegative, Positive
 from lightning_cfg.diffusion.draws import Draws, key, seed_generators
-from lightning_cfg.diffusion.power_ema import Std
 from lightning_cfg.errors import Diverged, UserError
 from lightning_cfg.interfaces import DataSet
+from lightning_cfg.runs.power_ema import Std
 from lightning_cfg.training.ema import EMA
 from lightning_cfg.training.learning_rate import share
 
@@ -93,7 +93,7 @@ class Learner(L.LightningModule):
         bad_gradients: Literal["skip", "zero"] = "skip",
         gradient_clip: Annotated[float, NonNegative] | None = None,
         max_bad_steps: Annotated[int, AtLeast(1)] = 10,
-        ema_half_life: Annotated[list[Annotated[int, AtLeast(1)]], Filled] | None = (500_000,),
+        ema_half_life: Annotated[list[Annotated[int, AtLeast(1)]] | None, Filled] = (500_000,),
         ema_ramp: Annotated[float, NonNegative] = 0.05,
         ema_std: list[Std] = [],
     ):

@@ -25,6 +25,7 @@ from lightning_cfg.runs.precision import matmul
 from lightning_cfg.runs.ranks import Launch, launched, lost, told_lost
 from lightning_cfg.runs.run import Run
 from lightning_cfg.runs.signals import before_the_end, nothing_lost
+from lightning_cfg.runs.snapshots import place
 from lightning_cfg.runs.waiting import limited
 from lightning_cfg.training import preemption
 from lightning_cfg.training.batches import KeyedBatches
@@ -33,6 +34,7 @@ from lightning_cfg.training.evaluate_samples import EvaluateSamples
 from lightning_cfg.training.grids import Grids
 from lightning_cfg.training.learners import Described
 from lightning_cfg.training.progress import Progress
+from lightning_cfg.training.snapshots import Snapshots
 from lightning_cfg.training.speed import device_of, prepare, speed_of
 from lightning_cfg.training.stop import StopWhenAsked
 from lightning_cfg.training.trainer import logger_of, trainer_for
@@ -50,6 +52,7 @@ class Ready:
     engine: L.Trainer
     module: Any
     batches: KeyedBatches
+    snapshots: Snapshots | None
     stop: StopWhenAsked
     rows: int
     speed: dict
@@ -64,6 +67,7 @@ def ready_to_train(
     checkpoint_every: int,
     keep: int,
     keep_by: str,
+    snapshots: int,
     log_every: int,
     grids: dict | None,
     evaluation: dict | None,
@@ -79,25 +83,30 @@ def ready_to_train(
         scores.check(module, data_set, recipe["data"], device=device_of(trainer))
     _check_keep(keep, keep_by, checkpoint_every, scores)
     save = SaveLast(directory, every=checkpoint_every, keep=keep, by=keep_by)
+    along = _snapshots(directory, snapshots, module, trainer["max_steps"])
     stop = StopWhenAsked(save)
     pictures = _pictures(directory, grids, module, data_set)
-    # a checkpoint after the evaluation of the same step, by which it may be kept
-    callbacks = [Progress(), *filter(None, (scores, save, pictures)), stop]
+    # a checkpoint after the evaluation of the same step, by which it may be kept, and after its
+    # snapshot, which it has to know
+    callbacks = [Progress(), *filter(None, (scores, along, save, pictures)), stop]
     how = {"logger": logger, "log_every": log_every, "callbacks": callbacks}
     engine = trainer_for({**trainer, "precision": speed["precision"]}, directory, **how)
     # Lightning does it after it has read a checkpoint, whose float64 would pass through float32
     module.ema.to(engine.precision_plugin.convert_module(module).model)
     batches = KeyedBatches(data_set, seed=recipe["seed"], batch_size=recipe["batch_size"])
     rows = _tried(batches, module, engine, scores)
-    return Ready(engine, module, batches, stop, rows, speed)
+    return Ready(engine, module, batches, along, stop, rows, speed)
 
 
 def untrained(recipe: dict, trainer: dict, **how: Any) -> dict:
     """The checkpoint of a training that has not begun; UserError as `train` raises it."""
     nowhere = Path("nowhere")  # nothing is written
-    module = ready_to_train(nowhere, recipe, trainer, CSVLogger(nowhere), **how).module
+    ready = ready_to_train(nowhere, recipe, trainer, CSVLogger(nowhere), **how)
+    module, along = ready.module, ready.snapshots
     state = {f"model.{name}": value for name, value in module.model.state_dict().items()}
     described = {key: value for key, value in vars(module.described).items() if value is not None}
+    if along is not None:
+        described["snapshots"] = along.to_come(trainer["max_steps"])
     return {**described, "state_dict": state, "ema": module.ema.state_dict(), "global_step": 0}
 
 
@@ -179,6 +188,14 @@ def _tried(
     return rows
 
 
+def _snapshots(directory: Path, every: int, module: Any, max_steps: int) -> Snapshots | None:
+    if every == 0:
+        return None
+    found = Snapshots(directory, every=every)
+    found.check(module, max_steps)
+    return found
+
+
 def _pictures(directory: Path, grids: dict | None, module: Any, data_set: Any) -> Grids | None:
     if grids is None:
         return None
@@ -214,7 +231,9 @@ def _finish(run: Run, engine: L.Trainer, module: Any, **facts: object) -> None:
         engine.save_checkpoint(last)  # stopped by something other than max_steps
     if engine.is_global_zero:
         facts |= {"step": engine.global_step, "device": str(engine.strategy.root_device)}
-        run.finish(last, **facts, seconds=round(load(last)["seconds"], 1))
+        saved = load(last)
+        kept = [place(last.parent, step) for step in saved.get("snapshots") or {}]
+        run.finish(last, *kept, **facts, seconds=round(saved["seconds"], 1))
         print(f"{run.directory}: {engine.global_step} steps")
 
 

@@ -69,6 +69,7 @@ def fit(
     checkpoint_every: Annotated[int, AtLeast(1), Free] = 1000,
     keep: Annotated[int, NonNegative, Free] = 0,
     keep_by: Annotated[str, Free] = "loss",
+    snapshots: Annotated[int, NonNegative, Free] = 0,
     log_every: Annotated[int, AtLeast(1), Free] = 50,
     grids: GridKeys | None = None,
     evaluation: EvaluationKeys | None = None,
@@ -87,6 +88,8 @@ def fit(
     checkpoint_every  steps between checkpoints
     keep              of which so many of the best are kept beside the last one
     keep_by           loss, or a score of `evaluation` such as fid_2k/scale_1
+    snapshots         steps between files of the averages of learner.ema_std alone, of which
+                      {std: 0.15} of any width is made afterwards; 0: none
     grids             {every, scales, columns, sampler}: samples in figures/, see grids.Grids
     evaluation        {every, n, scales, features, metrics, ...}: scores of samples as curves, see
                       evaluate_samples.EvaluateSamples
@@ -127,6 +130,7 @@ def fit(
         checkpoint_every=checkpoint_every,
         keep=keep,
         keep_by=keep_by,
+        snapshots=snapshots,
         log_every=log_every,
         grids=grids,
         evaluation=evaluation,

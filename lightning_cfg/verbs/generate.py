@@ -95,7 +95,9 @@ def generate(
                  guidance needs them; exact: the closed form of `data`. With weights of its own:
                  weak: {path: runs/base/checkpoints/best_001000.ckpt, weights: 100_000}
     class_label  of all samples; left out, each seed draws its own
-    weights      ema, raw, or the half-life in images of the average wanted
+    weights      ema, raw, the half-life in images of the average wanted, or its relative width
+                 {std: 0.15}, which is made of the snapshots of a `fit`, also as of an earlier step:
+                 {std: 0.15, step: 1000}
     trajectories of the first so many samples are kept: samples/trajectories.safetensors with
                  path (trajectories, steps + 1, *shape), sigma (steps + 1,) falling to 0, c, seed
     images       also as 8-bit PNGs (`save_images`), in samples/images/ or samples/images.zip; a

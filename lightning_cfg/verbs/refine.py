@@ -248,7 +248,7 @@ def refine(
     return run.directory
 
 
-def _flow(path: str, weights: str | int) -> Flow:
+def _flow(path: str, weights: Weights) -> Flow:
     """The trained network; UserError if it is no flow that refines samples."""
     model = checkpoints.restore(path, weights=weights)
     if not model.refines:

@@ -37,7 +37,7 @@ def _tried(config: dict) -> dict[str, Any]:
     return {}
 
 
-def _readers(classifiers: dict[str, str], data: dict | None, weights: str | int) -> dict:
+def _readers(classifiers: dict[str, str], data: dict | None, weights: Weights) -> dict:
     return {
         name: _reader(f"classifiers.{name}", path, data, weights)
         for name, path in classifiers.items()
@@ -64,7 +64,8 @@ def trace(
     samples      {label: run of `generate` that kept trajectories, or a file of them}
     classifiers  {name: run of `fit` of a noisy classifier, whose boundary is meant}; exact: the
                  closed form of `data`
-    weights      of the classifiers: ema, raw, or the half-life in images of the average wanted
+    weights      of the classifiers: ema, raw, the half-life in images of the average wanted, or
+                 {std: 0.15}, as in `generate`
     trust        modules of one's own that a checkpoint may name; see docs/security.md
     force        does a finished run again
 
@@ -154,7 +155,7 @@ def _number(value: Tensor) -> float | None:
     return None if value.isnan() else value.item()
 
 
-def _reader(role: str, path: str, data: dict | None, weights: str | int) -> Model:
+def _reader(role: str, path: str, data: dict | None, weights: Weights) -> Model:
     reader = network(role, path, data, weights, classifies=True)
     if reader.clean:
         raise UserError(f"{role}: {path} reads finished samples only (model.clean), not noisy ones")
