@@ -16,8 +16,6 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL, Denoiser, Model, Net, Velocity, complete, expand_like
 
 __all__ = ["DDPM", "EDM", "Flow", "MisledClassifier", "NoisyClassifier"]  # what a config can name
-TABLES = {"linear": linear_beta_sigmas, "cosine": cosine_sigmas}  # of a DDPM's levels
-DDPMSchedule = Literal["linear", "cosine"]
 
 
 class OfNet(Model):
@@ -101,6 +99,10 @@ class EDM(OfNet):
         x = y + expand_like(sigma, y) * onto(draws.normal(*y.shape[1:]), y.device).to(y)
         D = self(x, sigma, drop_labels(c, self.label_dropout, draws), augment)
         return weight * (D - y).square().flatten(1).sum(1)
+
+
+TABLES = {"linear": linear_beta_sigmas, "cosine": cosine_sigmas}  # of a DDPM's levels
+DDPMSchedule = Literal["linear", "cosine"]
 
 
 class DDPM(OfNet):
