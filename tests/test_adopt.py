@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lightning_cfg import nets
+from lightning_cfg.__main__ import main as lightning_cfg_main
 from lightning_cfg.cli import main_of
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
@@ -296,12 +298,28 @@ def test_a_classifier_of_theirs_guides(adopted, tmp_path):
     assert model(x, sigma).shape == (2, 5)
 
 
+def test_a_model_and_a_classifier_of_theirs_generate_together(tmp_path):
+    files = {"model": saved(tmp_path / "a.pt", guided(learned_variance=True))}
+    files["classifier"] = saved(tmp_path / "b.pt", guided(5, ADMEncoder))
+    models = {
+        role: str(adopt(file=str(file), run_dir=str(tmp_path / role), **GUIDED))
+        for role, file in files.items()
+    }
+    guidance = {"name": "classifier_gradient", "scale": 2.0, "base": "conditional"}
+    sampler = {"name": "ddim", "steps": 3}
+    run = generate(
+        models=models, guidance=guidance, sampler=sampler, n=4, run_dir=str(tmp_path / "run")
+    )
+    assert load_samples(run / SAMPLES, (3, 8, 8), 5)["x"].isfinite().all()
+
+
 def test_tong_et_als_average_is_a_flow_of_unscaled_time(adopted, tmp_path):
     """{net_model, ema_model, sched, optim, step}, of a wrapped network; the average is taken."""
     state, other = guided(0), {n: w + 1 for n, w in guided(0).items()}
     held = {"net_model": other, "ema_model": {f"module.{n}": w for n, w in state.items()}}
     held |= {"sched": {"a": 1}, "optim": {"state": {}}, "step": 400_000}
-    model = adopted(saved(tmp_path / "a.pt", held), shape=[3, 8, 8], head_channels=16)
+    path = saved(tmp_path / f"otcfm_cifar10_weights_{'step' * 20}.pt", held)
+    model = adopted(path, shape=[3, 8, 8], head_channels=16)
     assert (type(model).__name__, model.step, model.net.time_scale) == ("Flow", 400_000, 1.0)
     x, t = torch.randn(3, 3, 8, 8), torch.tensor([0.0, 0.3, 1.0])
     v = adm.unet(state, x, t, None, head_channels=16)
@@ -373,6 +391,26 @@ def song(path: Path, **changes: object) -> Path:
     return nvidia.edm(path, weights, net, keywords, (3, 16, 16), 10, **changes)
 
 
+class Stored:
+    """Pickled, it is a tensor whose storage is what torch would load: a call of os.system."""
+
+    class Bytes:
+        def __reduce__(self):
+            return torch.storage._load_from_bytes, (pickle.dumps(Runs()),)
+
+    def __reduce__(self):
+        view = (0, (4,), (1,), False, OrderedDict())
+        return torch._utils._rebuild_tensor_v2, (self.Bytes(), *view)
+
+
+def trapped(path: Path) -> Path:
+    state = {"_parameters": {}, "_buffers": {}, "_init_kwargs": {}}
+    inner = nvidia.Persistent("SongUNet", {**state, "_modules": {}, "_parameters": {"w": Stored()}})
+    data = {"img_resolution": 16, "img_channels": 3, "label_dim": 0, "sigma_data": 0.5}
+    outer = nvidia.Persistent("EDMPrecond", {**state, "_modules": {"model": inner}, **data})
+    return nvidia.write(path, ema=outer)
+
+
 def strides(path: Path) -> Path:
     state = guided()
     bomb = torch.zeros(1).as_strided((10**6, 10**6), (0, 0))
@@ -407,6 +445,7 @@ BAD = {
     "os.system in a file of torch": (
         lambda p: saved(p, {"a": Runs()}), {}, "holds more than tensors",
     ),
+    "os.system in a storage": (trapped, {}, "a storage in it is not as torch writes one"),
     "an unknown class": (
         lambda p: song(p, class_name="Precond3"), {},
         "its network is of the class Precond3; known here are EDMPrecond (EDM) and Precond (EDM2)",
@@ -544,13 +583,15 @@ def test_a_file_of_the_catalogue_is_adopted_by_its_name(cli, monkeypatch, tmp_pa
     assert (restore(run).shape, restore(run).num_classes) == ((3, 8, 8), 5)
 
 
-def test_what_it_is_named_by_in_another_process(tmp_path):
+def test_both_ways_to_call_it(tmp_path, capsys):
     """`python -m lightning_cfg.adopt` and `python -m lightning_cfg adopt`."""
-    for i, words in enumerate((["lightning_cfg.adopt"], ["lightning_cfg", "adopt"])):
-        run = tmp_path / f"run{i}"
-        command = [sys.executable, "-m", *words, str(EDM1), f"run_dir={run}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-        assert "374,995 numbers" in done.stdout
+    command = [sys.executable, "-m", "lightning_cfg.adopt", str(EDM1), f"run_dir={tmp_path / 'a'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    with pytest.raises(SystemExit) as ended:
+        lightning_cfg_main(["adopt", str(EDM1), f"run_dir={tmp_path / 'b'}"])
+    assert not ended.value.code
+    for out, run in ((done.stdout, tmp_path / "a"), (capsys.readouterr().out, tmp_path / "b")):
+        assert "374,995 numbers" in out
         assert (run / "manifest.json").is_file()
 
 

@@ -31,10 +31,9 @@ def read(path: Path, kind: str | None = None, **told: Any) -> Published:
         begins = str(error).startswith(str(path))
         raise UserError(str(error) if begins else f"{path}: {error}") from error
     except Exception as error:  # of odd records and names whatever Python says of them
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(
-            f"{path}: what is in it makes no network that is known here: {reason}"
-        ) from error
+        odd = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        reason = f"{odd}{one_line(error)}"
+        raise UserError(f"{path} holds no network that is known here: {reason}") from error
     if kind not in (None, found.kind):
         raise UserError(f"{path} is of the kind {found.kind}, not {kind}")
     if told["shape"] is not None and tuple(told["shape"]) != found.shape:
