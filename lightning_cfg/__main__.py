@@ -13,10 +13,11 @@ VERBS = {
     "evaluate": "samples become a table of metrics beside real data",
     "trace": "how far trajectories run from decision boundaries",
     "study": "the whole way from one file, and a report",
+    "adopt": "a network that others have published becomes a run",
     "sweep": "a grid of runs from a W&B sweep file, without W&B",
-    "assets": "the weight files that feature extractors need",
+    "assets": "weight files of feature extractors and published networks",
 }
-OWN = ("sweep", "assets")  # with a command line of their own
+OWN = ("adopt", "sweep", "assets")  # with a command line of their own
 
 
 def main(words: list[str] | None = None) -> None:

@@ -44,7 +44,7 @@ def _named(verb: str | Callable) -> Callable:
 
 
 def main_of(verb: str, words: list[str] | None = None) -> None:
-    """A verb with a command line of its own: `assets` and `sweep`."""
+    """A verb with a command line of its own: `adopt`, `assets` and `sweep`."""
     with answered():
         module = importlib.import_module(f"lightning_cfg.verbs.{verb}")
         sys.exit(module.main(sys.argv[1:] if words is None else words))

@@ -717,6 +717,50 @@ def test_the_published_assets_are_named_consistently():
     assert inception.url == published.URL_INCEPTION_V3
 
 
+def test_published_networks_are_no_part_of_all(site, cli, monkeypatch):
+    """They are tens of gigabytes; a name fetches one, and records its hash."""
+    net = Asset("net", "n.pkl", ASSETS["code"].url, None, None, "adopt", "CC", {})
+    monkeypatch.setitem(ASSETS, "net", net)
+    site.faults, site.body = [404, 404, 404], b"\x80\x04N."
+    assert cli("fetch", "all").status == 2
+    assert len(site.log) == 3  # the other three
+    assert cli("fetch", "net").status == 0
+    assert (folder() / "n.pkl.sha256").read_text() == f"{sha256(site.body)}  n.pkl\n"
+    assert f"(CC)  {sha256(site.body)}" in cli().out
+    (folder() / "n.pkl").write_bytes(b"\x80\x04M.")
+    assert cli("check").status == 1
+    site.body = b"\x80\x04K\x01."
+    assert "of the first download" in cli("fetch", "net").err
+
+
+@pytest.mark.parametrize("name", ["n.pkl", "n.pt"])
+def test_a_page_is_no_network(site, cli, name, monkeypatch):
+    net = Asset("net", name, ASSETS["file"].url, None, None, "adopt", "CC", {})
+    monkeypatch.setitem(ASSETS, "net", net)
+    site.body = b"<html>Please log in</html>"
+    done = cli("fetch", "net")
+    assert (done.status, done.err.count("no pickle and no file of torch in it")) == (2, 1)
+    assert not (folder() / name).exists()
+
+
+def test_the_published_networks_of_the_presets_are_all_there():
+    """Those of the second paper's record, and one of each owner; their addresses."""
+    weak = "edm2-img512-m-0268435-0.205"
+    root = "https://nvlabs-fi-cdn.nvidia.com"
+    assert ASSETS[weak].url == f"{root}/edm2/posthoc-reconstructions/{weak}.pkl"
+    for name, address in {
+        "edm2-img512-xxl-0939524-0.130": f"{root}/edm2/posthoc-reconstructions/",
+        "edm2-img512-xs-uncond-2147483-0.015": f"{root}/edm2/posthoc-reconstructions/",
+        "edm-imagenet-64x64-cond-adm": f"{root}/edm/pretrained/",
+    }.items():
+        assert ASSETS[name].url == f"{address}{name}.pkl"
+    openai = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021"
+    assert ASSETS["adm-256x256-diffusion-uncond"].url == f"{openai}/256x256_diffusion_uncond.pt"
+    networks = [asset for asset in ASSETS.values() if asset.is_network]
+    assert len({asset.file for asset in ASSETS.values()}) == len(ASSETS)
+    assert all(asset.size is None and asset.sha256 is None for asset in networks)
+
+
 def test_a_note_holds_what_the_first_answer_said(site):
     site.modified = "Fri, 27 Oct 2023 10:37:32 GMT"
     leave_half(site)

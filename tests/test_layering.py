@@ -131,7 +131,7 @@ def test_verbs_that_score_load_no_torchmetrics(verb):
 
 
 def test_importing_science_loads_no_lightning_and_no_search_library():
-    science = ("fit.py", "study.py", "sweep.py", "assets.py")
+    science = ("fit.py", "study.py", "sweep.py", "assets.py", "adopt.py")
     modules = [
         f"lightning_cfg.{file}".removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for file in FILES

@@ -28,7 +28,8 @@ from lightning_cfg.verbs.refine import refine
 from lightning_cfg.verbs.study import study
 
 VERBS = [
-    f"lightning_cfg.verbs.{v}.{v}" for v in "fit generate pair refine evaluate trace study".split()
+    f"lightning_cfg.verbs.{v}.{v}"
+    for v in "fit generate pair refine evaluate trace study adopt".split()
 ]
 REGISTRIES = [
     "data", "nets", "diffusion.models", "training.learners", "guidance", "guidance.schedules",

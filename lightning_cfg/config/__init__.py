@@ -28,7 +28,7 @@ from lightning_cfg.config.domain import (
     Width,
     ordered,
 )
-from lightning_cfg.config.files import Document, dump, load, read
+from lightning_cfg.config.files import Document, dump, load, read, set_key
 from lightning_cfg.config.help import help_of
 from lightning_cfg.config.identity import Identity, identity_difference, identity_of, replaced
 from lightning_cfg.config.schema import (
@@ -58,5 +58,5 @@ __all__ = [
     "Positive", "Real", "Sampler", "Scales", "Seed", "Share", "Sigma", "Steps", "TrainerKeys",
     "Verb", "Width", "build", "changed", "checked", "completed", "dump", "from_arguments",
     "help_of", "identity_difference", "identity_of", "load", "ordered", "parse", "read", "replaced",
-    "resolve",
+    "resolve", "set_key",
 ]  # fmt: skip

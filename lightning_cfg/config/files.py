@@ -43,12 +43,12 @@ def read(file: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Docum
         raise UserError(f"{file}: must be a mapping of keys to values, not {show(values)}")
     document = Document(Path(file), values)
     for override in overrides:
-        _set(document, override)
+        set_key(document, override)
     return document
 
 
-def _set(document: Document, override: str) -> None:
-    """Set a dotted key to its value, a whole section too."""
+def set_key(document: Document, override: str) -> None:
+    """Set a dotted key to its value, a whole section too, by key=value; UserError as `read`."""
     key, equals, text = override.removeprefix("--").partition("=")
     *parents, last = key.split(".")
     if not equals or not last or not all(parents):

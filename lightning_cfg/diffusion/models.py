@@ -24,8 +24,6 @@ __all__ = [
     "MisledClassifier",
     "NoisyClassifier",
 ]  # what a config can name
-TABLES = {"linear": linear_beta_sigmas, "cosine": cosine_sigmas}  # of a DDPM's levels
-DDPMSchedule = Literal["linear", "cosine"]
 
 
 class OfNet(Model):
@@ -159,6 +157,10 @@ class EDM2(EDM):
         """Squared errors (B, *shape) summed with their weight and uncertainty, (B,)."""
         u = self.uncertainty(sigma)
         return super().weighted(squares, sigma) / u.exp() + u * squares[0].numel()
+
+
+TABLES = {"linear": linear_beta_sigmas, "cosine": cosine_sigmas}  # of a DDPM's levels
+DDPMSchedule = Literal["linear", "cosine"]
 
 
 class DDPM(OfNet):

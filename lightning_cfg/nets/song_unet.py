@@ -311,12 +311,8 @@ def from_edm(state: dict[str, Tensor]) -> dict[str, Tensor]:
     `net.load_state_dict(from_edm(safetensors.torch.load_file(path)))` is strict: settings that
     are not those of the weights are an error. UserError for a name that is not EDM's.
 
-    NVIDIA publishes pickles, which run the code inside them when they are opened: never open one
-    here. In a process of its own, with NVIDIA's repository on its path, a user converts one by
-
-        network = pickle.load(open("edm-cifar10-32x32-cond-vp.pkl", "rb"))["ema"]
-        weights = {name: w.contiguous() for name, w in network.state_dict().items()}
-        safetensors.torch.save_file(weights, "edm-cifar10-32x32-cond-vp.safetensors")
+    `python -m lightning_cfg.adopt FILE.pkl` reads NVIDIA's pickles, which would run the code inside
+    them if Python opened them.
     """
     foreign = [name for name in state if not name.startswith("model.")]
     if foreign or not state:

@@ -191,3 +191,23 @@ def _tell_unfinished(path: Path, step: int) -> None:
     if last and cut_off and launched().rank == 0:
         told = f"{run} has not finished: its network is the one of step {step}"
         print(f"lightning_cfg: {told}", file=sys.stderr)
+
+
+def check_fits(path: Path, checkpoint: dict) -> None:
+    """UserError unless the first average of a checkpoint is one of its config's network, finite.
+
+    The network is built without memory, so that a large one is not there twice.
+    """
+    check_keys(path, checkpoint)
+    with torch.device("meta"):
+        expected = _untrained(path, checkpoint).state_dict()
+    net, weights = checkpoint["config"]["net"]["name"], next(iter(checkpoint["ema"].values()))
+    for key in sorted(expected.keys() ^ weights.keys()):
+        what = "lack" if key in expected else "have more than a network of these settings has,"
+        raise UserError(f"{path} does not fit {net}: its weights {what} {key}")
+    for key, weight in weights.items():
+        if weight.shape != expected[key].shape:
+            there, here = tuple(weight.shape), tuple(expected[key].shape)
+            raise UserError(f"{path} does not fit {net}: {key} has shape {there}, not {here}")
+        if not weight.isfinite().all():
+            raise UserError(f"{path}: its weights {key} hold NaN or infinity")

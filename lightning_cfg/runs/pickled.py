@@ -152,9 +152,12 @@ def storage(content: bytes | memoryview) -> Tensor:
     first: two numbers, the writer's system, which storage it is, which storages follow.
     """
     view, at, heads = memoryview(content), 0, []
-    for _ in range(5):
-        value, at = run(view, at)
-        heads.append(value)
+    try:
+        for _ in range(5):
+            value, at = run(view, at)
+            heads.append(value)
+    except Exception as error:  # whatever odd bytes make the decoder raise
+        raise ValueError(f"a storage in it is not as torch writes one: {error}") from error
     magic, protocol, system, which, keys = heads
     if (magic, protocol) != (MAGIC, PROTOCOL) or not isinstance(which, Persistent):
         raise ValueError("a storage in it is not as torch writes one")

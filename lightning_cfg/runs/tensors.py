@@ -91,7 +91,7 @@ def _checked(path: str | Path, name: str, tensor: Tensor) -> Tensor:
 def kind_of(path: str | Path) -> str:
     """What a file is by its first bytes, in words; "" for what is not known here."""
     with open(path, "rb") as file:
-        start = file.read(64)
+        start = file.read(512)  # a zip begins with the name of its first file
     found = next((kind for first, kind in KINDS.items() if start.startswith(first)), "")
     if found == "a zip" and b".npy" in start:
         return "an npz of numpy"

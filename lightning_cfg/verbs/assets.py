@@ -1,7 +1,7 @@
-"""`assets`: the weight files that feature extractors need: what they are, and how they come here.
+"""`assets`: weight files of feature extractors and published networks, and how they come here.
 
     python -m lightning_cfg.assets                  a table of all of them
-    python -m lightning_cfg.assets fetch NAME ...   download them ("all": every one)
+    python -m lightning_cfg.assets fetch NAME ...   download them ("all": what extractors need)
     python -m lightning_cfg.assets check            compare sizes and hashes of what is here
 
 They lie in $LIGHTNING_CFG_ASSETS, otherwise in ~/.cache/lightning_cfg/assets. Nothing is downloaded
@@ -13,7 +13,7 @@ import sys
 from typing import NoReturn
 
 from lightning_cfg.errors import UserError, one_line
-from lightning_cfg.weights.catalogue import ASSETS, Asset, asset_of
+from lightning_cfg.weights.catalogue import ASSETS, Asset, asset_of, listed
 from lightning_cfg.weights.download import fetch
 from lightning_cfg.weights.store import COMMAND, altered, fault_of, folder, place, recorded
 
@@ -43,12 +43,15 @@ class _Parser(argparse.ArgumentParser):
 def _arguments(words: list[str]) -> argparse.Namespace:
     parser = _Parser(
         prog=COMMAND,
-        description="The weight files that feature extractors need. Without a command: a table.",
+        description="Weight files of feature extractors and published networks. Without a command: "
+        "a table.",
         epilog=f"They lie in {folder()}; the variable LIGHTNING_CFG_ASSETS names another folder.",
     )
     commands = parser.add_subparsers(dest="command", metavar="{fetch,check}")
     fetching = commands.add_parser("fetch", help="download files, going on where it was cut off")
-    fetching.add_argument("names", nargs="+", metavar="NAME", help=f"all, {', '.join(ASSETS)}")
+    fetching.add_argument(
+        "names", nargs="+", metavar="NAME", help=f"all (but networks), {listed()}"
+    )
     commands.add_parser("check", help="compare sizes and hashes of the files that are here")
     return parser.parse_args(words)
 
@@ -56,7 +59,7 @@ def _arguments(words: list[str]) -> argparse.Namespace:
 def _fetch_all(names: list[str]) -> int:
     """Fetch each; one that fails does not keep the others."""
     if "all" in names:
-        names = list(ASSETS)
+        names = [name for name, asset in ASSETS.items() if not asset.is_network]
     for name in names:
         asset_of(name)  # a wrong name answers before a download of an hour
     failed = False
@@ -105,8 +108,11 @@ def _table() -> str:
         f"{name:{widths[0]}}  {size:>{widths[1]}}  {state:{widths[2]}}  {needed_by}"
         for name, size, state, needed_by in (head, *rows)
     ]
-    lines.append(f"\nSizes in bytes. `{COMMAND} fetch NAME` downloads one, `fetch all` every one.")
+    how = f"`{COMMAND} fetch NAME` downloads one, `fetch all` every one that is no network."
+    lines.append(f"\nSizes in bytes. {how}")
     for asset in ASSETS.values():
+        if asset.is_network:
+            continue
         unknown = f"not published; recorded {recorded(asset) or 'when fetched'}"
         lines += [
             f"\n{asset.name}",
@@ -116,6 +122,10 @@ def _table() -> str:
             f"  sha256   {asset.sha256 or unknown}",
             f"  licence  {asset.licence}",
         ]
+    networks = [asset for asset in ASSETS.values() if asset.is_network]
+    if networks:
+        lines.append("\nNetworks for `adopt`, whose owners state no hash; recorded when fetched")
+    lines += [f"  {a.url}  ({a.licence})  {recorded(a) or ''}".rstrip() for a in networks]
     return "\n".join(lines)
 
 

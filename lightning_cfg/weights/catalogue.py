@@ -1,38 +1,15 @@
-"""The weight files that feature extractors need: what they are and where they come from.
+"""The weight files that are known: of feature extractors, and published networks.
 
 The Python of `dinov2_code` is Meta's, and is executed only when a DINOv2 network is built.
 """
 
-from dataclasses import dataclass
-
 from lightning_cfg.errors import UserError, did_you_mean
-
-
-@dataclass(frozen=True)
-class Asset:
-    """One file: its name here, its file name, and what is known of it.
-
-    size     bytes, None where not known with certainty
-    sha256   hex, None where not known: then that of the first download is recorded beside the file
-    A zip is code: it is unpacked beside, into the folder of its name without ".zip".
-    """
-
-    name: str
-    file: str
-    url: str
-    size: int | None
-    sha256: str | None
-    needed_by: str
-    licence: str
-
-    @property
-    def is_code(self) -> bool:
-        return self.file.endswith(".zip")
-
+from lightning_cfg.weights.asset import Asset
+from lightning_cfg.weights.networks import NVIDIA, networks
 
 META = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14"
 DINOV2_COMMIT = "7764ea0f912e53c92e82eb78a2a1631e92725fc8"
-EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs"
+EDM = f"{NVIDIA}/edm/fid-refs"
 
 # Of these only the Inception file publishes (the head of) its hash, in its name. The other hashes
 # and sizes are those which many independent projects have written down for the same addresses.
@@ -95,13 +72,36 @@ ASSETS = {
                 ("edm_afhqv2", "afhqv2-64x64", "AFHQv2 at 64x64"),
             )
         ),
+        *(
+            Asset(
+                name=f"edm2_{of}",
+                file=f"{of}.pkl",
+                url=f"{NVIDIA}/edm2/dataset-refs/{of}.pkl",
+                size=None,
+                sha256=None,
+                needed_by=f"FID and FD_DINOv2 against EDM2's statistics of ImageNet-{of[3:]}",
+                licence="CC BY-NC-SA 4.0",
+            )
+            for of in ("img512", "img64")
+        ),
+        *networks(),
     )
 }
+
+
+__all__ = ["ASSETS", "Asset", "asset_of"]
 
 
 def asset_of(name: str) -> Asset:
     """The asset of that name; UserError if there is none."""
     if name not in ASSETS:
-        hint = did_you_mean(name, ASSETS, f"there are {', '.join(ASSETS)}")
+        hint = did_you_mean(name, ASSETS, f"there are {listed()}")
         raise UserError(f"no asset is named {name!r}; {hint}")
     return ASSETS[name]
+
+
+def listed() -> str:
+    """The names of what is no network, and that there are networks too."""
+    names = ", ".join(name for name, asset in ASSETS.items() if not asset.is_network)
+    more = sum(asset.is_network for asset in ASSETS.values())
+    return f"{names} and {more} networks (`python -m lightning_cfg.assets`)" if more else names

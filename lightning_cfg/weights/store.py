@@ -70,11 +70,18 @@ def fault_of(asset: Asset, file: Path) -> str | None:
         return f"{size:,} bytes, not {asset.size:,}"
     if asset.file.endswith((".zip", ".npz")) and not zipfile.is_zipfile(file):
         return "no archive in it (the page of a proxy or a login?)"
+    if asset.file.endswith((".pkl", ".pt")) and not _is_pickled(file):
+        return "no pickle and no file of torch in it (the page of a proxy or a login?)"
     expected = asset.sha256 or recorded(asset)
     if expected is None or (found := sha256(file)) == expected:
         return None
     first = "" if asset.sha256 else f", which {_record_file(asset)} holds of the first download"
     return f"sha256 {found}, not {expected}{first}"
+
+
+def _is_pickled(file: Path) -> bool:
+    with open(file, "rb") as content:
+        return content.read(2)[:1] == b"\x80" or zipfile.is_zipfile(file)
 
 
 def _record_file(asset: Asset) -> Path:

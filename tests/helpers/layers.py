@@ -1,6 +1,17 @@
 """Which folders of the package may import which."""
 
-VERBS = {"fit", "generate", "pair", "refine", "evaluate", "trace", "study", "sweep", "assets"}
+VERBS = {
+    "fit",
+    "generate",
+    "pair",
+    "refine",
+    "evaluate",
+    "trace",
+    "study",
+    "sweep",
+    "assets",
+    "adopt",
+}
 ORDER = [  # a folder may import those on its own line and on the lines above
     {"errors", "interfaces", "config", "__init__"},
     {"diffusion", "runs"},
