@@ -134,6 +134,17 @@ def test_edms_other_form_too(adopted, tmp_path):
     check_edm(adopted(path), tensors)
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 5])
+def test_of_any_protocol_and_with_attention_at_no_level(protocol, tmp_path):
+    weights, _, _ = reference("edm_ddpmpp_small")
+    keywords = {"attn_resolutions": [8, 999]}
+    found = told(song(tmp_path / "a.pkl", keywords=keywords, protocol=protocol))
+    assert found.net["attention_resolutions"] == [8]
+    held = {name.replace("net.", "model.", 1): weight for name, weight in found.weights.items()}
+    assert held.keys() == weights.keys()
+    assert all(torch.equal(held[name], weights[name]) for name in weights)
+
+
 def test_such_a_pickle_is_a_trap_for_others(tmp_path):
     """Else nothing would be proven: its source is not run here, its tensors are read."""
     weights, _, _ = reference("edm_ncsnpp_small")

@@ -21,6 +21,8 @@ STORAGES = {
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }  # fmt: skip
+PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+MODULES = ("torch", "torch.storage", "torch.cuda")
 NUMBERS = {kind + size for kind in "iu" for size in "1248"} | {"f2", "f4", "f8", "b1"}
 MOST = 200_000  # of a network's modules and tensors, or of its settings: shared ones count again
 
@@ -121,7 +123,7 @@ class Tensors:
 
     def tensor(self, value: Any) -> Tensor:
         """The tensor that a record stands for, a view of the file; ValueError for what is none."""
-        if named(value, "torch._utils._rebuild_parameter"):
+        if named(value, *PARAMETERS):
             return self.tensor(value.args[0])
         if not named(value, "torch._utils._rebuild_tensor_v2"):
             raise ValueError(f"{_told(value)} stands where a tensor should")
@@ -162,7 +164,7 @@ def storage(content: bytes | memoryview) -> Tensor:
     if (magic, protocol) != (MAGIC, PROTOCOL) or not isinstance(which, Persistent):
         raise ValueError("a storage in it is not as torch writes one")
     kind, of, key, _, numbers, *view_of = which.id
-    name = of.name if isinstance(of, Named) and of.module in ("torch", "torch.storage") else ""
+    name = of.name if isinstance(of, Named) and of.module in MODULES else ""
     if kind != "storage" or name not in STORAGES or any(part is not None for part in view_of):
         raise ValueError(f"a storage in it is of another kind, {_told(of)}")
     if not mapping(system).get("little_endian", True):
@@ -213,6 +215,8 @@ class Module:
 
     def _held(self, prefix: str, left: Allowed) -> Iterator[tuple[str, Any]]:
         unsaved = self.state.get("_non_persistent_buffers_set") or ()
+        if isinstance(unsaved, Made):  # a set before protocol 4
+            unsaved = unsaved.args[0] if unsaved.args else ()
         for held in ("_parameters", "_buffers"):
             for name, value in mapping(self.state[held]).items():
                 left.take()

@@ -24,19 +24,8 @@ def published(state: State, kind: str, *, step: int = 0, **told: Any) -> Publish
           network is told t unscaled
     told  the keys of `adopt` that say what the weights do not
     """
+    _check_told(kind, told)
     encodes = "out.2.positional_embedding" in state
-    if kind == "otcfm":
-        refuse_said({key: told[key] for key in ("schedule",)}, kind)
-    needed = ["shape"] + (["schedule", "attention_order"] if kind == "guided_diffusion" else [])
-    missing = [f"{key}=" for key in needed if told[key] is None]
-    if told["num_heads"] is None and told["head_channels"] is None:
-        missing.append("num_heads= or head_channels=")
-    if missing:
-        raise UserError(
-            f"its weights do not tell {', '.join(missing)}: docs/adopt.md has what is right"
-        )
-    if told["num_heads"] is not None and told["head_channels"] is not None:
-        raise UserError("num_heads and head_channels say the same: give one of them")
     shape = tuple(told["shape"])
     layout = Layout.of(state, shape, encodes)
     channels = state["input_blocks.0.0.weight"].shape[1]
@@ -57,6 +46,25 @@ def published(state: State, kind: str, *, step: int = 0, **told: Any) -> Publish
     weights = {f"net.{name}": weight for name, weight in state.items()}
     learner = "Classification" if encodes else "Diffusion"
     return Published(kind, net, model, shape, classes, weights, learner, step)
+
+
+def _check_told(kind: str, told: dict) -> None:
+    """UserError for what has to be said and is not, or does not count."""
+    needed = ["shape"]
+    if kind == "guided_diffusion":
+        needed += ["schedule", "attention_order"]
+    else:
+        refuse_said({"schedule": told["schedule"]}, kind)
+    missing = [f"{key}=" for key in needed if told[key] is None]
+    heads = _heads(told)
+    if not heads:
+        missing.append("num_heads= or head_channels=")
+    if missing:
+        raise UserError(
+            f"its weights do not tell {', '.join(missing)}: docs/adopt.md has what is right"
+        )
+    if len(heads) > 1:
+        raise UserError("num_heads and head_channels say the same: give one of them")
 
 
 @dataclass

@@ -55,7 +55,7 @@ def _edm2(network: Module) -> Published:
         "channels": channels,
         "channel_mult": mult,
         "blocks": said["num_blocks"],
-        "attention": said["attn_resolutions"],
+        "attention": _attention(said, _attribute(network, "img_resolution")),
         "dropout": float(said["dropout"]),
         "channels_per_head": said["channels_per_head"],
         "noise_channels": channels * (mult[0] if noise is None else noise),
@@ -100,7 +100,7 @@ def _song(inner: Module, weights: dict[str, Tensor]) -> tuple[dict, dict[str, Te
         "channels": said["model_channels"],
         "channel_mult": said["channel_mult"],
         "blocks": said["num_blocks"],
-        "attention_resolutions": said["attn_resolutions"],
+        "attention_resolutions": _attention(said, inner.settings["img_resolution"]),
         "dropout": said["dropout"],
         "augment_dim": said["augment_dim"],
         "encoder": said["encoder_type"],
@@ -212,6 +212,12 @@ def _settings(module: Module, defaults: dict) -> dict:
         made = f"its {module.class_name} was made with {name}={said[name]!r:.40}"
         raise UserError(f"{made}, which is not known here")
     return {**defaults, **{name: value for name, value in said.items() if name in defaults}}
+
+
+def _attention(said: dict, size: int) -> list[int]:
+    """The levels with attention, by their side: theirs may name sides that no level has."""
+    sizes = [size >> level for level in range(len(said["channel_mult"]))]
+    return [side for side in said["attn_resolutions"] if side in sizes]
 
 
 def _only(said: dict, name: str, value: object) -> None:

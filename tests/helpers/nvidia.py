@@ -41,11 +41,12 @@ def module(
     for name, held in children.items():
         modules[name] = module(held, *inner.get(name, ("Any", {})), inner={})
     state = {"training": False, "_parameters": parameters, "_buffers": OrderedDict()}
+    state["_non_persistent_buffers_set"] = set()
     state |= {"_modules": modules, "_init_args": (), "_init_kwargs": made_with, **attributes}
     return Persistent(class_name, state)
 
 
-def write(path: Path, **held: object) -> Path:
+def write(path: Path, protocol: int = 4, **held: object) -> Path:
     """A dict in a pickle, as NVIDIA's training loop writes it."""
     names = ("torch_utils", "torch_utils.persistence")
     before = {name: sys.modules.get(name) for name in names}
@@ -60,7 +61,7 @@ def write(path: Path, **held: object) -> Path:
     sys.modules.update({names[0]: types.ModuleType(names[0]), names[1]: persistence})
     try:
         with open(path, "wb") as file:
-            pickle.Pickler(file, 4).dump(held)
+            pickle.Pickler(file, protocol).dump(held)
     finally:
         for name, old in before.items():
             sys.modules.pop(name)
@@ -71,14 +72,14 @@ def write(path: Path, **held: object) -> Path:
 
 def edm(
     path: Path, weights: dict[str, Tensor], net: str, keywords: dict, shape: tuple, classes: int,
-    class_name: str = "EDMPrecond", **attributes: object,
+    class_name: str = "EDMPrecond", protocol: int = 4, **attributes: object,
 ) -> Path:  # fmt: skip
     """A snapshot of EDM's: `weights` in its own names, `keywords` of the network in it."""
     data = {"img_resolution": shape[-1], "img_channels": shape[0], "label_dim": classes}
     inner = {"model": (net, {**data, **keywords})}
     attributes = {**data, "sigma_data": 0.5, **attributes}
     made = {**data, "model_type": net, **keywords}
-    return write(path, ema=module(weights, class_name, made, inner, **attributes))
+    return write(path, protocol, ema=module(weights, class_name, made, inner, **attributes))
 
 
 def dhariwal(state: dict[str, Tensor], x: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
