@@ -229,6 +229,14 @@ def test_a_line_where_they_are_few_or_far_apart(followed, capsys):
         assert re.search(words, told), told
 
 
+def test_a_line_where_rounding_is_all_there_is(capsys):
+    for condition, told in ((9e9, ""), (1.1e10, "condition number 11000000000")):
+        snapshots._warn(Path("x"), 0.07, [1, 2, 3, 4], [0.05, 0.1], 0.0, condition)
+        err = capsys.readouterr().err
+        assert told in err
+        assert bool(told) == bool(err)
+
+
 @pytest.mark.parametrize(
     "weights, named",
     [
