@@ -88,6 +88,9 @@ def test_made_afterwards_is_nearly_what_was_followed(followed, capsys):
     direct = Followed.others[40][0.07]
     assert far(dict(at.named_parameters()), direct) < 0.05 * far(raw, direct)
     assert restore("run", weights={"std": 0.07}).step == 64
+    Path("run/manifest.json").unlink()
+    files("run")[-1].unlink()  # of a later step, of which this one knew nothing
+    assert restore("run", weights={"std": 0.07, "step": 40}).step == 40
 
 
 def test_one_that_was_followed_is_itself(followed):
