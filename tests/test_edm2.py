@@ -35,6 +35,8 @@ NAMES = {  # EDM2's settings under our names
     "resample_filter": "filter",
 }
 
+SMALL = dict(channels=8, channel_mult=(1, 2), blocks=1, attention=(4,), channels_per_head=8)
+
 
 def read(name):
     with safe_open(REFERENCE / f"{name}.safetensors", "pt") as file:
@@ -260,10 +262,23 @@ def test_the_defaults_are_edm2_s():
     assert model.sigma_data == 0.5
 
 
+@torch.no_grad()
+def test_a_new_network_denoises_as_the_skip_connection_alone():
+    """Weights are N(0, 1), and the gains of the branches' embedding and of the network 0."""
+    torch.manual_seed(0)
+    model = EDM2(EDM2UNet((1, 8, 8), 3, **SMALL)).eval()
+    for name, p in model.named_parameters():
+        if name.endswith("gain"):
+            assert p == 0, name
+        elif p.numel() > 500:
+            assert p.std().item() == pytest.approx(1, abs=0.1), name
+            assert p.mean().item() == pytest.approx(0, abs=0.2), name
+    x, sigma = torch.randn(4, 1, 8, 8), torch.tensor([0.01, 0.3, 3.0, 60.0])
+    c_skip = 0.25 / (sigma**2 + 0.25)
+    close(model(x, sigma, torch.zeros(4).long()), c_skip[:, None, None, None] * x)
+
+
 # Classes
-
-
-SMALL = dict(channels=8, channel_mult=(1, 2), blocks=1, attention=(4,), channels_per_head=8)
 
 
 def awake(classes=3, **settings):

@@ -15,7 +15,7 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.nets.edm2_unet import from_edm2
 from lightning_cfg.runs.checkpoints import LAST
 from lightning_cfg.runs.names import SAMPLES
-from lightning_cfg.sampling.prepared import Counted, prepare
+from lightning_cfg.sampling.prepared import Counted, _agree, prepare
 from lightning_cfg.sampling.seeds import seeded
 from lightning_cfg.verbs.generate import generate
 
@@ -141,7 +141,12 @@ def test_where_a_weak_model_needs_classes(networks):
     def classless(x, sigma, c):
         return x
 
-    classless.num_classes = 0
+    classless.num_classes, classless.shape = 0, (2,)
+    networks = {"model": Counted(classless), "other": Counted(classless)}
+    assert _agree(networks) == ((2,), 0)
+    networks["model"].num_classes = 3
+    with pytest.raises(UserError, match=r"models\.other has num_classes 0"):  # only `weak` may
+        _agree(networks)
     section = {"name": "gfcg_autoguidance"}
     with pytest.raises(UserError, match="weak model takes a reference label, needs a model that"):
         build("lightning_cfg.guidance", section, lambda x, s, c: x, classless, lambda x, s: x)

@@ -175,6 +175,25 @@ def test_zeros_in_place_of_what_is_not_finite(call, training):
     assert [row["bad_gradients"] for row in logged("after")] == [0, 0, 0, 1, 2]
 
 
+class LossNaN(Diffusion):
+    """A learner whose loss is NaN at step 3, by one bias alone."""
+
+    def losses(self, batch, draws):
+        bias = self.model.net.leave.bias
+        return super().losses(batch, draws) + (bias[1] * float("nan") if draws.step == 3 else 0)
+
+
+def test_a_loss_that_is_not_finite_still_says_something_of_other_weights(call, training):
+    learner = {"name": "test_power_ema.LossNaN", "betas": [0.0, 0.0], "ema_half_life": [100]}
+    for run, steps, bad in (("before", 3, "zero"), ("after", 4, "zero"), ("skipped", 4, "skip")):
+        config = training(learner={**learner, "bad_gradients": bad}, log_every=1)
+        assert call(fit, config, f"run_dir={run}", f"trainer.max_steps={steps}").status == 0
+    before, after, skipped = (load(run)["state_dict"] for run in ("before", "after", "skipped"))
+    moved = after["model.net.leave.bias"] != before["model.net.leave.bias"]
+    assert moved.tolist() == [True, False]
+    assert all(torch.equal(skipped[name], before[name]) for name in before)
+
+
 AVERAGED = {"name": "Diffusion", "lr": 1e-2, "ema_half_life": [100], "ema_std": [0.05, 0.1]}
 
 

@@ -88,6 +88,9 @@ def test_made_afterwards_is_nearly_what_was_followed(followed, capsys):
     direct = Followed.others[40][0.07]
     assert far(dict(at.named_parameters()), direct) < 0.05 * far(raw, direct)
     assert restore("run", weights={"std": 0.07}).step == 64
+    Path("run/manifest.json").unlink()
+    files("run")[-1].unlink()  # of a later step, of which this one knew nothing
+    assert restore("run", weights={"std": 0.07, "step": 40}).step == 40
 
 
 def test_one_that_was_followed_is_itself(followed):
@@ -227,6 +230,14 @@ def test_a_line_where_they_are_few_or_far_apart(followed, capsys):
         told = capsys.readouterr().err
         assert len(told.splitlines()) == 1, (weights, told)
         assert re.search(words, told), told
+
+
+def test_a_line_where_rounding_is_all_there_is(capsys):
+    for condition, told in ((9e9, ""), (1.1e10, "condition number 11000000000")):
+        snapshots._warn(Path("x"), 0.07, [1, 2, 3, 4], [0.05, 0.1], 0.0, condition)
+        err = capsys.readouterr().err
+        assert told in err
+        assert bool(told) == bool(err)
 
 
 @pytest.mark.parametrize(
