@@ -128,6 +128,7 @@ def test_a_cuda_devices_own_generator_is_seeded_too(monkeypatch):
     generators = torch.Generator(), torch.Generator()
     monkeypatch.setattr(torch.cuda, "default_generators", generators)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     with torch.random.fork_rng([]):
         seed_generators(torch.device("cuda", 1), 7)
         assert torch.initial_seed() == generators[1].initial_seed() == 7

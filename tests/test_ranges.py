@@ -373,7 +373,7 @@ SCORED = {"samples": {"a": "b"}, "data": "Fractal"}
             {"class_label": -1},
             "class_label must be int of at least 0 or null",
         ),
-        (generate, GENERATING, {"weights": 0}, "weights must be str or int of at least 1, not 0"),
+        (generate, GENERATING, {"weights": 0}, "weights must be str, int of at least 1 or keys of"),
         (
             generate,
             GENERATING,

@@ -11,11 +11,14 @@ from PIL import Image
 from lightning_cfg.config import resolve
 from lightning_cfg.config.schema import choices
 from lightning_cfg.metrics.needs import OF_A_SPACE, needs
+from lightning_cfg.verbs.adopt import adopt
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
+from lightning_cfg.verbs.refine import refine
 from lightning_cfg.verbs.study import study
 
+PUBLISHED = Path(__file__).parents[1] / "reference/edm2/edm1_snapshot_trap.pkl"
 HEUN = {"name": "heun", "steps": 2}
 MIXTURE = {
     "name": "Mixture", "means": [[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, -1.0]],
@@ -26,7 +29,8 @@ HALVES = {"name": "helpers.toys.Halves"}
 TRAINING = {
     "data": MIXTURE, "net": {"name": "MLP", "width": 8, "blocks": 1, "fourier": 4},
     "model": {"name": "EDM", "label_dropout": 0.2},
-    "learner": {"name": "Diffusion", "warmup": 2, "ema_half_life": [100]}, "batch_size": 8,
+    "learner": {"name": "Diffusion", "warmup": 2, "ema_half_life": [100], "ema_std": [0.1]},
+    "batch_size": 8,
     "checkpoint_every": 1, "log_every": 1,
     "trainer": {"max_steps": 2, "accelerator": "cpu"},
 }  # fmt: skip
@@ -51,6 +55,14 @@ SMALL = {  # networks of images, as small as they get
     "ADMUNet": {"channels": 32, "channel_mult": [1], "blocks": 1, "attention_resolutions": []},
     "ADMEncoder": {"channels": 32, "channel_mult": [1, 1], "blocks": 1},
     "ConvNet": {"channels": 4},
+    "EDM2UNet": {
+        "channels": 8,
+        "channel_mult": [1],
+        "blocks": 1,
+        "attention": [],
+        "channels_per_head": 8,
+        "null_class": True,
+    },
     "SongUNet": {"channels": 4, "channel_mult": [1], "blocks": 1, "attention_resolutions": []},
     "UnshuffleUNet": {"channels": 4, "channel_mult": [1]},
 }
@@ -82,6 +94,18 @@ def all_bases(root: Path, runs: dict[str, tuple[Callable, dict]]) -> dict[str, B
             generate, {**GENERATION, "models": {"model": {"path": str(root / "base")}}},
             ("models", "model"),
         ),
+        "lightning_cfg.runs.inputs.average": (
+            generate,
+            {**GENERATION, "models": {"model": str(root / "base")}, "weights": {"std": 0.1}},
+            ("weights",),
+        ),
+        "lightning_cfg.verbs.refine.leg": (
+            refine,
+            {"flow": [{"path": str(root / "flow"), "method": "heun"}],
+             "samples": str(root / "samples")},
+            ("flow", 0),
+        ),
+        "lightning_cfg.verbs.adopt.adopt": (adopt, {"file": str(PUBLISHED)}, ()),
     }  # fmt: skip
 
 
