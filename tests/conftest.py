@@ -1,5 +1,6 @@
 """What the tests of the verbs share: a small data set, a small training run, and a caller."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,11 @@ from lightning_cfg.metrics.meaning import COLUMNS
 
 pytest.register_assert_rewrite("helpers.runs")
 torch.set_num_threads(1)  # bit for bit equality is per number of threads
+# Started in the background, or by nohup, these would be ignored, also by the processes of a test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
