@@ -25,7 +25,7 @@ from lightning_cfg.data.pairs import Pairs
 from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.sample_sets import Samples, SampleSet, read_set
-from lightning_cfg.refinement.condition import ByScale, Condition, condition_of
+from lightning_cfg.refinement.condition import ByScale, ClassVectors, Condition, condition_of
 from lightning_cfg.refinement.solver import Solver, refined
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.inputs import Checkpoint, Weights
@@ -66,6 +66,12 @@ class _Leg:
     solver: Solver
     condition: Condition | None
 
+    @property
+    def vectors(self) -> ClassVectors | None:
+        """The network's, of classes that lie on the CPU, as samples do until they are moved."""
+        own, place = self.model.class_vectors, next(self.model.parameters()).device
+        return None if own is None else lambda c: own(c.to(place))
+
 
 @dataclass(frozen=True)
 class _Ready:
@@ -82,9 +88,7 @@ class _Ready:
         for leg in self.legs:
             told = c
             if leg.condition is not None:
-                place = next(leg.model.parameters()).device
-                vectors = leg.model.class_vectors
-                told = leg.condition.told(x, c.to(place), self.scale, vectors)
+                told = leg.condition.told(x, c, self.scale, leg.vectors)
             x, evaluations = refined(leg.model, x, told, leg.solver)
             spent.append(evaluations)
         return x, spent
