@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_cfg.errors import UserError
+from lightning_cfg.nets.edm2_unet import from_edm2
 from lightning_cfg.nets.song_unet import from_edm
 from lightning_cfg.runs.pickled import Module, plain
 from lightning_cfg.weights.published import Published
@@ -69,11 +70,7 @@ def _edm2(network: Module) -> Published:
     }
     model = {"name": "EDM2", "label_dropout": 0.0, "sigma_data": _attribute(network, "sigma_data")}
     model["logvar_channels"] = network.settings.get("logvar_channels", 128)
-    weights = {
-        f"net.{name.removeprefix('unet.')}" if name.startswith("unet.") else name: weight
-        for name, weight in network.tensors().items()
-    }
-    return Published("edm2", net, model, *_data(network), weights)
+    return Published("edm2", net, model, *_data(network), from_edm2(network.tensors()))
 
 
 def _edm(network: Module) -> Published:
