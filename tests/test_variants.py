@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from lightning_cfg.config import checked, load
@@ -471,6 +472,35 @@ def test_a_flow_after_another_ones(config, tmp_path):
     assert cost == {"flow": 1.0, "flow_2": 1.0}
 
 
+def test_a_flow_of_where_another_one_goes(config, tmp_path):
+    """It is trained on the other's own pairs, and a third on what its one step leaves."""
+    once = {"method": "euler", "steps": 1}
+    variants = {
+        "near": {"after": "straight", "refinement": once},
+        "straight": {
+            "reflow": "moved", "refinement": once,
+            "flow": {"model": {"name": "OneStep"}, "trainer": {"max_steps": 5}},
+        },
+        "moved": {"pairs": {"coupling": "transport", "condition": "scale", "between": True}},
+    }  # fmt: skip
+    run(config | {"variants": variants, "published": []}, tmp_path)
+    root = tmp_path / "study"
+    stages = json.loads((root / "study.json").read_text())["stages"]
+    places = {stage["name"]: root / stage["directory"] for stage in stages}
+    assert sum(name.startswith("pair ") for name in places) == 3  # none of straight's own
+    config = OmegaConf.load(places["fit flow cfg straight"] / "config.yaml")
+    asked = OmegaConf.to_container(config.data)
+    assert asked == {
+        "name": "Reflow", "told": 4, "steps": 8,
+        "path": str(places["pair cfg moved"]), "flow": str(places["fit flow cfg moved"]),
+    }  # fmt: skip
+    cost = read_manifest(places["refine cfg 2 near"])["evaluations"]
+    assert cost == {"flow": 1.0, "flow_2": 1.0}
+    pairs = load_tensors(places["pair cfg near"] / PAIRS, "x")
+    ends = [places[f"refine cfg {scale} straight sources"] / SAMPLES for scale in (1, 2)]
+    assert torch.equal(pairs["x"], torch.cat([load_tensors(end, "x")["x"] for end in ends]))
+
+
 @pytest.mark.parametrize(
     ("variants", "told"),
     [
@@ -480,6 +510,12 @@ def test_a_flow_after_another_ones(config, tmp_path):
         ({"a": {"pairs": {"coupling": "transport", "balance": True}}}, "balance=true is for"),
         ({"a": {"after": "b"}}, "variants.a.after: b must be one of all"),
         ({"a": {"after": "all", "then": ["all"]}}, "then makes no flow and after makes one"),
+        ({"a": {"reflow": "a"}}, "variants.a.reflow: a must be one of all"),
+        ({"a": {"reflow": "all", "after": "all"}}, "reflow one of where another goes"),
+        ({"a": {"reflow": "all", "pairs": {"k": 3}}}, "reflow pairs none"),
+        ({"a": {"reflow": "all"}, "b": {"then": ["a", "all"]}, "c": {"reflow": "b"}},
+         "variants.c.reflow: b must be one of all$"),
+        ({"a": {"reflow": "all", "flow": {"model": {"name": "OneStep"}}}}, "known for one whole"),
         ({"a": {"pairs": {"between": True}}}, "between=true is for condition=scale"),
         ({"a": {"pairs": {"condition": "scale"}}}, "stage refine cfg 3 a: .* and the flow"),
     ],

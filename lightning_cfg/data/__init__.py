@@ -6,6 +6,7 @@ from lightning_cfg.data.mixtures import Fractal, Mixture
 from lightning_cfg.data.mnist import MNIST
 from lightning_cfg.data.pairs import Pairs
 from lightning_cfg.data.real_or_generated import RealOrGenerated
+from lightning_cfg.data.reflow import Reflow
 
 __all__ = [
     "CIFAR10",
@@ -16,4 +17,5 @@ __all__ = [
     "Mixture",
     "Pairs",
     "RealOrGenerated",
+    "Reflow",
 ]

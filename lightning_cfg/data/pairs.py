@@ -57,12 +57,17 @@ class Pairs(DataSet):
     @property
     def num_classes(self) -> int:
         """Those of the samples, times the values of a condition."""
-        return int(self._file["num_classes"]) * (self.condition.values if self.condition else 1)
+        return self._of_classes * (self.condition.values if self.condition else 1)
+
+    @property
+    def _of_classes(self) -> int:
+        """K, of the samples."""
+        return int(self._file["num_classes"])
 
     @cached_property
     def condition(self) -> Condition | None:
         """What the flow is told beside the class; None: nothing."""
-        file, classes = self._file, int(self._file["num_classes"])
+        file, classes = self._file, self._of_classes
         if "scales" in file:
             return ByScale(classes, file["scales"].tolist(), self.method)
         if "edges" not in file:
@@ -84,14 +89,24 @@ class Pairs(DataSet):
         else:
             j = draws.integers(k)
         batch = {"x0": file["x"][i], "y": file["targets"][file["neighbours"][i, j]]}
-        if self.condition is None:
-            return {**batch, "c": file["c"][i]}
-        K, at = int(file["num_classes"]), file["bin"][i]
-        batch["c"] = file["c"][i] + K * at
-        if "between" in file and isinstance(self.condition, ByScale):
-            beside, share = self.condition.beside(at, draws.uniform())
-            batch |= {"toward": file["c"][i] + K * beside, "share": share}
-        return batch
+        told = self._beside(i, draws.uniform()) if self._between else {}
+        return {**batch, "c": self._classes(i), **told}
+
+    @property
+    def _between(self) -> bool:
+        """Whether training is told scales between those of the sources."""
+        return "between" in self._file and isinstance(self.condition, ByScale)
+
+    def _classes(self, i: Tensor | slice) -> Tensor:
+        """Of sources by number, the classes c + K bin."""
+        c = self._file["c"][i]
+        return c if self.condition is None else c + self._of_classes * self._file["bin"][i]
+
+    def _beside(self, i: Tensor, u: Tensor) -> dict[str, Tensor]:
+        """Toward which classes (b,) and what share (b,) of the way, by u (b,) uniform."""
+        assert isinstance(self.condition, ByScale)
+        beside, share = self.condition.beside(self._file["bin"][i], u)
+        return {"toward": self._file["c"][i] + self._of_classes * beside, "share": share}
 
     def real(self, split: str, per_class: int | None = None) -> tuple[Tensor, Tensor]:
         """The real points that are somebody's target, whatever `split` says."""

@@ -16,14 +16,15 @@ from lightning_cfg.diffusion.noise import cosine_sigmas, ddpm_time, linear_beta_
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL, Denoiser, Model, Net, Velocity, complete, expand_like
 
-__all__ = [
+__all__ = [  # what a config can name
     "DDPM",
     "EDM",
     "EDM2",
     "Flow",
     "MisledClassifier",
     "NoisyClassifier",
-]  # what a config can name
+    "OneStep",
+]
 
 
 class OfNet(Model):
@@ -212,6 +213,7 @@ class Flow(OfNet):
 
     sigma_min, sigma_max = 0.002, 500.0  # as a denoiser: t = 1 / (1 + sigma)
     takes_x0 = True
+    one_step = False  # known at every t, and not only at 0
 
     def __init__(self, net: nn.Module, *, label_dropout: Annotated[float, Share] = 0.0):
         super().__init__(net, label_dropout)
@@ -241,17 +243,53 @@ class Flow(OfNet):
         draws.level = "t", t
         x0 = onto(draws.normal(*y.shape[1:]), y.device).to(y) if x0 is None else x0
         x_t = (1 - expand_like(t, y)) * x0 + expand_like(t, y) * y
-        told = drop_labels(c, self.label_dropout, draws)
-        if toward is not None and share is not None:
-            told = self._between(told, torch.where(told == NULL, NULL, toward), share)
+        told = self.told(drop_labels(c, self.label_dropout, draws), toward, share)
         v = self.velocity(x_t, t, told)
         return (v - (y - x0)).square().flatten(1).sum(1)
 
-    def _between(self, c: Tensor, toward: Tensor, share: Tensor) -> Tensor:
+    def told(self, c: Tensor, toward: Tensor | None = None, share: Tensor | None = None) -> Tensor:
+        """What v is told: classes (b,), or vectors (b, d), a share of the way to other classes.
+
+        UserError for a network without vectors of its classes.
+        """
+        if toward is None or share is None:
+            return c
         if self.class_vectors is None:
             name = type(self.net).__name__
             raise UserError(f"between=true: net {name} has no class_vectors to be told between")
+        toward = torch.where(c == NULL, NULL, toward)
         return torch.lerp(self.class_vectors(c), self.class_vectors(toward), share[:, None])
+
+
+class OneStep(Flow):
+    """A flow that is known at t = 0 alone, for one Euler step: x1 = x0 + v(x0, 0, c).
+
+    Regressed on the ends that the data give: of `Reflow` those of another flow, whose many steps it
+    then is (distillation, Liu et al. 2023, sec. 2.2). Its v at t = 0 is not said of any other t, so
+    that `refine` takes it in one step.
+    """
+
+    one_step = True
+
+    def __init__(self, net: nn.Module):
+        super().__init__(net)
+
+    def loss(
+        self,
+        y: Tensor,
+        c: Tensor,
+        draws: Draws,
+        x0: Tensor | None = None,
+        toward: Tensor | None = None,
+        share: Tensor | None = None,
+    ) -> Tensor:
+        """|v(x0, 0, c) - (y - x0)|^2 per sample, (B,); see `Flow.loss`."""
+        if x0 is None:
+            raise UserError("model OneStep goes from samples: train it by learner Refinement")
+        start = torch.zeros(len(y)).to(y)
+        draws.level = "t", start
+        v = self.velocity(x0, start, self.told(c, toward, share))
+        return (v - (y - x0)).square().flatten(1).sum(1)
 
 
 class NoisyClassifier(OfNet):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.diffusion.ode import integrate, integrate_in_steps
+from lightning_cfg.errors import UserError
 from lightning_cfg.guidance import require_null
 from lightning_cfg.interfaces import NULL, Velocity
 
@@ -24,7 +25,13 @@ class Solver:
     scale: float = 1.0
 
     def check(self, model: Flow) -> None:
-        """UserError for a guidance that this flow does not know."""
+        """UserError for a guidance or a solver that is not for this flow."""
+        euler = (self.method, self.steps) == ("euler", 1) and self.strength in (0, 1)
+        if model.one_step and not euler:
+            raise UserError(
+                "the flow's model is OneStep, which is known for one whole step: method=euler "
+                "steps=1 strength=1"
+            )
         if self.scale != 1:
             require_null(model, f"scale={self.scale:g} inside the flow")
 

@@ -48,7 +48,7 @@ def recipes_of(variants: dict, flows: dict, own: dict) -> dict[str, dict]:
             key: changed(kind, own[key], section[key], f"variants.{name}.{key}")
             for key, kind in kinds.items()
         }
-        recipes[name] |= {key: section[key] for key in ("then", "after")}
+        recipes[name] |= {key: section[key] for key in ("then", "after", "reflow")}
         recipes[name]["change"] = section["refinement"]
         recipes[name]["scales"] = own["scales"] if section["scales"] is None else section["scales"]
         if beyond := set(recipes[name]["scales"]) - set(own["scales"]):
@@ -62,20 +62,24 @@ def recipes_of(variants: dict, flows: dict, own: dict) -> dict[str, dict]:
 
 
 def _check_row(name: str, section: dict, variants: dict) -> None:
-    """UserError where flows in a row are not other flows, or a row says how to make one."""
-    if section["then"] and section["after"]:
-        raise UserError(f"variants.{name}: then makes no flow and after makes one: give either")
+    """UserError where flows in a row, or of which one is made, are not other flows, or a row says
+    how to make one."""
     alone = [kind for kind, part in variants.items() if not (part["then"] or part["after"])]
-    single = ["all", *alone]
-    others = {"then": section["then"], "after": [section["after"]] if section["after"] else []}
+    single, paired = ["all", *alone], [kind for kind in alone if not variants[kind]["reflow"]]
+    others = {"then": section["then"], "after": [section["after"]], "reflow": [section["reflow"]]}
+    others = {key: parts for key, parts in others.items() if parts and parts != [None]}
     for key, parts in others.items():
+        known = ["all", *paired] if key == "reflow" else single
         for part in parts:
-            if part not in single:
-                raise UserError(f"variants.{name}.{key}: {part} must be one of {', '.join(single)}")
-    if all(others.values()):
+            if part not in known:
+                raise UserError(f"variants.{name}.{key}: {part} must be one of {', '.join(known)}")
+    if len(others) > 1:
         raise UserError(
-            f"variants.{name}: then makes no flow, and after makes one: give one of them"
+            f"variants.{name}: then makes no flow and after makes one of what another leaves, "
+            "reflow one of where another goes: give one of them"
         )
+    if section["reflow"] and section["pairs"]:
+        raise UserError(f"variants.{name}.pairs says how sources are paired: reflow pairs none")
     for key in ("pairs", "flow"):
         if section["then"] and section[key]:
             raise UserError(f"variants.{name}.{key} says how a flow is made: then makes none")

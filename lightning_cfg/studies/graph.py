@@ -219,11 +219,17 @@ class _Builder:
             source[scale] = self.generate(name, section, scale, own, "sources")
         found: dict[tuple[str, float | None], Output | list[dict]] = {}
         for kind, recipe in self.recipes.items():
-            if recipe.get("then") or recipe.get("after"):
+            if recipe.get("then") or recipe.get("after") or recipe.get("reflow"):
                 continue
             for scale in dedicated if kind == "dedicated" else [None] if shared else []:
                 scales = shared if scale is None else [scale]
                 found[kind, scale] = self.flow(name, kind, scale, [source[s] for s in scales])
+        for kind, recipe in self.recipes.items() if shared else ():
+            if (teacher := recipe.get("reflow")) is not None:
+                sources = [source[s] for s in shared]
+                ends = {"name": "Reflow", "path": self.pairs(name, teacher, None, sources)}
+                data = {**ends, "flow": found[teacher, None]}
+                found[kind, None] = self.fit(f"flow {name} {kind}", recipe["flow"], data)
         for kind, recipe in self.recipes.items() if shared else ():
             parts = {part: found[part, None] for part in recipe.get("then", [])}
             if (first := recipe.get("after")) is not None:
@@ -236,11 +242,16 @@ class _Builder:
 
     def flow(self, name: str, kind: str, scale: float | None, sources: list[Output]) -> Output:
         """A flow that is trained on these sources by a recipe."""
-        recipe, what = self.recipes[kind], kind if scale is None else f"{scale:g}"
+        data = {"name": "Pairs", "path": self.pairs(name, kind, scale, sources)}
+        what = kind if scale is None else f"{scale:g}"
+        return self.fit(f"flow {name} {what}", self.recipes[kind]["flow"], data)
+
+    def pairs(self, name: str, kind: str, scale: float | None, sources: list[Output]) -> Output:
+        """These sources, paired by a recipe."""
         settings = {"sources": sources, "n": self.asked["sources"], "data": self.data}
-        pairs = {**self.named(Pairing, recipe["pairs"]), **settings}
-        paired = self.add(f"pair {name} {what}", "pair", pairs)
-        return self.fit(f"flow {name} {what}", recipe["flow"], {"name": "Pairs", "path": paired})
+        settings = {**self.named(Pairing, self.recipes[kind]["pairs"]), **settings}
+        what = kind if scale is None else f"{scale:g}"
+        return self.add(f"pair {name} {what}", "pair", settings)
 
     def moved(self, name: str, scale: float, source: Output, kind: str, flow: Any) -> Output:
         """Sources that have followed another recipe's flow."""

@@ -57,6 +57,7 @@ def variant(
     refinement: dict = {},
     then: list[str] = [],
     after: str | None = None,
+    reflow: str | None = None,
     scales: Scales | None = None,
 ) -> None:
     """Another way of pairing, training or refining, beside the study's own.
@@ -68,6 +69,9 @@ def variant(
                 study's own; each is followed as it is by itself but for this one's `refinement`
     after       a variant, or `all`: this one's flow is trained on sources that have followed that
                 one's, and follows it; so it learns to mend what that one leaves
+    reflow      a variant, or `all`: this one's flow is trained on that one's sources and on where
+                that one's flow takes them, see data `Reflow`: with model `OneStep` it is that
+                flow's one step
     scales      at which it is tried; left out, at all of the study's
     """
 

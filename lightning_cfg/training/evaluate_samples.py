@@ -243,7 +243,8 @@ class EvaluateSamples(EachStep):
         if flow is not None:
             for label, (x, c) in list(sets.items()):
                 blocks = zip(x.split(self.batch_size), c.split(self.batch_size), strict=True)
-                better = [refined(flow, some, of, self.solver)[0] for some, of in blocks]
+                solver = Solver("euler", steps=1) if flow.one_step else self.solver
+                better = [refined(flow, some, of, solver)[0] for some, of in blocks]
                 sets[f"{label}_refined"] = torch.cat(better), c
         return sets
 

@@ -132,6 +132,9 @@ def data(root: Path, name: str) -> Base:
     elif name == "Pairs":
         section["path"] = str(root / "pairs")
         config |= REFINEMENT
+    elif name == "Reflow":
+        section |= {"path": str(root / "pairs"), "flow": str(root / "flow")}
+        config |= REFINEMENT
     elif name == "RealOrGenerated":
         section |= {"real": MIXTURE, "path": str(root / "samples")}
         config |= CLASSIFICATION
@@ -148,6 +151,8 @@ def net(root: Path, name: str) -> Base:
 
 def model(root: Path, name: str) -> Base:
     config = {**TRAINING, **(CLASSIFICATION if name == "NoisyClassifier" else {})}
+    if name == "OneStep":
+        config |= {"data": {"name": "Pairs", "path": str(root / "pairs")}, **REFINEMENT}
     return fit, {**config, "model": {"name": name}}, ("model",)
 
 
