@@ -3,6 +3,7 @@
 import sys
 
 from lightning_cfg import __version__, cli
+from lightning_cfg.config.files import shipped
 from lightning_cfg.errors import UserError, did_you_mean
 
 VERBS = {
@@ -27,6 +28,9 @@ def main(words: list[str] | None = None) -> None:
         if not words or words[0] in ("-h", "--help"):
             print(_listed())
             return
+        if words[0] == "--configs":
+            print(*shipped(), sep="\n")
+            return
         if words[0] in ("-V", "--version"):
             print(f"lightning_cfg {__version__}")
             return
@@ -46,7 +50,8 @@ def _listed() -> str:
             "",
             *(f"  {verb:{width}}  {what}" for verb, what in VERBS.items()),
             "",
-            "VERB --help lists a verb's keys, --version tells the version.",
+            "FILE is a config, or one of the package's by its name: --configs lists those.",
+            "VERB --help says what a verb's keys are, --version tells the version.",
         ]
     )
 

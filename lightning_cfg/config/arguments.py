@@ -18,20 +18,29 @@ class Arguments:
 
 
 def parse(words: list[str]) -> Arguments:
-    """The arguments, the file read, so that its absence is told at once; UserError as `read`."""
-    found, file = Arguments(), None
+    """The arguments, the file read, so that its absence is told at once; UserError as `read`.
+
+    FILE is as --config FILE, and --key value as key=value.
+    """
+    found, file, plain = Arguments(), "", []
     rest = iter(words)
     for word in rest:
-        if word == "--config":
-            file = next(rest, None)
-        elif word.startswith("--config="):
-            file = word.removeprefix("--config=")
-        elif word in ("-h", "--help"):
+        if word in ("-h", "--help"):
             found.help = True
         elif word == "--print-config":
             found.print_config = True
+        elif word.startswith("--") and len(word) > 2:
+            key, equals, value = word[2:].partition("=")
+            value = value if equals else next(rest, "")
+            if key == "config":
+                file = value
+            else:
+                found.overrides.append(f"{key}={value}")
         else:
-            found.overrides.append(word)
+            (found.overrides if "=" in word else plain).append(word)
+    if plain and not file:
+        file = plain.pop(0)
+    found.overrides += plain  # `read` says that they are none
     if file:
         found.document = read(file, found.overrides)
     elif not found.help:

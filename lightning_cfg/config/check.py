@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 import sys
 import types
 from collections import abc
@@ -284,7 +285,7 @@ def _check_scalar(kind: Any, value: Any, path: str, asked: Any = None) -> Any:
     elif kind is str and isinstance(value, str):  # of a kind of its own too, as `ToCome` is
         if "\0" in value:
             raise Wrong(path, f"{path} has a zero byte, which no name of a file has")
-        return value
+        return os.path.expanduser(value) if value.startswith("~/") else value
     elif value is None if kind is None else type(value) is kind:
         return value
     _refuse_text_of_a_number(asked or kind, [kind], value, path)

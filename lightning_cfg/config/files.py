@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lightning_cfg.config.check import Wrong, check_keys, show
 from lightning_cfg.config.domain import rules_of
 from lightning_cfg.config.schema import join, keys_of
-from lightning_cfg.errors import UserError, one_line
+from lightning_cfg.errors import UserError, nearest, one_line
 
 
 @dataclass
@@ -31,13 +31,35 @@ class Document:
         return "command line" if self.given.intersection(ancestors) else str(self.file)
 
 
+def shipped() -> dict[str, Path]:
+    """The configs that come with the package, {name without .yaml: file}."""
+    root = Path(__file__).parents[1] / "conf"
+    found = {
+        file.relative_to(root).with_suffix("").as_posix(): file for file in root.rglob("*.yaml")
+    }
+    return dict(sorted(found.items()))
+
+
+def place_of(file: str | Path) -> Path:
+    """The config file that is meant: one that there is, or one of the package's by its name."""
+    place, name = Path(file).expanduser(), str(file).removesuffix(".yaml").removeprefix("conf/")
+    names = shipped()
+    if place.exists() or name not in names:
+        return place
+    return names[name]
+
+
 def read(file: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Document:
     """The file, read once (it may be a pipe), with the overrides set; UserError, in one line."""
+    file = place_of(file)
     try:
         values = _parse(Path(file).read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text in UTF-8"
-        raise UserError(f"cannot read the config file '{file}': {reason}") from None
+        near = nearest(str(file).removesuffix(".yaml").removeprefix("conf/"), shipped())
+        hint = f"; did you mean '{near}', which comes with the package?" if near else ""
+        hint = hint if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"cannot read the config file '{file}': {reason}{hint}") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(f"{file}: must be a mapping of keys to values, not {show(values)}")

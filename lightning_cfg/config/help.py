@@ -2,12 +2,15 @@
 
 import ast
 import inspect
+import itertools
+import textwrap
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from lightning_cfg.config.check import MAPPINGS, describe, show
+from lightning_cfg.config.meanings import meanings
 from lightning_cfg.config.schema import (
     REQUIRED,
     Choice,
@@ -29,37 +32,48 @@ def help_of(verb: Callable, values: dict) -> str:
     (keys, _), name = keys_of(verb), verb.__name__
     if "run_dir" in keys:
         keys["run_dir"] = (keys["run_dir"][0], "runs/<name of the config file>")
-    rows = list(_rows(keys, values, ""))
-    width = max((len(path) for path, _ in rows), default=0)
+    rows = list(_rows(keys, meanings(verb), values, ""))
     return "\n".join(
         [
             inspect.cleandoc(verb.__doc__ or name).split("\n\n")[0],
             "",
             f"usage: python -m lightning_cfg.{name} --config FILE [key=value ...] [--print-config]",
+            "or FILE alone, a config or one of the package's by its name, and --key value",
             "",
-            *(f"  {path:{width}}  {text}" for path, text in rows),
+            *itertools.chain(*(_shown(*row) for row in rows)),
         ]
     )
 
 
-def _rows(keys: Keys, values: Any, path: str) -> Iterator[tuple[str, str]]:
-    """(dotted key, its type and default)."""
+def _shown(path: str, text: str, meaning: str) -> Iterator[str]:
+    yield f"  {path}  {text}"
+    indent = " " * 6
+    yield from textwrap.wrap(meaning, 96, initial_indent=indent, subsequent_indent=indent)
+
+
+def _rows(
+    keys: Keys, means: dict[str, str], values: Any, path: str
+) -> Iterator[tuple[str, str, str]]:
+    """(dotted key, its type and default, what it means)."""
     for key, (kind, default) in keys.items():
         here, value = join(path, key), values.get(key) if isinstance(values, dict) else None
         note = "required" if default is REQUIRED else f"default {show(default)}"
-        yield here, f"{describe(kind)}; {note}"
+        yield here, f"{describe(kind)}; {note}", means.get(key, "")
         yield from _inner_rows(kind, default if value is None else value, here)
 
 
-def _inner_rows(kind: Any, value: Any, path: str) -> Iterator[tuple[str, str]]:
+def _inner_rows(kind: Any, value: Any, path: str) -> Iterator[tuple[str, str, str]]:
     section = section_of(kind)
     if isinstance(section, Verb):
-        yield from _rows(section.keys(), value, path)
+        yield from _rows(section.keys(), meanings(resolve("", section.callable)), value, path)
     elif isinstance(section, Choice):
-        yield f"{path}.name", f"one of {', '.join(_names(section.module))}"
         name = value.get("name") if isinstance(value, dict) else value
-        if isinstance(name, str) and "${" not in name:
-            yield from _rows(keys_of(resolve(section.module, name))[0], value, path)
+        part = resolve(section.module, name) if isinstance(name, str) and "${" not in name else None
+        what = "" if part is None else inspect.cleandoc(part.__doc__ or "").split("\n\n")[0]
+        names = ", ".join(_names(section.module))
+        yield f"{path}.name", f"one of {names}", f"{name}: {what}" if what else ""
+        if part is not None:
+            yield from _rows(keys_of(part)[0], meanings(part), value, path)
     elif get_origin(kind) in MAPPINGS and get_args(kind):
         yield from _inner_rows(get_args(kind)[1], None, f"{path}.NAME")
     elif section is None:

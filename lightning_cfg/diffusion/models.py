@@ -340,6 +340,7 @@ class MisledClassifier(NoisyClassifier):
 
     logits(x) = those of a NoisyClassifier at x - shift, trained on labels of which a share `flip`
     is another class, drawn uniformly: where it was certain it now is to 1 - flip.
+    flip   share of the labels that are wrong
     shift  by which its decision boundary is moved along every axis, units of the data
     """
 

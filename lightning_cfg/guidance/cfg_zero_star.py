@@ -21,7 +21,8 @@ def cfg_zero_star(
     that D_w = U + w (D_c - U) with U = x_t + s (D_u - x_t). In the first zero_steps steps v = 0,
     D = x_t, and no network is evaluated.
 
-    scale  w; 1 is the conditional model, also in the first steps: that is our convention
+    scale       w; 1 is the conditional model, also in the first steps: that is our convention
+    zero_steps  first steps in which nothing moves
     Raises UserError for a model without classes, or trained without label dropout, and, unless
     zero_steps is 0, where a sampler has no steps.
     """

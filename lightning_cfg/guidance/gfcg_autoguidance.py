@@ -33,7 +33,8 @@ def gfcg_autoguidance(
 
     scale      w where the classifier is confused altogether
     atg_scale  of autoguidance; left out, as scale: then 1 is the model itself
-    The others are those of `gfcg`, and so are the errors; a weak model without classes is one.
+    reference, confidence, tau, classifier_input  as of `gfcg`
+    The errors too are those of `gfcg`; a weak model without classes is one.
     """
     require_classes(model, "gfcg_autoguidance")
     require_classes(weak, "gfcg_autoguidance, whose weak model takes a reference label,")

@@ -35,8 +35,9 @@ def frechet_infinity(
 
     The intercept of a line through (1 / N, FD of N samples), N at `points` evenly spaced sizes from
     a tenth of them (at most 5000, and more than d) to all n, since the bias of the distance is
-    linear in 1 / N. Samples are drawn without replacement, always the same ones. Raises UserError
-    for fewer than 2 points, or n not above d + points.
+    linear in 1 / N. Samples are drawn without replacement, always the same ones.
+    points  of the line
+    Raises UserError for fewer than 2 points, or n not above d + points.
     """
     n, d = features_x.shape
     if points < 2:
@@ -72,8 +73,10 @@ def kernel_distance(
 
     The subsets are torch-fidelity's (seed 2020). Products are float32 of centred features and all
     sums float64: within 1e-6 of float64 throughout, relative to it or to its deviation if that is
-    larger, where float32 throughout is off by 1e-4. Unbiased, so it may be just below zero. Raises
-    UserError for fewer than `size` samples.
+    larger, where float32 throughout is off by 1e-4. Unbiased, so it may be just below zero.
+    subsets  how many
+    size     samples in each, of either side
+    Raises UserError for fewer than `size` samples.
     """
     n, m, d = len(features_x), len(features_y), features_x.shape[1]
     if features_y.shape[1] != d:

@@ -397,8 +397,9 @@ class ADMEncoder(DownPath):
     As the classifiers of Dhariwal & Nichol (2021, sec. 4), but with the blocks of ADMUNet.
 
     pool  "attention": of the mean to all positions; "adaptive": the mean over positions
-    The others as in ADMUNet; the attention pool has heads by the same rule. UserError as there, and
-    for fewer than 2 classes.
+    attention_resolutions, num_heads, head_channels  as of ADMUNet, the attention pool's heads too
+    scale_shift, residual_resampling, time_scale, time_channels  as of ADMUNet
+    UserError as there, and for fewer than 2 classes.
     """
 
     def __init__(

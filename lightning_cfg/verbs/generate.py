@@ -98,8 +98,8 @@ def generate(
     weights      ema, raw, the half-life in images of the average wanted, or its relative width
                  {std: 0.15}, which is made of the snapshots of a `fit`, also as of an earlier step:
                  {std: 0.15, step: 1000}
-    trajectories of the first so many samples are kept: samples/trajectories.safetensors with
-                 path (trajectories, steps + 1, *shape), sigma (steps + 1,) falling to 0, c, seed
+    trajectories  of the first so many samples are kept: samples/trajectories.safetensors with
+                  path (trajectories, steps + 1, *shape), sigma (steps + 1,) falling to 0, c, seed
     images       also as 8-bit PNGs (`save_images`), in samples/images/ or samples/images.zip; a
                  finished run makes them of its samples
     trust        modules of one's own that a checkpoint may name; see docs/security.md

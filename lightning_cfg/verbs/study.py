@@ -81,34 +81,42 @@ def study(
 
     Before it starts it says what that will take: trainings, samples, evaluations, disk.
 
-    fits     what is trained on the data, by name; a model of `methods` names one, a path or exact
-    fit_data {fit: keys of the data set that are different for it}, such as half: first for what
-             judges and half: second for a classifier in whose features samples are paired
+    fits            what is trained on the data, by name; a model of `methods` names one, a path
+                    or exact
+    fit_data        {fit: keys of the data set that are different for it}, such as half: first for
+                    what judges and half: second for a classifier in whose features samples are
+                    paired
     discriminators  what learns to tell a fit's samples from the data, by name, for `methods`
-    scales   guidance scales at which fresh samples are generated, refined and evaluated
-    samples  fresh samples per method and scale to evaluate
-    cases    instead of `data`: several data sets by name, with everything done on each
-    flows    all: scales that share one flow's sources equally; dedicated: scales with a flow each;
-             left out: nothing is refined
-    flow     how each flow is trained
-    sources  generated samples that train each flow
-    variants changes of pairs, flow and refinement by name: each is a flow for all scales of
-             flows.all too, and refines and is scored beside the study's own recipe
-    published  what a paper has in the place of our rows, shown beside them
-    trace    what the trajectories of the fresh samples are measured against, as many as
-             generation.trajectories; a method's own classifier is added, named own
-    stage    run this one only, which needs those before it to be done, and write no report: so
-             that several machines share a study through its directory
-    plan     print every stage and how it stands, and run none; json: as a list for programs,
-             {name, verb, needs, state: done, damaged, ready or waits}
-    seed     of all that is drawn; left out, and without seeds, 0
-    seeds    in the place of seed, several: everything is done by each and shown as mean and 95 %
-             interval over them, and what is compared is paired by seed. Stages of one seed are
-             those of a study of that seed, so that seeds can be added; a fit that `evaluation` or
-             `trace` alone names is the first seed's in all. A data set that draws by a seed of its
-             own has its real points anew for each: its seed is data.seed + the study's
-    trust    modules of one's own that a checkpoint may name; see docs/security.md
-    force    does every stage again
+    methods         guidances by name, each with its networks
+    scales          guidance scales at which fresh samples are generated, refined and evaluated
+    samples         fresh samples per method and scale to evaluate
+    generation      how samples are made: keys of `generate`
+    cases           instead of `data`: several data sets by name, with everything done on each
+    flows           all: scales that share one flow's sources equally; dedicated: scales with a
+                    flow each; left out: nothing is refined
+    sources         generated samples that train each flow
+    pairs           how sources are paired: keys of `pair`; the study's own recipe
+    flow            how each flow is trained
+    refinement      how samples follow the flow: keys of `refine`
+    variants        changes of pairs, flow and refinement by name: each is a flow for all scales
+                    of flows.all too, and refines and is scored beside the study's own recipe
+    evaluation      what is measured: keys of `evaluate`
+    published       what a paper has in the place of our rows, shown beside them
+    trace           what the trajectories of the fresh samples are measured against, as many as
+                    generation.trajectories; a method's own classifier is added, named own
+    stage           run this one only, which needs those before it to be done, and write no
+                    report: so that several machines share a study through its directory
+    plan            print every stage and how it stands, and run none; json: as a list for
+                    programs, {name, verb, needs, state: done, damaged, ready or waits}
+    seed            of all that is drawn; left out, and without seeds, 0
+    seeds           in the place of seed, several: everything is done by each and shown as mean
+                    and 95 % interval over them, and what is compared is paired by seed. Stages of
+                    one seed are those of a study of that seed, so that seeds can be added; a fit
+                    that `evaluation` or `trace` alone names is the first seed's in all. A data
+                    set that draws by a seed of its own has its real points anew for each: its
+                    seed is data.seed + the study's
+    trust           modules of one's own that a checkpoint may name; see docs/security.md
+    force           does every stage again
     """
     alone("study")
     written = methods
