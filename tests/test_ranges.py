@@ -258,7 +258,8 @@ def test_ranges(kind, words, within, beyond):
 
 def test_the_range_is_told_by_help():
     text = help_of(fit, {"learner": "Diffusion", "model": "EDM", "net": "MLP"})
-    lines = dict(line.split(None, 1) for line in text.splitlines() if line.startswith("  "))
+    rows = [line for line in text.splitlines() if line.startswith("  ") and line[2] != " "]
+    lines = dict(line.split(None, 1) for line in rows)
     assert lines["learner.lr"] == "float above 0; default 0.001"
     assert lines["learner.gradient_clip"] == "float of at least 0 or null; default null"
     assert lines["model.label_dropout"] == "float from 0 to 1; default 0.1"
