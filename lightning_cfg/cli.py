@@ -11,7 +11,15 @@ from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
 from lightning_cfg.config import dump, help_of, load, parse
-from lightning_cfg.errors import REQUEUE, Diverged, Preempted, RankLost, UserError, one_line
+from lightning_cfg.errors import (
+    REQUEUE,
+    Diverged,
+    Interrupted,
+    Preempted,
+    RankLost,
+    UserError,
+    one_line,
+)
 from lightning_cfg.runs.signals import heeded
 
 
@@ -19,8 +27,8 @@ def main(verb: str | Callable, words: list[str] | None = None) -> None:
     """`python -m lightning_cfg.VERB --config FILE ...`, or these words instead of the process's.
 
     Status 2 for a user's mistake, at an unreadable file at once; 1 for divergence or a lost rank;
-    75 for a run that was asked to end early and is to be started again; 130 after Ctrl-C. A second
-    signal ends it at once (`runs.signals`).
+    75 for a run that was asked to end early and is to be started again; 130 after Ctrl-C, at which
+    `fit` is saved too. A second signal ends it at once (`runs.signals`).
     """
     if verb == "fit":  # a signal during the imports, of seconds, would kill the run
         from lightning_cfg.training import preemption
@@ -69,7 +77,7 @@ def answered() -> Iterator[None]:
     except (Diverged, RankLost) as error:
         _stop(f"error: {one_line(error)}", 1)
     except Preempted as error:
-        _stop(one_line(error), REQUEUE)
+        _stop(one_line(error), 130 if isinstance(error, Interrupted) else REQUEUE)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
 

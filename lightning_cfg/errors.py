@@ -18,6 +18,10 @@ class Preempted(Exception):
     """A signal asked the run to end; it is saved and goes on when started again (exit 75)."""
 
 
+class Interrupted(Preempted):
+    """The signal was Ctrl-C's (exit 130)."""
+
+
 class RankLost(Exception):
     """Another process of the run has ended or cannot be reached (exit 1)."""
 

@@ -53,12 +53,15 @@ def hung_up():
 
 
 @pytest.mark.usefixtures("hung_up")
-@pytest.mark.parametrize("name, rank", [("SIGUSR1", 0), ("SIGTERM", 1), ("SIGHUP", 0)])
+@pytest.mark.parametrize(
+    "name, rank", [("SIGUSR1", 0), ("SIGTERM", 1), ("SIGHUP", 0), ("SIGINT", 0)]
+)
 def test_all_ranks_save_and_stop_together(together, config, name, rank):
     """Whichever of them heard it; and the run that goes on equals one that nobody disturbed."""
     asked = {"RANK_SIGNALLED": str(rank), "SIGNAL": name, "AT": "7"}
     run = together(fit, config, "run_dir=run", **asked)
-    assert run.wait() == [REQUEUE, REQUEUE]
+    status = 130 if name == "SIGINT" else REQUEUE
+    assert run.wait() == [status, status]
     for err in run.said("err"):
         assert f"run: {name} ended it at step 8, where it is saved" in err.splitlines()[-1]
         assert "Traceback" not in err
@@ -67,6 +70,23 @@ def test_all_ranks_save_and_stop_together(together, config, name, rank):
     assert together(fit, config, "run_dir=run").wait() == [0, 0]
     assert together(fit, config, "run_dir=whole").wait() == [0, 0]
     assert_same(run.folder / "whole", run.folder / "run")
+
+
+def test_ctrl_c_saves(call, config, monkeypatch):
+    """Also of a plain process, which says how it goes on; before the first step it only ends it."""
+    with monkeypatch.context() as patch:
+        for name, value in {"RANK_SIGNALLED": "0", "SIGNAL": "SIGINT", "AT": "7"}.items():
+            patch.setenv(name, value)
+        ended = call(fit, config, "run_dir=run")
+    assert ended.status == 130
+    assert (
+        "run: SIGINT ended it at step 8, where it is saved; started again it goes on" in ended.err
+    )
+    assert load("run")["global_step"] == 8
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert call(fit, config, "run_dir=run").status == 0
+    assert call(fit, config, "run_dir=whole").status == 0
+    assert_same("whole", "run")
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -10,16 +10,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP)
+EARLY = (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (*EARLY, signal.SIGINT)  # Ctrl-C only once there is something to save
 _came: list[int] = []  # of SIGNALS, since the watch began
 
 
-def watch() -> dict:
-    """From now on these signals only set a flag; the handlers that there were before."""
+def watch(numbers: tuple[signal.Signals, ...] = EARLY) -> None:
+    """From now on these signals only set a flag."""
     if threading.current_thread() is not threading.main_thread():
-        return {}  # where Python takes no handlers
-    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    return {number: signal.signal(number, _note) for number in heeded}  # nohup ignores SIGHUP
+        return  # where Python takes no handlers
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, _note)
 
 
 def watch_to_the_end() -> None:
@@ -35,12 +37,14 @@ def watch_to_the_end() -> None:
 @contextmanager
 def watching() -> Iterator[None]:
     """`watch` for a while: afterwards the signals are what they were before."""
-    before = watch()
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    watch()
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
         _came.clear()
 
 

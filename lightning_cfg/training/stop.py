@@ -1,6 +1,7 @@
 """A training that is asked to end early: all ranks stop after the same step, which is saved."""
 
 import os
+import signal
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
@@ -39,6 +40,7 @@ class StopWhenAsked(EachStep):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
+        preemption.watch((signal.SIGINT,))
         if trainer.world_size > 1:
             # the first rank may be scoring samples alone for longer than the usual half an hour
             self._group = distributed.new_group(backend="gloo", timeout=timedelta(days=1))

@@ -17,7 +17,15 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning_cfg.config import build
 from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.draws import Draws, key
-from lightning_cfg.errors import Diverged, Preempted, RankLost, UserError, did_you_mean, one_line
+from lightning_cfg.errors import (
+    Diverged,
+    Interrupted,
+    Preempted,
+    RankLost,
+    UserError,
+    did_you_mean,
+    one_line,
+)
 from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.checkpoints import build_model, load
 from lightning_cfg.runs.names import EVALUATIONS, LAST
@@ -144,7 +152,8 @@ def train(
     if stop.signal and not (first or launch.by):
         return  # the first one's child, whose status must be 0 or Lightning kills it
     if stop.signal:
-        raise Preempted(
+        kind = Interrupted if stop.signal == "SIGINT" else Preempted
+        raise kind(
             f"{run.directory}: {stop.signal} ended it at step {engine.global_step}, where it is "
             "saved; started again it goes on"
         )
