@@ -18,7 +18,7 @@ from helpers.toys import UNET
 from lightning_cfg.cli import main
 from lightning_cfg.config import load, resolve
 from lightning_cfg.errors import UserError
-from lightning_cfg.reports.sweep import against, axis, shortened
+from lightning_cfg.reports.sweep import against, axis, number, shortened
 from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.lock import Lock
 from lightning_cfg.verbs import sweep
@@ -218,7 +218,9 @@ def test_the_commands_are_those_that_run(here, within, capsys):
     assert within == []
     assert sweep.main(["sweep.yaml", "--index", "2", "device=cpu"]) == 0
     assert within == [printed[2]]
-    assert printed[2][-3:] == ["seed=0", "logger=csv", "device=cpu"]
+    assert printed[2][-2:] == ["seed=0", "device=cpu"]
+    assert "logger=csv" in printed[2]
+    assert "logger=wandb" not in printed[2]
     assert not Path("runs/sweep").exists()
     assert Path("runs/apg_1.0/manifest.json").is_file()
     assert sweep.main(["sweep.yaml", "--report"]) == 0
@@ -266,6 +268,61 @@ def test_a_missing_file():
         sweep.main(["no.yaml"])
 
 
+def test_the_best_run_is_told_and_no_more_are_done_than_asked(here, within, capsys):
+    write(run_cap=3, metric={"name": "fd_judge", "goal": "minimize"})
+    assert sweep.main(["sweep.yaml"]) == 0
+    assert len(within) == 3
+    told = capsys.readouterr().out.splitlines()[-1]
+    rows = [row for row in table() if row["samples"] != "real" and row["fd_judge"]]
+    best = min(rows, key=lambda row: float(row["fd_judge"]))
+    assert told.startswith(f"best fd_judge, {float(best['fd_judge']):.6g}: ")
+    assert f"guidance.name={best['name']}" in told
+    assert f"guidance.scale={float(best['scale'])}" in told
+    write(run_cap=3, metric={"name": "nothing", "goal": "maximize"})
+    assert sweep.main(["sweep.yaml", "--report"]) == 0
+    assert "no run has the metric nothing" in capsys.readouterr().out
+
+
+def test_a_sweep_of_a_verb_without_a_logger(here, within, trained):
+    """`generate`, which has no such key; the values as W&B's agents write them, null among them."""
+    made = yaml.safe_load(Path("evaluate.yaml").read_text())["generate"]["guided"]
+    made["run_dir"] = "runs/made_${guidance.scale}"
+    Path("made.yaml").write_text(yaml.safe_dump(made))
+    write(
+        command=["${env}", "${interpreter}", "-m", "lightning_cfg.generate", "--config",
+                 "made.yaml", "${args_no_equals}"],
+        parameters={"guidance.scale": {"values": ["1e-1", 2.0]}, "class_label": {"value": None}},
+    )  # fmt: skip
+    assert sweep.main(["sweep.yaml"]) == 0
+    assert not any("logger" in word for command in within for word in command)
+    assert [command[-4:] for command in within] == [
+        ["--guidance.scale", "1e-1", "--class_label", "None"],
+        ["--guidance.scale", "2.0", "--class_label", "None"],
+    ]
+    for scale in (0.1, 2.0):
+        run = yaml.safe_load(Path(f"runs/made_{scale}/config.yaml").read_text())
+        assert run["guidance"]["scale"] == scale
+        assert run["class_label"] is None
+
+
+def test_a_number_that_yaml_takes_for_a_text():
+    assert [number(value) for value in ("1e-4", "a", 2.0, None)] == [1e-4, "a", 2.0, None]
+
+
+def test_a_files_own_logger_project_and_entity(here, within, monkeypatch):
+    write(project="ours", entity="team", command=[
+        "${env}", "${interpreter}", "-m", "lightning_cfg.evaluate", "--config", "evaluate.yaml",
+        "logger=wandb", "${args_no_hyphens}"])  # fmt: skip
+    rows = sweep.rows_of(sweep.read("sweep.yaml"), ["logger=wandb"])
+    assert rows[0].config["logger"] == "wandb"  # asked for beside the file
+    assert rows[0].environment == {"WANDB_PROJECT": "ours", "WANDB_ENTITY": "team"}
+    assert sweep.rows_of(sweep.read("sweep.yaml"), [])[0].config["logger"] == "csv"
+    monkeypatch.setenv("WANDB_PROJECT", "ours")
+    assert wandb_run.project() == "ours"
+    monkeypatch.delenv("WANDB_PROJECT")
+    assert wandb_run.project() == "lightning_cfg"
+
+
 # What is W&B's
 
 
@@ -301,8 +358,11 @@ def test_wandbs_client_makes_the_same_of_a_file(file):
     for values in sweep.grid(asked):
         args = {"args": {name: {"value": value} for name, value in values.items()}}
         theirs = create_sweep_command_args(args)
-        ours = sweep.command_of({**asked, "command": ["${args_no_hyphens}", "${args}"]}, values)
-        assert ours == [*theirs["args_no_hyphens"], *theirs["args"]]
+        words = ["${args_no_hyphens}", "${args}", "${args_no_equals}"]
+        ours = sweep.command_of({**asked, "command": words}, values)
+        assert ours == [
+            *theirs["args_no_hyphens"], *theirs["args"], *theirs["args_no_equals"]
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

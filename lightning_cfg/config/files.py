@@ -92,7 +92,8 @@ def set_key(document: Document, override: str) -> None:
             raise UserError(f"command line: '{key}': {path} is {show(inner)}, not a section")
         section[parent] = inner
         section = inner
-    section[last] = _parse(text, f"command line: '{override}'")
+    # None is how W&B's agents write null
+    section[last] = None if text == "None" else _parse(text, f"command line: '{override}'")
     document.given.add(key)
 
 

@@ -17,6 +17,7 @@ def write_report(folder: Path, runs: list[tuple[Values, list[dict]]]) -> str:
 
     runs  the values of each run and what it has found, nothing where it has not finished
     """
+    runs = [({name: number(value) for name, value in of.items()}, found) for of, found in runs]
     names = shortened([name for values, _ in runs for name in values])
     swept = {short: {repr(v[name]) for v, _ in runs if name in v} for name, short in names.items()}
     swept = {short for short, values in swept.items() if len(values) > 1}
@@ -35,6 +36,16 @@ def write_report(folder: Path, runs: list[tuple[Values, list[dict]]]) -> str:
         figure = against(rows, along, [name for name in names.values() if name in swept], names)
         save(figure, folder / f"against_{along}")
     return f"{table}\n{folder}: {sum(bool(found) for _, found in runs)} of {len(runs)} runs"
+
+
+def number(value: Any) -> Any:
+    """A value of a sweep file: 1e-4 is a number to the verbs, and a text to who reads it there."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
 
 
 def shortened(names: list[str]) -> dict[str, str]:

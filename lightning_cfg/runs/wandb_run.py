@@ -24,6 +24,11 @@ def run_id(directory: Path) -> str:
     return given or (kept.read_text().strip() if kept.is_file() else secrets.token_hex(4))
 
 
+def project() -> str:
+    """$WANDB_PROJECT, which an agent sets too; otherwise the package's name."""
+    return os.environ.get("WANDB_PROJECT") or PROJECT
+
+
 def keep_id(directory: Path, name: str) -> None:
     """Write the id, once the directory is the run's own."""
     write_text(directory / ID, name + "\n")
@@ -93,8 +98,8 @@ def log_scores(directory: Path, config: dict, rows: list[dict]) -> None:
     own = run_id(directory)
     try:
         with wandb.init(
-            project=PROJECT, dir=directory.absolute(), name=directory.name, id=own, resume="allow",
-            mode=mode(), config=dotted(config),
+            project=project(), dir=directory.absolute(), name=directory.name, id=own,
+            resume="allow", mode=mode(), config=dotted(config),
         ) as run:  # fmt: skip
             keep_id(directory, own)
             run.log({**scores, "scores": table})

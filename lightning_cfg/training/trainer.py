@@ -119,7 +119,7 @@ def logger_of(name: str, run: Run) -> Logger:
         config = wandb_run.dotted({**run.identity["settings"], **run.free})
         return WandbLogger(
             save_dir=folder.absolute(),  # W&B's own process may be in another place
-            project=wandb_run.PROJECT,
+            project=wandb_run.project(),
             name=title,
             id=wandb_run.run_id(folder),  # so that a run that goes on continues its curve
             mode=wandb_run.mode(),

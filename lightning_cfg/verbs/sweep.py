@@ -9,8 +9,9 @@ that starts a verb with values as arguments. Arguments here are added to every r
   --index I  only run number I, counted from 0, as one task of a SLURM array
   --report   table and plot of what has finished, running nothing
 
-A run that has finished is found again, one that fails is told at the end (exit 1), and the table
-and the plot are in runs/<name of FILE>/.
+Its project and entity are the runs' own where these log to W&B, run_cap is the most runs that are
+done, and the best by its metric is told at the end. A run that has finished is found again, one
+that fails is told at the end (exit 1), and table and plot are in runs/<name of FILE>/.
 """
 
 import itertools
@@ -36,10 +37,11 @@ from lightning_cfg.runs.names import METRICS
 from lightning_cfg.runs.run import identity
 
 KEYS = ("program", "command", "method", "parameters", "metric", "name", "description", "project")
-KEYS += ("entity", "run_cap", "apiVersion", "kind")  # of W&B's schema; what else it has is refused
+KEYS += ("entity", "run_cap")  # of W&B's schema; what else it has is refused
 COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")  # W&B's default
+FLOOR = "real"  # the label that `evaluate` gives a fresh draw of real data
 SOURCE = "sweep_file.txt"  # the path of the sweep file, in the folder of its table
-QUIET = "logger=csv"  # a sweep file says wandb for the agents' sake
+WANDB, QUIET = "logger=wandb", "logger=csv"  # a sweep file says wandb for the agents' sake
 
 
 @dataclass
@@ -51,6 +53,7 @@ class Row:
     directory: Path
     verb: Callable
     config: dict
+    environment: dict[str, str] = field(default_factory=dict)  # of W&B, where it logs there
     failed: int = 0  # exit status
     found: list[dict] = field(default_factory=list)  # its results, a dict per sample set and class
 
@@ -75,13 +78,15 @@ def command_of(sweep: dict, values: dict[str, Any]) -> list[str]:
         "program": [str(sweep.get("program", ""))],
         "args": [f"--{word}" for word in plain],
         "args_no_hyphens": plain,
+        "args_no_equals": [w for k, v in values.items() for w in (f"--{k}", str(v))],
     }
     words = []
     for word in map(str, sweep.get("command", COMMAND)):
         macro = re.fullmatch(r"\$\{(\w+)\}", word)
         if macro and macro[1] not in macros:
             raise UserError(
-                f"command: {word} is not known here; ${{args}} and ${{args_no_hyphens}} are"
+                f"command: {word} is not known here; ${{args}}, ${{args_no_hyphens}} and "
+                "${args_no_equals} are"
             )
         value = re.sub(r"\$\{envvar:(\w+)\}", lambda m: os.environ.get(m[1], m[1]), word)
         words += macros[macro[1]] if macro else [value]
@@ -116,7 +121,33 @@ def read(file: str | Path) -> dict:
             raise UserError(f"{file}: parameters.{name} must have value or values, a list")
         if entry.get("values") == []:
             raise UserError(f"{file}: parameters.{name}.values is empty")
+    _check_settings(file, sweep)
     return sweep
+
+
+def _check_settings(file: str | Path, sweep: dict) -> None:
+    """UserError for a value of the sweep's own keys that could not be done as it says."""
+    cap, metric = sweep.get("run_cap", 1), sweep.get("metric", {"name": ""})
+    if type(cap) is not int or cap < 1:
+        raise UserError(f"{file}: run_cap must be an int of at least 1, not {cap!r}")
+    named = isinstance(metric, dict) and isinstance(metric.get("name"), str)
+    goal = metric.get("goal", "minimize") if named else None
+    if goal not in ("minimize", "maximize") or not metric.keys() <= {"name", "goal"}:
+        raise UserError(f"{file}: metric must be {{name: NAME, goal: minimize or maximize}}")
+
+
+def best_of(rows: list[Row], metric: dict | None) -> str | None:
+    """A line of the run that is best by a sweep's metric, None where no run has it."""
+    if metric is None:
+        return None
+    name, sign = metric["name"], -1 if metric.get("goal") == "maximize" else 1
+    found = [(sign * one[name], i) for i, row in enumerate(rows) for one in row.found
+             if one.get("samples") != FLOOR and isinstance(one.get(name), int | float)]  # fmt: skip
+    if not found:
+        return f"no run has the metric {name}"
+    value, i = min(found)
+    said = ", ".join(f"{key}={one}" for key, one in rows[i].values.items())
+    return f"best {name}, {sign * value:.6g}: {said}"
 
 
 def rows_of(sweep: dict, extra: list[str]) -> list[Row]:
@@ -126,8 +157,10 @@ def rows_of(sweep: dict, extra: list[str]) -> list[Row]:
     """
     rows: list[Row] = []
     taken: dict[Path, int] = {}
-    for i, values in enumerate(grid(sweep)):
-        command = [*command_of(sweep, values), QUIET, *extra]
+    place = {f"WANDB_{k.upper()}": str(sweep[k]) for k in ("project", "entity") if k in sweep}
+    for i, values in enumerate(grid(sweep)[: sweep.get("run_cap")]):
+        command = command_of(sweep, values)
+        command = [QUIET if word == WANDB else word for word in command] + extra
         module = command[command.index("-m") + 1] if "-m" in command[:-1] else ""
         if not module.startswith("lightning_cfg."):
             raise UserError(
@@ -143,13 +176,13 @@ def rows_of(sweep: dict, extra: list[str]) -> list[Row]:
                 "the swept keys in it, as in run_dir: runs/name_${guidance.scale}"
             )
         taken[directory] = i
-        rows.append(Row(values, command, directory, verb, config))
+        rows.append(Row(values, command, directory, verb, config, place))
     return rows
 
 
 def run(row: Row) -> None:
     """Start one run in a process of its own, as W&B's agent does, and note its exit status."""
-    row.failed = subprocess.run(row.command).returncode
+    row.failed = subprocess.run(row.command, env={**os.environ, **row.environment}).returncode
 
 
 def outdated(row: Row) -> str | None:
@@ -216,6 +249,8 @@ def main(argv: list[str]) -> int:
             run_all(rows)
         if index is None:
             report(rows, lock.directory)
+            if told := best_of(rows, sweep.get("metric")):
+                print(told)
     finally:
         lock.release()
     failed = [row for row in rows if row.failed]
