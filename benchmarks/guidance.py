@@ -8,7 +8,7 @@ mlp        MLP of width 128 on points of the plane; classifier and discriminator
 unshuffle  UnshuffleUNet of 32 channels on 28 x 28 pixels; classifier and discriminator are ConvNets
 adm        ADMUNet of 64 channels on the same, with the same classifiers
 
-Each method makes trajectories with Euler steps, as `generate` does, in turns with a bare one. The
+Each method makes trajectories with Euler steps (particles with ancestral ones), as `generate` does, in turns with a bare one. The
 ratio of each such pair is taken, and their median is the result; beside it stand the passes that
 the method makes per sample and step, which are the ratio where all networks cost the same: the weak
 model is as large as the model. What is outside the networks, the steps of the sampler included, is
@@ -74,6 +74,10 @@ METHODS = {  # as in docs/guidance.md
     "gfcg_additive": {"name": "gfcg", "scale": 3.0, "combine": "additive", "cfg_scale": 1.5},
     "gfcg_mixed": {"name": "gfcg", "scale": 3.0, "combine": "mixed", "cfg_scale": 1.5},
     "gfcg_autoguidance": {"name": "gfcg_autoguidance", "scale": 3.0, "atg_scale": 2.0},
+    "feedback": {"name": "feedback", "pi": 0.95},
+    "higs": {"name": "higs", "of": CFG},
+    "momentum": {"name": "momentum", "of": CFG},
+    "feynman_kac": {"name": "feynman_kac", "scale": 2.0, "particles": 4},
     "apg": {"name": "apg", "scale": 4.0, "norm": 2.5, "momentum": -0.5},
     "cfg_plus_plus": {"name": "cfg_plus_plus", "scale": 0.6},
     "cfg_zero_star": {"name": "cfg_zero_star", "scale": 2.0, "zero_steps": 0},
@@ -151,9 +155,10 @@ def methods(asked: argparse.Namespace, device: torch.device) -> bool:
         """Its seconds, and those of them in networks."""
         denoise = guide(method, networks)
         noise, c, draw = seeded(list(range(batch)), shape, 10, device=device)
+        noisy = {"name": "euler_ancestral"} if denoise.resample is not None else {}
         clock.seconds, start = 0.0, now(device)
         with torch.no_grad():
-            for _ in sample(section, denoise, noise, c, draw):
+            for _ in sample(section | noisy, denoise, noise, c, draw):
                 pass
         return now(device) - start, clock.seconds
 

@@ -67,26 +67,38 @@ class Draw(Protocol):
         """Draws of another purpose, which leave these as they are."""
         ...
 
+    def particles(self, n: int) -> "Draw":
+        """Draws (B n, *shape) of n particles of each sample."""
+        ...
+
 
 @dataclass(frozen=True)
 class Guided:
     """A denoiser, and what it asks of whoever samples with it: what a guidance method returns.
 
     A plain function is one that asks nothing.
+    take_levels called with the noise levels, which fall to 0, before a trajectory along them
     begin_step  called with (i, sigma) by every sampler that has steps as number i of a trajectory
                 starts; one without refuses a denoiser that asks for it
     keep_noise  called with k where the step is x <- D + k (x - D), plus fresh noise
     draw_from   called with the samples' own noise, a `Draw`, before a trajectory
     candidates  so many trajectories are made of each sample, and the one is kept
     log_p       whose end (x, c) has the largest of these, (B,)
+    particles   so many trajectories of each sample go along together, rows i * particles + j being
+                those of sample i; the first of them is kept at the end
+    resample    called with (s, t) after a step from s to t: which rows (B,) go on, None for all;
+                at t = 0 it makes the one that is kept the first. Only for steps with fresh noise
     """
 
     denoise: Denoiser
+    take_levels: Callable[[list[float]], None] | None = None
     begin_step: Callable[[int, float], None] | None = None
     keep_noise: Callable[[float], None] | None = None
     draw_from: Callable[[Draw], None] | None = None
     candidates: int = 1
     log_p: Callable[[Tensor, Tensor], Tensor] | None = None
+    particles: int = 1
+    resample: Callable[[float, float], Tensor | None] | None = None
 
     def __post_init__(self):
         if self.candidates > 1 and self.log_p is None:

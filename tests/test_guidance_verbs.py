@@ -362,7 +362,7 @@ def test_a_classifier_of_other_classes_is_no_discriminator(tmp_path):
 # docs/guidance.md
 
 TEXT = (DOCS / "guidance.md").read_text()
-LINES = re.findall(r"```yaml\nguidance: (.*)\n```\nCost: (.*)", TEXT)
+LINES = re.findall(r"```yaml\nguidance: (.*)\n(?:sampler: (.*)\n)?```\nCost: (.*)", TEXT)
 
 
 def costs(text: str) -> dict[str, tuple[int, int]]:
@@ -375,14 +375,14 @@ def costs(text: str) -> dict[str, tuple[int, int]]:
 
 
 def test_the_guide_has_every_method():
-    said = " ".join(line for line, _ in LINES)
+    said = " ".join(line for line, *_ in LINES)
     assert [
         name for name in guidance.__all__ if f"name: {name}," not in said.replace("}", ",")
     ] == []
 
 
-@pytest.mark.parametrize("line, cost", LINES, ids=[line[7:40] for line, _ in LINES])
-def test_the_guides_lines_work_and_cost_what_it_says(base, tmp_path, line, cost):
+@pytest.mark.parametrize("line, sampler, cost", LINES, ids=[line[7:40] for line, *_ in LINES])
+def test_the_guides_lines_work_and_cost_what_it_says(base, tmp_path, line, sampler, cost):
     networks = {"model": base if "cads" in line else "exact", "weak": base, "classifier": "exact"}
     expected = costs(cost)
     section = yaml.safe_load(line)
@@ -396,7 +396,8 @@ def test_the_guides_lines_work_and_cost_what_it_says(base, tmp_path, line, cost)
     if "rejection" in line:
         models["classifier"] = "exact"
     file = tmp_path / "config.yaml"
-    config = {"models": models, "guidance": section, "sampler": EULER, "data": FOUR, "n": 40}
+    config = {"models": models, "guidance": section, "data": FOUR, "n": 40}
+    config["sampler"] = yaml.safe_load(sampler) if sampler else EULER
     file.write_text(yaml.safe_dump({**config, "run_dir": str(tmp_path / "run")}))
     run = generate(**load(generate, file))
     found = manifest(run)["evaluations"]

@@ -14,9 +14,13 @@ from lightning_cfg.guidance.cfg_zero_star import cfg_zero_star
 from lightning_cfg.guidance.classifier_free import classifier_free
 from lightning_cfg.guidance.classifier_gradient import classifier_gradient
 from lightning_cfg.guidance.discriminator_gradient import discriminator_gradient
+from lightning_cfg.guidance.feedback import feedback
+from lightning_cfg.guidance.feynman_kac import feynman_kac
 from lightning_cfg.guidance.gfcg import gfcg
 from lightning_cfg.guidance.gfcg_autoguidance import gfcg_autoguidance
+from lightning_cfg.guidance.higs import higs
 from lightning_cfg.guidance.interval import interval
+from lightning_cfg.guidance.momentum import momentum
 from lightning_cfg.guidance.needs import require_classes as require_classes
 from lightning_cfg.guidance.needs import require_null as require_null
 from lightning_cfg.guidance.rejection import rejection
@@ -32,9 +36,13 @@ __all__ = [
     "classifier_free",
     "classifier_gradient",
     "discriminator_gradient",
+    "feedback",
+    "feynman_kac",
     "gfcg",
     "gfcg_autoguidance",
+    "higs",
     "interval",
+    "momentum",
     "rejection",
     "rescale",
     "unguided",

@@ -171,6 +171,8 @@ def method(root: Path, name: str) -> Base:
     config = {**GENERATION, "guidance": section, "models": dict.fromkeys(roles, network)}
     if name == "cfg_plus_plus":
         config["sampler"] = {"name": "ddim", "steps": 2}
+    if name == "feynman_kac":
+        config["sampler"] = {"name": "ddpm", "steps": 2}
     return generate, config, ("guidance",)
 
 
