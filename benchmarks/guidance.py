@@ -8,12 +8,12 @@ mlp        MLP of width 128 on points of the plane; classifier and discriminator
 unshuffle  UnshuffleUNet of 32 channels on 28 x 28 pixels; classifier and discriminator are ConvNets
 adm        ADMUNet of 64 channels on the same, with the same classifiers
 
-Each method makes trajectories with Euler steps (particles with ancestral ones), as `generate` does, in turns with a bare one. The
-ratio of each such pair is taken, and their median is the result; beside it stand the passes that
-the method makes per sample and step, which are the ratio where all networks cost the same: the weak
-model is as large as the model. What is outside the networks, the steps of the sampler included, is
-a share of the method's own time; a backward pass belongs to the networks. On a GPU every pass is
-waited for.
+Each method makes trajectories with Euler steps, particles with ancestral ones, as `generate` does,
+in turns with a bare one. The ratio of each such pair is taken, and their median is the result;
+beside it stand the passes that the method makes per sample and step, which are the ratio where all
+networks cost the same: the weak model is as large as the model. What is outside the networks, the
+steps of the sampler included, is a share of the method's own time; a backward pass belongs to the
+networks. On a GPU every pass is waited for.
 
 --together measures something else: two passes of the model, conditional and not, against one of
 the doubled batch, for each number of samples. `guidance.scales.two_passes` decides by it.
@@ -42,7 +42,7 @@ import torch
 from torch import nn
 
 from lightning_cfg import guidance
-from lightning_cfg.diffusion.models import EDM, NoisyClassifier
+from lightning_cfg.diffusion.models import EDM, GuidanceWeight, NoisyClassifier
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.nets import MLP, ADMUNet, ConvNet, UnshuffleUNet
 from lightning_cfg.sampling.guided import guide
@@ -75,6 +75,7 @@ METHODS = {  # as in docs/guidance.md
     "gfcg_mixed": {"name": "gfcg", "scale": 3.0, "combine": "mixed", "cfg_scale": 1.5},
     "gfcg_autoguidance": {"name": "gfcg_autoguidance", "scale": 3.0, "atg_scale": 2.0},
     "feedback": {"name": "feedback", "pi": 0.95},
+    "learned_weight": {"name": "learned_weight"},
     "higs": {"name": "higs", "of": CFG},
     "momentum": {"name": "momentum", "of": CFG},
     "feynman_kac": {"name": "feynman_kac", "scale": 2.0, "particles": 4},
@@ -139,6 +140,9 @@ def networks_of(name: str, device: torch.device, clock: Clock) -> dict[str, Time
 
     networks = {"model": EDM(make()), "weak": EDM(make())}
     networks |= {"classifier": classifier(10), "discriminator": classifier(2)}
+    strength = MLP(shape, 10, width=32, blocks=1, outputs=1)
+    networks["strength"] = GuidanceWeight(strength, of="not read in sampling")
+    networks["strength"].shape = shape
     return {role: Timed(network(net, device), clock) for role, net in networks.items()}
 
 

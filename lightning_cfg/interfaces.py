@@ -158,6 +158,7 @@ class Model(nn.Module):
     class_names: list[str] | None = None  # as a data set's, which no checkpoint knows
     sigma_min, sigma_max = 0.0, float("inf")  # the noise levels that it knows
     classifies: bool = False  # forward(x, sigma) gives logits (B, num_classes)
+    weighs: bool = False  # forward(x, sigma, c) gives a strength of guidance, shaped like x
     clean: bool = False  # a classifier of finished samples, at sigma = 0 only
     label_dropout: float = 1.0  # 0: it never learned the class NULL
     augment_dim: int | None = None  # labels that `loss` takes as `augment`; None: it takes none

@@ -368,7 +368,7 @@ LINES = re.findall(r"```yaml\nguidance: (.*)\n(?:sampler: (.*)\n)?```\nCost: (.*
 def costs(text: str) -> dict[str, tuple[int, int]]:
     """ "model 1 to 2, weak 1. ..." as {role: (least, most)}."""
     found = {}
-    for role in ("model", "weak", "classifier", "discriminator"):
+    for role in ("model", "weak", "classifier", "discriminator", "strength"):
         if number := re.search(rf"\b{role} (\d)(?: to (\d))?", text.split(".")[0]):
             found[role] = int(number[1]), int(number[2] or number[1])
     return found
@@ -392,6 +392,12 @@ def test_the_guides_lines_work_and_cost_what_it_says(base, tmp_path, line, sampl
         settings["data"] = {"name": "RealOrGenerated", "real": FOUR, "path": str(samples)}
         settings |= {"batch_size": 16, "trainer": {"max_steps": 2, "accelerator": "cpu"}}
         networks["discriminator"] = str(fit(**settings, run_dir=str(tmp_path / "judge")))
+    if "strength" in expected:
+        settings = yaml.safe_load((CONF / "fractal_strength.yaml").read_text())
+        settings["model"]["of"] = networks["model"] = base
+        settings |= {"data": FOUR, "batch_size": 16}
+        settings["trainer"] = {"max_steps": 2, "accelerator": "cpu"}
+        networks["strength"] = str(fit(**settings, run_dir=str(tmp_path / "strength")))
     models = {role: networks[role] for role in expected}
     if "rejection" in line:
         models["classifier"] = "exact"

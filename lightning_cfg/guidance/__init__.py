@@ -20,6 +20,7 @@ from lightning_cfg.guidance.gfcg import gfcg
 from lightning_cfg.guidance.gfcg_autoguidance import gfcg_autoguidance
 from lightning_cfg.guidance.higs import higs
 from lightning_cfg.guidance.interval import interval
+from lightning_cfg.guidance.learned_weight import learned_weight
 from lightning_cfg.guidance.momentum import momentum
 from lightning_cfg.guidance.needs import require_classes as require_classes
 from lightning_cfg.guidance.needs import require_null as require_null
@@ -42,6 +43,7 @@ __all__ = [
     "gfcg_autoguidance",
     "higs",
     "interval",
+    "learned_weight",
     "momentum",
     "rejection",
     "rescale",

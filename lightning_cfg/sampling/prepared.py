@@ -23,6 +23,8 @@ from lightning_cfg.sampling.network import Networks, path_and_weights
 from lightning_cfg.sampling.sample import sample
 from lightning_cfg.sampling.seeds import seeded
 
+STRENGTH = "models.strength"  # what a learned strength of guidance stands as
+
 
 @dataclass
 class Prepared:
@@ -158,6 +160,8 @@ def network(
     """
     if path == "exact":
         truth = None if data is None else build_data(data).truth
+        if role == STRENGTH:
+            raise UserError(f"{role}: exact has no strength, which of exact models is 1 anyway")
         if truth is None:
             raise UserError(f"{role}: exact needs `data` with a known density, such as Fractal")
         return ExactClassifier(truth) if classifies else truth
@@ -167,6 +171,10 @@ def network(
     if classifies != model.classifies:
         is_one = "no classifier" if classifies else "a classifier"
         raise UserError(f"{role} is {is_one}, a {type(model).__name__}")
+    if model.weighs != (role == STRENGTH):
+        raise UserError(
+            f"{role} is a {type(model).__name__}, and a GuidanceWeight is for {STRENGTH} alone"
+        )
     return model
 
 

@@ -148,7 +148,8 @@ def net(root: Path, name: str) -> Base:
 
 def model(root: Path, name: str) -> Base:
     config = {**TRAINING, **(CLASSIFICATION if name == "NoisyClassifier" else {})}
-    return fit, {**config, "model": {"name": name}}, ("model",)
+    section = {"name": name} | ({"of": str(root / "base")} if name == "GuidanceWeight" else {})
+    return fit, {**config, "model": section}, ("model",)
 
 
 def learner(root: Path, name: str) -> Base:
@@ -168,7 +169,10 @@ def method(root: Path, name: str) -> Base:
     if name == "interval":
         section |= {"sigma_low": 0.1, "sigma_high": 9.0}
     network = str(root / "base") if name == "cads" else "exact"
-    config = {**GENERATION, "guidance": section, "models": dict.fromkeys(roles, network)}
+    models = dict.fromkeys(roles, network)
+    if "strength" in models:
+        models["strength"] = str(root / "strength")
+    config = {**GENERATION, "guidance": section, "models": models}
     if name == "cfg_plus_plus":
         config["sampler"] = {"name": "ddim", "steps": 2}
     if name == "feynman_kac":

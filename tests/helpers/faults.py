@@ -177,8 +177,10 @@ def chain(root: Path) -> dict[str, tuple[Callable, dict]]:
     }  # fmt: skip
     made = {**GENERATION, "models": {"model": str(root / "base")}, "trajectories": 2}
     scored = {"samples": {"a": str(root / "samples")}, "data": MIXTURE}
+    weight = {"name": "GuidanceWeight", "of": str(root / "base")}
     return {
         "base": (fit, TRAINING),
+        "strength": (fit, {**TRAINING, "model": weight}),
         "judge": (fit, {**TRAINING, **JUDGE}),
         "eye": (fit, {**TRAINING, **EYE}),
         "samples": (generate, made),
@@ -219,7 +221,7 @@ def same(run: Path, whole: Path) -> bool:
 def kills(root: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     """A kill at every file operation of every verb, and the same call again."""
     for name, (verb, config) in chain(root).items():
-        if name in ("judge", "eye"):  # trainings as others are
+        if name in ("judge", "eye", "strength"):  # trainings as others are
             continue
         with pytest.MonkeyPatch.context() as patch:
             dying = Dying(patch)
@@ -278,7 +280,7 @@ FLIPS = 12  # in each file
 def flips(root: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     """A bit of every output of every verb, and the same call again."""
     for name, (verb, config) in chain(root).items():
-        if name in ("judge", "eye"):
+        if name in ("judge", "eye", "strength"):
             continue
         for file in (*outputs(root / name), "manifest.json", "identity.json"):
             for i in range(FLIPS):
