@@ -76,6 +76,10 @@ METHODS = {  # as in docs/guidance.md
     "gfcg_autoguidance": {"name": "gfcg_autoguidance", "scale": 3.0, "atg_scale": 2.0},
     "feedback": {"name": "feedback", "pi": 0.95},
     "learned_weight": {"name": "learned_weight"},
+    "self_guidance": {"name": "self_guidance", "of": CFG},
+    "frequency_decoupled": {"name": "frequency_decoupled"},
+    "tangential": {"name": "tangential"},
+    "gibbs": {"name": "gibbs", "rounds": 1, "steps": 2},
     "higs": {"name": "higs", "of": CFG},
     "momentum": {"name": "momentum", "of": CFG},
     "feynman_kac": {"name": "feynman_kac", "scale": 2.0, "particles": 4},
@@ -172,6 +176,8 @@ def methods(asked: argparse.Namespace, device: torch.device) -> bool:
     with mock.patch("torch.autograd.grad", lambda *args: clock(grad, *args)):
         trajectory(METHODS["unguided"])
         for name in asked.methods:
+            if name == "frequency_decoupled" and len(shape) < 3:
+                continue  # points have no frequencies
             pairs, passes = [], {}
             trajectory(METHODS[name])
             for net in networks.values():

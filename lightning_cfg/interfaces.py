@@ -88,6 +88,9 @@ class Guided:
                 those of sample i; the first of them is kept at the end
     resample    called with (s, t) after a step from s to t: which rows (B,) go on, None for all;
                 at t = 0 it makes the one that is kept the first. Only for steps with fresh noise
+    restarts    (sigma, steps) each: once a trajectory has ended, noise of this level is added and
+                it goes on from there in so many steps; the last one is the sample's
+    begin_round called with 0 as the first of them begins, and with 1, 2, ... at every restart
     """
 
     denoise: Denoiser
@@ -99,10 +102,14 @@ class Guided:
     log_p: Callable[[Tensor, Tensor], Tensor] | None = None
     particles: int = 1
     resample: Callable[[float, float], Tensor | None] | None = None
+    restarts: tuple[tuple[float, int], ...] = ()
+    begin_round: Callable[[int], None] | None = None
 
     def __post_init__(self):
         if self.candidates > 1 and self.log_p is None:
             raise UserError(f"candidates={self.candidates} need log_p, which says which is kept")
+        if self.restarts and self.particles > 1:
+            raise UserError("particles and restarts do not go together: one guidance asks for each")
 
     def __call__(self, x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
         return self.denoise(x, sigma, c)

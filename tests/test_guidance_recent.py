@@ -24,7 +24,7 @@ from lightning_cfg.guidance import (
 )
 from lightning_cfg.guidance.feedback import misfit, rates
 from lightning_cfg.guidance.higs import high_pass
-from lightning_cfg.interfaces import NULL, as_guided
+from lightning_cfg.interfaces import NULL, Guided, as_guided
 from lightning_cfg.sampling.guided import guide
 from lightning_cfg.sampling.prepared import Counted
 from lightning_cfg.sampling.sample import sample
@@ -326,6 +326,24 @@ def test_particles_have_the_tilted_density_where_cfg_has_not():
         z = (x - mean) / variance**0.5
         far = abs(z.mean().item()) * n**0.5, abs(z.var().item() - 1) / (2 / n) ** 0.5
         assert max(far) < 4 if name == "fkc" else max(far) > 5, (name, far)
+
+
+def test_the_first_particle_is_the_sample_that_there_would_be_without_the_others():
+    """Where none is drawn anew, it is kept; and the others are others."""
+    noise, c, draw = seeded(list(range(6)), (2,), 4)
+    seen, section = [], {"name": "ddpm", "steps": 12}
+
+    def denoise(x, sigma, c):
+        seen.append(x)
+        return FOUR(x, sigma, c)
+
+    *_, (_, x) = sample(section, Guided(denoise, particles=3), noise, c, draw)
+    _, _, draw = seeded(list(range(6)), (2,), 4)
+    *_, (_, plain) = sample(section, FOUR, noise, c, draw)
+    assert torch.equal(x, plain)
+    for of_all in (seen[0], seen[5]):
+        assert of_all.shape == (18, 2)
+        assert len(of_all[:, 0].unique()) == 18
 
 
 @pytest.mark.parametrize("name", ["ddpm", "euler_ancestral"])

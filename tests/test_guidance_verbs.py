@@ -398,11 +398,19 @@ def test_the_guides_lines_work_and_cost_what_it_says(base, tmp_path, line, sampl
         settings |= {"data": FOUR, "batch_size": 16}
         settings["trainer"] = {"max_steps": 2, "accelerator": "cpu"}
         networks["strength"] = str(fit(**settings, run_dir=str(tmp_path / "strength")))
+    data = FOUR
+    if "frequency" in line:
+        images = {"name": "helpers.toys.Halves"}
+        net = {"name": "UnshuffleUNet", "channels": 4, "channel_mult": [1]}
+        settings = yaml.safe_load((CONF / "fractal_base.yaml").read_text()) | {"batch_size": 4}
+        settings |= {"data": images, "net": net, "trainer": {"max_steps": 2, "accelerator": "cpu"}}
+        networks["model"] = str(fit(**settings, run_dir=str(tmp_path / "pictures")))
+        data = images
     models = {role: networks[role] for role in expected}
     if "rejection" in line:
         models["classifier"] = "exact"
     file = tmp_path / "config.yaml"
-    config = {"models": models, "guidance": section, "data": FOUR, "n": 40}
+    config = {"models": models, "guidance": section, "data": data, "n": 40}
     config["sampler"] = yaml.safe_load(sampler) if sampler else EULER
     file.write_text(yaml.safe_dump({**config, "run_dir": str(tmp_path / "run")}))
     run = generate(**load(generate, file))

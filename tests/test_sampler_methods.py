@@ -300,6 +300,15 @@ def test_the_variance_on_one_gaussian_is_that_of_the_linear_recursion(gauss, eta
     assert path[-2][1].std().item() == pytest.approx(variance**0.5, rel=0.05)
 
 
+@pytest.mark.parametrize("name", ["fixed_step", "dpmpp_2m", "euler_ancestral", "ddim"])
+def test_the_last_step_is_a_denoising_from_the_last_level(tiny, name):  # noqa: F811
+    noise, c, draw = seeded(list(range(5)), (2,), 2)
+    section = {"name": name, "steps": 7, "sigma_min": 0.3}
+    *_, (s, x), (zero, end) = sample(section, tiny, noise, c, draw)
+    assert (round(s, 9), zero) == (0.3, 0.0)
+    torch.testing.assert_close(end, tiny(x, torch.full((5,), s, dtype=F64), c))
+
+
 # --- seeds, and what the guidance is told ---
 
 STOCHASTIC = ["edm_stochastic", "euler_ancestral", "dpmpp_2m_sde", "ddim"]

@@ -11,6 +11,7 @@ from lightning_cfg.diffusion.samplers import Trajectory
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import Denoiser, Draw, as_guided
 from lightning_cfg.sampling.particles import of_particles
+from lightning_cfg.sampling.restarts import restarted
 
 
 def check_finite(x: Tensor, seeds: Tensor) -> None:
@@ -32,13 +33,20 @@ def sample(
     """
     guided = as_guided(denoise)
     function = resolve("lightning_cfg.diffusion.samplers", sampler["name"])
-    stochastic = "draw" in inspect.signature(function).parameters
+    parameters = inspect.signature(function).parameters
+    stochastic = "draw" in parameters
+    if guided.restarts and ("steps" not in parameters or isinstance(sampler.get("levels"), list)):
+        raise UserError(
+            f"{sampler['name']} cannot begin again at another noise level, which the guidance asks "
+            "for: a sampler with steps, along a schedule and not a list of levels"
+        )
 
-    def run(denoise: Denoiser, start: Tensor, c: Tensor, own: Draw) -> Trajectory:
+    def run(denoise: Denoiser, start: Tensor, c: Tensor, own: Draw, **changed: float) -> Trajectory:
         if guided.draw_from is not None:
             guided.draw_from(own)
+        section = {**sampler, **changed}
         return build(
-            "lightning_cfg.diffusion.samplers", sampler, denoise, start, c, *[own] * stochastic
+            "lightning_cfg.diffusion.samplers", section, denoise, start, c, *[own] * stochastic
         )
 
     def steps(candidate: int) -> Trajectory:
@@ -47,6 +55,8 @@ def sample(
         start = noise if candidate == 0 else own()
         if guided.particles > 1:
             return of_particles(run, guided, start, c, own, rows)
+        if guided.restarts:
+            return restarted(run, guided, start, c, own)
         return run(guided, start, c, own)
 
     if guided.log_p is None or guided.candidates == 1:

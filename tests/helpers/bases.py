@@ -40,6 +40,8 @@ CLASSIFICATION = {
 }  # fmt: skip
 JUDGE = {**CLASSIFICATION, "model": {"name": "NoisyClassifier", "clean": True}}
 EYE = {**JUDGE, "data": HALVES, "net": {"name": "ConvNet", "channels": 4}}
+PICTURES = {**TRAINING, "data": HALVES, "net": {"name": "UnshuffleUNet", "channels": 4}}
+PICTURES["net"]["channel_mult"] = [1]
 REFINEMENT = {
     "model": {"name": "Flow"}, "learner": {"name": "Refinement", "ema_half_life": [100]},
 }  # fmt: skip
@@ -94,6 +96,15 @@ def all_bases(root: Path, runs: dict[str, tuple[Callable, dict]]) -> dict[str, B
             generate, {**GENERATION, "models": {"model": {"path": str(root / "base")}}},
             ("models", "model"),
         ),
+        **{
+            f"lightning_cfg.sampling.weakened.{name}": (
+                generate,
+                {**GENERATION, "models": {"model": {"path": str(root / "base"),
+                                                    "weaken": {"name": name}}}},
+                ("models", "model", "weaken"),
+            )
+            for name in choices("lightning_cfg.sampling.weakened")
+        },
         "lightning_cfg.runs.inputs.average": (
             generate,
             {**GENERATION, "models": {"model": str(root / "base")}, "weights": {"std": 0.1}},
@@ -170,6 +181,8 @@ def method(root: Path, name: str) -> Base:
         section |= {"sigma_low": 0.1, "sigma_high": 9.0}
     network = str(root / "base") if name == "cads" else "exact"
     models = dict.fromkeys(roles, network)
+    if name == "frequency_decoupled":
+        models["model"] = str(root / "pictures")
     if "strength" in models:
         models["strength"] = str(root / "strength")
     config = {**GENERATION, "guidance": section, "models": models}

@@ -26,7 +26,16 @@ import pytest
 import torch
 import yaml
 
-from helpers.bases import EYE, GENERATION, JUDGE, MIXTURE, STUDY, TRAINING, all_bases
+from helpers.bases import (
+    EYE,
+    GENERATION,
+    JUDGE,
+    MIXTURE,
+    PICTURES,
+    STUDY,
+    TRAINING,
+    all_bases,
+)
 from helpers.dying import Dying
 from helpers.killed import Killed
 from helpers.runs import assert_same
@@ -180,6 +189,7 @@ def chain(root: Path) -> dict[str, tuple[Callable, dict]]:
     weight = {"name": "GuidanceWeight", "of": str(root / "base")}
     return {
         "base": (fit, TRAINING),
+        "pictures": (fit, PICTURES),
         "strength": (fit, {**TRAINING, "model": weight}),
         "judge": (fit, {**TRAINING, **JUDGE}),
         "eye": (fit, {**TRAINING, **EYE}),
@@ -221,7 +231,7 @@ def same(run: Path, whole: Path) -> bool:
 def kills(root: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     """A kill at every file operation of every verb, and the same call again."""
     for name, (verb, config) in chain(root).items():
-        if name in ("judge", "eye", "strength"):  # trainings as others are
+        if name in ("judge", "eye", "strength", "pictures"):  # trainings as others are
             continue
         with pytest.MonkeyPatch.context() as patch:
             dying = Dying(patch)
@@ -280,7 +290,7 @@ FLIPS = 12  # in each file
 def flips(root: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     """A bit of every output of every verb, and the same call again."""
     for name, (verb, config) in chain(root).items():
-        if name in ("judge", "eye", "strength"):
+        if name in ("judge", "eye", "strength", "pictures"):
             continue
         for file in (*outputs(root / name), "manifest.json", "identity.json"):
             for i in range(FLIPS):
