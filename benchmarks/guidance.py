@@ -42,7 +42,7 @@ import torch
 from torch import nn
 
 from lightning_cfg import guidance
-from lightning_cfg.diffusion.models import EDM, GuidanceWeight, NoisyClassifier
+from lightning_cfg.diffusion.models import EDM, GuidanceFree, GuidanceWeight, NoisyClassifier
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.nets import MLP, ADMUNet, ConvNet, UnshuffleUNet
 from lightning_cfg.sampling.guided import guide
@@ -79,6 +79,7 @@ METHODS = {  # as in docs/guidance.md
     "self_guidance": {"name": "self_guidance", "of": CFG},
     "frequency_decoupled": {"name": "frequency_decoupled"},
     "tangential": {"name": "tangential"},
+    "guidance_free": {"name": "guidance_free"},
     "gibbs": {"name": "gibbs", "rounds": 1, "steps": 2},
     "higs": {"name": "higs", "of": CFG},
     "momentum": {"name": "momentum", "of": CFG},
@@ -142,7 +143,7 @@ def networks_of(name: str, device: torch.device, clock: Clock) -> dict[str, Time
             return NoisyClassifier(ConvNet(shape, classes))
         return NoisyClassifier(MLP(shape, 10, width=128, embed_class=False, outputs=classes))
 
-    networks = {"model": EDM(make()), "weak": EDM(make())}
+    networks = {"model": GuidanceFree(make()), "weak": EDM(make())}
     networks |= {"classifier": classifier(10), "discriminator": classifier(2)}
     strength = MLP(shape, 10, width=32, blocks=1, outputs=1)
     networks["strength"] = GuidanceWeight(strength, of="not read in sampling")

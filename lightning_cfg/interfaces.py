@@ -36,6 +36,7 @@ class Known:
     num_classes    0 where the data have no classes
     label_dropout  0 where it never learned the class "no class"
     class_vectors  its embedding of classes, (B,) -> (B, d), which it also takes as c
+    scaled_classes the same of (B,) and scales of guidance (B,), of a model that is told them too
     clean          a classifier that was trained on clean samples only
     sigma_min      the noise levels that it was trained for, up to sigma_max
     step           of its training, at which it was saved; None of what is in closed form
@@ -45,6 +46,7 @@ class Known:
     num_classes: int | None = None
     label_dropout: float = 1.0
     class_vectors: Callable[[Tensor], Tensor] | None = None
+    scaled_classes: Callable[[Tensor, Tensor], Tensor] | None = None
     clean: bool = False
     sigma_min: float = 0.0
     sigma_max: float = math.inf

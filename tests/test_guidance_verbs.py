@@ -399,6 +399,11 @@ def test_the_guides_lines_work_and_cost_what_it_says(base, tmp_path, line, sampl
         settings["trainer"] = {"max_steps": 2, "accelerator": "cpu"}
         networks["strength"] = str(fit(**settings, run_dir=str(tmp_path / "strength")))
     data = FOUR
+    if "guidance_free" in line:
+        settings = yaml.safe_load((CONF / "fractal_base.yaml").read_text()) | {"batch_size": 4}
+        settings |= {"data": FOUR, "model": {"name": "GuidanceFree"}}
+        settings["trainer"] = {"max_steps": 2, "accelerator": "cpu"}
+        networks["model"] = str(fit(**settings, run_dir=str(tmp_path / "free")))
     if "frequency" in line:
         images = {"name": "helpers.toys.Halves"}
         net = {"name": "UnshuffleUNet", "channels": 4, "channel_mult": [1]}

@@ -23,6 +23,7 @@ __all__ = [
     "EDM",
     "EDM2",
     "Flow",
+    "GuidanceFree",
     "GuidanceWeight",
     "MisledClassifier",
     "NoisyClassifier",
@@ -160,6 +161,71 @@ class EDM2(EDM):
         """Squared errors (B, *shape) summed with their weight and uncertainty, (B,)."""
         u = self.uncertainty(sigma)
         return super().weighted(squares, sigma) / u.exp() + u * squares[0].numel()
+
+
+@ordered("sigma_min", "sigma_max")
+class GuidanceFree(EDM):
+    """EDM trained without guidance to be sampled without: GFT (Chen et al. 2025).
+
+    The network is told w = 1 / beta beside the class, and beta D(x, c, beta) + (1 - beta) sg D(x,
+    NULL) is trained as EDM's D is. So its answer is D_u + w (D_c - D_u), CFG's, in one pass, by the
+    guidance `guidance_free`; told 1, as by every other, it is the conditional model. For "no class"
+    beta is 1. Written from the paper's abstract and accounts of its loss.
+
+    How w is told is ours: the vector of the class plus A [ln w, (ln w)^2], of which nothing is left
+    at w = 1; so it takes a network that embeds classes.
+    scale_max  beta is uniform from 1 / scale_max to 1 in training
+    Raises UserError without label dropout, or for a network that embeds no classes.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        scale_max: Annotated[float, Between(1, 1000, above=True)] = 5.0,
+        label_dropout: Annotated[float, Share] = 0.1,
+        sigma_data: Sigma = 0.5,
+        P_mean: Annotated[float, Real] = -1.2,
+        P_std: Annotated[float, Positive] = 1.2,
+        sigma_min: Sigma = 0.002,
+        sigma_max: Sigma = 80.0,
+    ):
+        super().__init__(
+            net,
+            label_dropout=label_dropout,
+            sigma_data=sigma_data,
+            P_mean=P_mean,
+            P_std=P_std,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+        )
+        if label_dropout == 0:
+            raise UserError("model.label_dropout must be above 0: GuidanceFree learns from D_u")
+        if self.class_vectors is None:
+            raise UserError(f"GuidanceFree: net {type(net).__name__} embeds no classes")
+        self.scale_max, self.augment_dim = scale_max, None
+        size = self.class_vectors(torch.zeros(1, dtype=torch.long)).shape[1]
+        self.tell = nn.Linear(2, size, bias=False)
+
+    def scaled_classes(self, c: Tensor, w: Tensor) -> Tensor:
+        """What the network is told in the place of classes c (B,), at scales w (B,): (B, d)."""
+        assert self.class_vectors is not None
+        log = w.log().to(self.tell.weight.dtype)
+        return self.class_vectors(c) + self.tell(torch.stack([log, log**2], 1))
+
+    def loss(self, y: Tensor, c: Tensor, draws: Draws) -> Tensor:
+        """Weighted squared error per sample, summed over dimensions, (B,)."""
+        sigma = onto((self.P_mean + self.P_std * draws.normal()).exp(), y.device).to(y)
+        draws.level = "sigma", sigma
+        x = y + expand_like(sigma, y) * onto(draws.normal(*y.shape[1:]), y.device).to(y)
+        c = drop_labels(c, self.label_dropout, draws)
+        low = 1 / self.scale_max
+        beta = low + (1 - low) * onto(draws.uniform(), y.device).to(y)
+        beta = torch.where(c == NULL, 1.0, beta)
+        with torch.no_grad():
+            D_u = self(x, sigma, torch.full_like(c, NULL))
+        D = self(x, sigma, self.scaled_classes(c, 1 / beta))
+        return self.weighted((torch.lerp(D_u, D, expand_like(beta, y)) - y).square(), sigma)
 
 
 TABLES = {"linear": linear_beta_sigmas, "cosine": cosine_sigmas}  # of a DDPM's levels

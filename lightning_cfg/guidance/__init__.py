@@ -20,6 +20,7 @@ from lightning_cfg.guidance.frequency_decoupled import frequency_decoupled
 from lightning_cfg.guidance.gfcg import gfcg
 from lightning_cfg.guidance.gfcg_autoguidance import gfcg_autoguidance
 from lightning_cfg.guidance.gibbs import gibbs
+from lightning_cfg.guidance.guidance_free import guidance_free
 from lightning_cfg.guidance.higs import higs
 from lightning_cfg.guidance.interval import interval
 from lightning_cfg.guidance.learned_weight import learned_weight
@@ -47,6 +48,7 @@ __all__ = [
     "gfcg",
     "gfcg_autoguidance",
     "gibbs",
+    "guidance_free",
     "higs",
     "interval",
     "learned_weight",

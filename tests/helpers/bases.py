@@ -183,6 +183,8 @@ def method(root: Path, name: str) -> Base:
     models = dict.fromkeys(roles, network)
     if name == "frequency_decoupled":
         models["model"] = str(root / "pictures")
+    if name == "guidance_free":
+        models["model"] = str(root / "free")
     if "strength" in models:
         models["strength"] = str(root / "strength")
     config = {**GENERATION, "guidance": section, "models": models}

@@ -52,6 +52,7 @@ from lightning_cfg.verbs.trace import trace
 
 LONGEST = 60  # seconds, beyond which it counts as a hang
 NUMBERS = (0, -1, 1, 1e30, math.nan, math.inf, "many")
+OTHERS = ("judge", "eye", "strength", "pictures", "free")  # trainings as `base` is one
 ENDS = {
     "refused": "one line, status 2, nothing written",
     "answered": "a result, finite where the input is",
@@ -190,6 +191,7 @@ def chain(root: Path) -> dict[str, tuple[Callable, dict]]:
     return {
         "base": (fit, TRAINING),
         "pictures": (fit, PICTURES),
+        "free": (fit, {**TRAINING, "model": {"name": "GuidanceFree"}}),
         "strength": (fit, {**TRAINING, "model": weight}),
         "judge": (fit, {**TRAINING, **JUDGE}),
         "eye": (fit, {**TRAINING, **EYE}),
@@ -231,7 +233,7 @@ def same(run: Path, whole: Path) -> bool:
 def kills(root: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     """A kill at every file operation of every verb, and the same call again."""
     for name, (verb, config) in chain(root).items():
-        if name in ("judge", "eye", "strength", "pictures"):  # trainings as others are
+        if name in OTHERS:
             continue
         with pytest.MonkeyPatch.context() as patch:
             dying = Dying(patch)
@@ -290,7 +292,7 @@ FLIPS = 12  # in each file
 def flips(root: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     """A bit of every output of every verb, and the same call again."""
     for name, (verb, config) in chain(root).items():
-        if name in ("judge", "eye", "strength", "pictures"):
+        if name in OTHERS:
             continue
         for file in (*outputs(root / name), "manifest.json", "identity.json"):
             for i in range(FLIPS):
