@@ -158,16 +158,15 @@ def test_higs_by_hand(eta):
     g = None
     for i, (x, t) in enumerate(zip(xs, (850, 600, 300), strict=True)):
         sigma = levels[t][None]
-        found = told(guided, i, sigma.item())(x, sigma, c)
-        again = guided(x, sigma, c)  # Heun's second evaluation: the same history
-        expected = x
-        if g is not None:
-            d = x - g
-            parallel = (d @ x.T) / (x @ x.T) * x
-            d = d - parallel + eta * parallel
-            expected = x + 2 * ((t / 999 - 0.2) / 0.7) ** 0.5 * d
-        torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(again, expected)
+        told(guided, i, sigma.item())
+        for D in (x, 2 * x + 1):  # Heun's second evaluation has the same history, and leaves none
+            expected = D
+            if g is not None:
+                d = D - g
+                parallel = (d @ D.T) / (D @ D.T) * D
+                d = d - parallel + eta * parallel
+                expected = D + 2 * ((t / 999 - 0.2) / 0.7) ** 0.5 * d
+            torch.testing.assert_close(guided(D, sigma, c), expected)
         g = 0.6 * x if g is None else 0.6 * x + 0.4 * g
     for t in (100, 950):  # outside it is D itself
         assert torch.equal(told(guided, 3, 1.0)(xs[0], levels[t][None], c), xs[0])
@@ -219,6 +218,18 @@ def test_momentum_is_the_papers_algorithm_on_the_flow():
         m = 0.7 * v + 0.3 * m
     torch.testing.assert_close(path[-1][1], Z)
     assert 8 < moved < 14
+
+
+def test_of_a_step_of_heun_the_first_velocity_is_remembered():
+    guided = momentum(lambda x, s, c: 0 * x, scale=2.0, beta=0.0, from_t=0.0, to_t=1.0)
+    sigma, c = torch.ones(1, dtype=F64), torch.zeros(1, dtype=torch.long)
+    one, other = (torch.full((1, 2), v, dtype=F64) for v in (1.0, 3.0))  # D = 0: v = -x at t = 1/2
+    told(guided, 0, 1.0)
+    for x in (one, other):
+        assert torch.equal(guided(x, sigma, c), 0 * x)
+    told(guided, 1, 1.0)
+    for x, expected in ((one, 0.0), (other, (-3.0 + 1.0) / 2)):  # (1 - t) (v - m), m = -1
+        torch.testing.assert_close(guided(x, sigma, c), torch.full_like(x, expected))
 
 
 def test_histories_cost_no_pass_and_start_anew(networks):  # noqa: F811

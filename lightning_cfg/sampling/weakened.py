@@ -62,8 +62,8 @@ def skip(
 
 def identity_attention(model: Model) -> None:
     """Attention of every position to itself alone: PAG's perturbed attention (Ahn et al. 2024)."""
-    functional, usual = nn.functional, nn.functional.scaled_dot_product_attention
-    called = 0
+    functional: Any = nn.functional  # where networks look attention up
+    usual, called = functional.scaled_dot_product_attention, 0
 
     def itself(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
         nonlocal called
