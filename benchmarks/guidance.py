@@ -8,12 +8,12 @@ mlp        MLP of width 128 on points of the plane; classifier and discriminator
 unshuffle  UnshuffleUNet of 32 channels on 28 x 28 pixels; classifier and discriminator are ConvNets
 adm        ADMUNet of 64 channels on the same, with the same classifiers
 
-Each method makes trajectories with Euler steps, as `generate` does, in turns with a bare one. The
-ratio of each such pair is taken, and their median is the result; beside it stand the passes that
-the method makes per sample and step, which are the ratio where all networks cost the same: the weak
-model is as large as the model. What is outside the networks, the steps of the sampler included, is
-a share of the method's own time; a backward pass belongs to the networks. On a GPU every pass is
-waited for.
+Each method makes trajectories with Euler steps, particles with ancestral ones, as `generate` does,
+in turns with a bare one. The ratio of each such pair is taken, and their median is the result;
+beside it stand the passes that the method makes per sample and step, which are the ratio where all
+networks cost the same: the weak model is as large as the model. What is outside the networks, the
+steps of the sampler included, is a share of the method's own time; a backward pass belongs to the
+networks. On a GPU every pass is waited for.
 
 --together measures something else: two passes of the model, conditional and not, against one of
 the doubled batch, for each number of samples. `guidance.scales.two_passes` decides by it.
@@ -42,7 +42,7 @@ import torch
 from torch import nn
 
 from lightning_cfg import guidance
-from lightning_cfg.diffusion.models import EDM, NoisyClassifier
+from lightning_cfg.diffusion.models import EDM, GuidanceFree, GuidanceWeight, NoisyClassifier
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.nets import MLP, ADMUNet, ConvNet, UnshuffleUNet
 from lightning_cfg.sampling.guided import guide
@@ -74,6 +74,16 @@ METHODS = {  # as in docs/guidance.md
     "gfcg_additive": {"name": "gfcg", "scale": 3.0, "combine": "additive", "cfg_scale": 1.5},
     "gfcg_mixed": {"name": "gfcg", "scale": 3.0, "combine": "mixed", "cfg_scale": 1.5},
     "gfcg_autoguidance": {"name": "gfcg_autoguidance", "scale": 3.0, "atg_scale": 2.0},
+    "feedback": {"name": "feedback", "pi": 0.95},
+    "learned_weight": {"name": "learned_weight"},
+    "self_guidance": {"name": "self_guidance", "of": CFG},
+    "frequency_decoupled": {"name": "frequency_decoupled"},
+    "tangential": {"name": "tangential"},
+    "guidance_free": {"name": "guidance_free"},
+    "gibbs": {"name": "gibbs", "rounds": 1, "steps": 2},
+    "higs": {"name": "higs", "of": CFG},
+    "momentum": {"name": "momentum", "of": CFG},
+    "feynman_kac": {"name": "feynman_kac", "scale": 2.0, "particles": 4},
     "apg": {"name": "apg", "scale": 4.0, "norm": 2.5, "momentum": -0.5},
     "cfg_plus_plus": {"name": "cfg_plus_plus", "scale": 0.6},
     "cfg_zero_star": {"name": "cfg_zero_star", "scale": 2.0, "zero_steps": 0},
@@ -133,8 +143,11 @@ def networks_of(name: str, device: torch.device, clock: Clock) -> dict[str, Time
             return NoisyClassifier(ConvNet(shape, classes))
         return NoisyClassifier(MLP(shape, 10, width=128, embed_class=False, outputs=classes))
 
-    networks = {"model": EDM(make()), "weak": EDM(make())}
+    networks = {"model": GuidanceFree(make()), "weak": EDM(make())}
     networks |= {"classifier": classifier(10), "discriminator": classifier(2)}
+    strength = MLP(shape, 10, width=32, blocks=1, outputs=1)
+    networks["strength"] = GuidanceWeight(strength, of="not read in sampling")
+    networks["strength"].shape = shape
     return {role: Timed(network(net, device), clock) for role, net in networks.items()}
 
 
@@ -151,9 +164,10 @@ def methods(asked: argparse.Namespace, device: torch.device) -> bool:
         """Its seconds, and those of them in networks."""
         denoise = guide(method, networks)
         noise, c, draw = seeded(list(range(batch)), shape, 10, device=device)
+        noisy = {"name": "euler_ancestral"} if denoise.resample is not None else {}
         clock.seconds, start = 0.0, now(device)
         with torch.no_grad():
-            for _ in sample(section, denoise, noise, c, draw):
+            for _ in sample(section | noisy, denoise, noise, c, draw):
                 pass
         return now(device) - start, clock.seconds
 
@@ -163,6 +177,8 @@ def methods(asked: argparse.Namespace, device: torch.device) -> bool:
     with mock.patch("torch.autograd.grad", lambda *args: clock(grad, *args)):
         trajectory(METHODS["unguided"])
         for name in asked.methods:
+            if name == "frequency_decoupled" and len(shape) < 3:
+                continue  # points have no frequencies
             pairs, passes = [], {}
             trajectory(METHODS[name])
             for net in networks.values():

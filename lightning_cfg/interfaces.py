@@ -36,6 +36,7 @@ class Known:
     num_classes    0 where the data have no classes
     label_dropout  0 where it never learned the class "no class"
     class_vectors  its embedding of classes, (B,) -> (B, d), which it also takes as c
+    scaled_classes the same of (B,) and scales of guidance (B,), of a model that is told them too
     clean          a classifier that was trained on clean samples only
     sigma_min      the noise levels that it was trained for, up to sigma_max
     step           of its training, at which it was saved; None of what is in closed form
@@ -45,6 +46,7 @@ class Known:
     num_classes: int | None = None
     label_dropout: float = 1.0
     class_vectors: Callable[[Tensor], Tensor] | None = None
+    scaled_classes: Callable[[Tensor, Tensor], Tensor] | None = None
     clean: bool = False
     sigma_min: float = 0.0
     sigma_max: float = math.inf
@@ -67,30 +69,49 @@ class Draw(Protocol):
         """Draws of another purpose, which leave these as they are."""
         ...
 
+    def particles(self, n: int) -> "Draw":
+        """Draws (B n, *shape) of n particles of each sample."""
+        ...
+
 
 @dataclass(frozen=True)
 class Guided:
     """A denoiser, and what it asks of whoever samples with it: what a guidance method returns.
 
     A plain function is one that asks nothing.
+    take_levels called with the noise levels, which fall to 0, before a trajectory along them
     begin_step  called with (i, sigma) by every sampler that has steps as number i of a trajectory
                 starts; one without refuses a denoiser that asks for it
     keep_noise  called with k where the step is x <- D + k (x - D), plus fresh noise
     draw_from   called with the samples' own noise, a `Draw`, before a trajectory
     candidates  so many trajectories are made of each sample, and the one is kept
     log_p       whose end (x, c) has the largest of these, (B,)
+    particles   so many trajectories of each sample go along together, rows i * particles + j being
+                those of sample i; the first of them is kept at the end
+    resample    called with (s, t) after a step from s to t: which rows (B,) go on, None for all;
+                at t = 0 it makes the one that is kept the first. Only for steps with fresh noise
+    restarts    (sigma, steps) each: once a trajectory has ended, noise of this level is added and
+                it goes on from there in so many steps; the last one is the sample's
+    begin_round called with 0 as the first of them begins, and with 1, 2, ... at every restart
     """
 
     denoise: Denoiser
+    take_levels: Callable[[list[float]], None] | None = None
     begin_step: Callable[[int, float], None] | None = None
     keep_noise: Callable[[float], None] | None = None
     draw_from: Callable[[Draw], None] | None = None
     candidates: int = 1
     log_p: Callable[[Tensor, Tensor], Tensor] | None = None
+    particles: int = 1
+    resample: Callable[[float, float], Tensor | None] | None = None
+    restarts: tuple[tuple[float, int], ...] = ()
+    begin_round: Callable[[int], None] | None = None
 
     def __post_init__(self):
         if self.candidates > 1 and self.log_p is None:
             raise UserError(f"candidates={self.candidates} need log_p, which says which is kept")
+        if self.restarts and self.particles > 1:
+            raise UserError("particles and restarts do not go together: one guidance asks for each")
 
     def __call__(self, x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
         return self.denoise(x, sigma, c)
@@ -146,6 +167,7 @@ class Model(nn.Module):
     class_names: list[str] | None = None  # as a data set's, which no checkpoint knows
     sigma_min, sigma_max = 0.0, float("inf")  # the noise levels that it knows
     classifies: bool = False  # forward(x, sigma) gives logits (B, num_classes)
+    weighs: bool = False  # forward(x, sigma, c) gives a strength of guidance, shaped like x
     clean: bool = False  # a classifier of finished samples, at sigma = 0 only
     label_dropout: float = 1.0  # 0: it never learned the class NULL
     augment_dim: int | None = None  # labels that `loss` takes as `augment`; None: it takes none

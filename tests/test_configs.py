@@ -148,6 +148,10 @@ def test_two_steps(file, name, tmp_path):
     trainer = {**section["trainer"], "max_steps": 2, "accelerator": "cpu"}
     trainer.pop("precision", None)  # two-step tests run where the precision may not exist
     changes = {"data": data, "batch_size": 2, "trainer": trainer, "logger": "csv"}
+    if "of" in section["model"]:  # a model that is learned on another one
+        other = {"model": {"name": "EDM"}, "net": {"name": "MLP", "width": 8, "blocks": 1}}
+        base = fit(**{**section, **changes, **other, "run_dir": str(tmp_path / "base")})
+        section["model"]["of"] = str(base)
     run = fit(**{**section, **changes, "run_dir": str(tmp_path / "run")})
     checkpoint = load_checkpoint(run)
     assert checkpoint["global_step"] == 2

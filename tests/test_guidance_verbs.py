@@ -101,7 +101,8 @@ def test_an_override_gives_a_network_its_weights(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("guidance: autoguidance\nsampler: euler\nn: 4\nmodels: {model: P, weak: P}\n")
     config = load(generate, file, ["models.weak.weights=raw"])
-    assert config["models"] == {"model": "P", "weak": {"path": "P", "weights": "raw"}}
+    weak = {"path": "P", "weights": "raw", "weaken": None}
+    assert config["models"] == {"model": "P", "weak": weak}
     assert load(generate, file)["models"] == {"model": "P", "weak": "P"}
 
 
@@ -362,27 +363,27 @@ def test_a_classifier_of_other_classes_is_no_discriminator(tmp_path):
 # docs/guidance.md
 
 TEXT = (DOCS / "guidance.md").read_text()
-LINES = re.findall(r"```yaml\nguidance: (.*)\n```\nCost: (.*)", TEXT)
+LINES = re.findall(r"```yaml\nguidance: (.*)\n(?:sampler: (.*)\n)?```\nCost: (.*)", TEXT)
 
 
 def costs(text: str) -> dict[str, tuple[int, int]]:
     """ "model 1 to 2, weak 1. ..." as {role: (least, most)}."""
     found = {}
-    for role in ("model", "weak", "classifier", "discriminator"):
+    for role in ("model", "weak", "classifier", "discriminator", "strength"):
         if number := re.search(rf"\b{role} (\d)(?: to (\d))?", text.split(".")[0]):
             found[role] = int(number[1]), int(number[2] or number[1])
     return found
 
 
 def test_the_guide_has_every_method():
-    said = " ".join(line for line, _ in LINES)
+    said = " ".join(line for line, *_ in LINES)
     assert [
         name for name in guidance.__all__ if f"name: {name}," not in said.replace("}", ",")
     ] == []
 
 
-@pytest.mark.parametrize("line, cost", LINES, ids=[line[7:40] for line, _ in LINES])
-def test_the_guides_lines_work_and_cost_what_it_says(base, tmp_path, line, cost):
+@pytest.mark.parametrize("line, sampler, cost", LINES, ids=[line[7:40] for line, *_ in LINES])
+def test_the_guides_lines_work_and_cost_what_it_says(base, tmp_path, line, sampler, cost):
     networks = {"model": base if "cads" in line else "exact", "weak": base, "classifier": "exact"}
     expected = costs(cost)
     section = yaml.safe_load(line)
@@ -392,11 +393,31 @@ def test_the_guides_lines_work_and_cost_what_it_says(base, tmp_path, line, cost)
         settings["data"] = {"name": "RealOrGenerated", "real": FOUR, "path": str(samples)}
         settings |= {"batch_size": 16, "trainer": {"max_steps": 2, "accelerator": "cpu"}}
         networks["discriminator"] = str(fit(**settings, run_dir=str(tmp_path / "judge")))
+    if "strength" in expected:
+        settings = yaml.safe_load((CONF / "fractal_strength.yaml").read_text())
+        settings["model"]["of"] = networks["model"] = base
+        settings |= {"data": FOUR, "batch_size": 16}
+        settings["trainer"] = {"max_steps": 2, "accelerator": "cpu"}
+        networks["strength"] = str(fit(**settings, run_dir=str(tmp_path / "strength")))
+    data = FOUR
+    if "guidance_free" in line:
+        settings = yaml.safe_load((CONF / "fractal_base.yaml").read_text()) | {"batch_size": 4}
+        settings |= {"data": FOUR, "model": {"name": "GuidanceFree"}}
+        settings["trainer"] = {"max_steps": 2, "accelerator": "cpu"}
+        networks["model"] = str(fit(**settings, run_dir=str(tmp_path / "free")))
+    if "frequency" in line:
+        images = {"name": "helpers.toys.Halves"}
+        net = {"name": "UnshuffleUNet", "channels": 4, "channel_mult": [1]}
+        settings = yaml.safe_load((CONF / "fractal_base.yaml").read_text()) | {"batch_size": 4}
+        settings |= {"data": images, "net": net, "trainer": {"max_steps": 2, "accelerator": "cpu"}}
+        networks["model"] = str(fit(**settings, run_dir=str(tmp_path / "pictures")))
+        data = images
     models = {role: networks[role] for role in expected}
     if "rejection" in line:
         models["classifier"] = "exact"
     file = tmp_path / "config.yaml"
-    config = {"models": models, "guidance": section, "sampler": EULER, "data": FOUR, "n": 40}
+    config = {"models": models, "guidance": section, "data": data, "n": 40}
+    config["sampler"] = yaml.safe_load(sampler) if sampler else EULER
     file.write_text(yaml.safe_dump({**config, "run_dir": str(tmp_path / "run")}))
     run = generate(**load(generate, file))
     found = manifest(run)["evaluations"]

@@ -43,6 +43,7 @@ from lightning_cfg.config.schema import (
     Metric,
     Model,
     Net,
+    Newer,
     Place,
     Sampler,
     Verb,
@@ -54,7 +55,7 @@ from lightning_cfg.config.trainer import TrainerKeys
 __all__ = [
     "Arguments", "AtLeast", "Between", "Choice", "Count", "Data", "Depth", "Document",
     "Features", "Filled", "Free", "Guidance", "Identity", "Infinite", "Input", "Keywords",
-    "Learner", "Metric", "Model", "MultipleOf", "Net", "NonNegative", "Odd", "Place",
+    "Learner", "Metric", "Model", "MultipleOf", "Net", "Newer", "NonNegative", "Odd", "Place",
     "Positive", "Real", "Sampler", "Scales", "Seed", "Share", "Sigma", "Steps", "TrainerKeys",
     "Verb", "Width", "build", "changed", "checked", "completed", "dump", "from_arguments",
     "help_of", "identity_difference", "identity_of", "load", "ordered", "parse", "read", "replaced",

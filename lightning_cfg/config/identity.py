@@ -29,6 +29,7 @@ from lightning_cfg.config.schema import (
     Input,
     Keys,
     Keywords,
+    LaterKey,
     Mark,
     Place,
     Verb,
@@ -128,6 +129,8 @@ class _Walk:
             here = join(path, key)
             if is_plain(default) and value == (default and check(kind, default, here)):
                 self.usual.add(here)
+                if any(isinstance(mark, LaterKey) for mark in marks(kind)):
+                    continue
             new = self.value(kind, value, here)
             if new is not DROPPED:
                 out[key] = new

@@ -117,6 +117,15 @@ class Mark(Enum):
 
 Place, Free = Mark.PLACE, Mark.FREE
 
+
+@dataclass(frozen=True)
+class LaterKey:
+    """A key that its callable got later: at its default it is no part of what a run is, so that
+    runs of before are found again, also where a directory has their hash in its name."""
+
+
+Newer = LaterKey()
+
 # What a name means
 
 

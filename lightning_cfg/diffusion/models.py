@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_cfg.config import Between, Positive, Real, Share, Sigma, Width, ordered
+from lightning_cfg.config import Between, Newer, Positive, Real, Share, Sigma, Width, ordered
+from lightning_cfg.diffusion.coupling import Coupling, coupled
 from lightning_cfg.diffusion.draws import Draws, onto
+from lightning_cfg.diffusion.guidance_weight import GuidanceWeight
 from lightning_cfg.diffusion.magnitude import MPFourier, MPLayer
 from lightning_cfg.diffusion.noise import cosine_sigmas, ddpm_time, linear_beta_sigmas
 from lightning_cfg.errors import UserError
@@ -21,6 +23,8 @@ __all__ = [  # what a config can name
     "EDM",
     "EDM2",
     "Flow",
+    "GuidanceFree",
+    "GuidanceWeight",
     "MisledClassifier",
     "NoisyClassifier",
     "OneStep",
@@ -160,6 +164,71 @@ class EDM2(EDM):
         return super().weighted(squares, sigma) / u.exp() + u * squares[0].numel()
 
 
+@ordered("sigma_min", "sigma_max")
+class GuidanceFree(EDM):
+    """EDM trained without guidance to be sampled without: GFT (Chen et al. 2025).
+
+    The network is told w = 1 / beta beside the class, and beta D(x, c, beta) + (1 - beta) sg D(x,
+    NULL) is trained as EDM's D is. So its answer is D_u + w (D_c - D_u), CFG's, in one pass, by the
+    guidance `guidance_free`; told 1, as by every other, it is the conditional model. For "no class"
+    beta is 1. Written from the paper's abstract and accounts of its loss.
+
+    How w is told is ours: the vector of the class plus A [ln w, (ln w)^2], of which nothing is left
+    at w = 1; so it takes a network that embeds classes.
+    scale_max  beta is uniform from 1 / scale_max to 1 in training
+    Raises UserError without label dropout, or for a network that embeds no classes.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        scale_max: Annotated[float, Between(1, 1000, above=True)] = 5.0,
+        label_dropout: Annotated[float, Share] = 0.1,
+        sigma_data: Sigma = 0.5,
+        P_mean: Annotated[float, Real] = -1.2,
+        P_std: Annotated[float, Positive] = 1.2,
+        sigma_min: Sigma = 0.002,
+        sigma_max: Sigma = 80.0,
+    ):
+        super().__init__(
+            net,
+            label_dropout=label_dropout,
+            sigma_data=sigma_data,
+            P_mean=P_mean,
+            P_std=P_std,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+        )
+        if label_dropout == 0:
+            raise UserError("model.label_dropout must be above 0: GuidanceFree learns from D_u")
+        if self.class_vectors is None:
+            raise UserError(f"GuidanceFree: net {type(net).__name__} embeds no classes")
+        self.scale_max, self.augment_dim = scale_max, None
+        size = self.class_vectors(torch.zeros(1, dtype=torch.long)).shape[1]
+        self.tell = nn.Linear(2, size, bias=False)
+
+    def scaled_classes(self, c: Tensor, w: Tensor) -> Tensor:
+        """What the network is told in the place of classes c (B,), at scales w (B,): (B, d)."""
+        assert self.class_vectors is not None
+        log = w.log().to(self.tell.weight.dtype)
+        return self.class_vectors(c) + self.tell(torch.stack([log, log**2], 1))
+
+    def loss(self, y: Tensor, c: Tensor, draws: Draws) -> Tensor:
+        """Weighted squared error per sample, summed over dimensions, (B,)."""
+        sigma = onto((self.P_mean + self.P_std * draws.normal()).exp(), y.device).to(y)
+        draws.level = "sigma", sigma
+        x = y + expand_like(sigma, y) * onto(draws.normal(*y.shape[1:]), y.device).to(y)
+        c = drop_labels(c, self.label_dropout, draws)
+        low = 1 / self.scale_max
+        beta = low + (1 - low) * onto(draws.uniform(), y.device).to(y)
+        beta = torch.where(c == NULL, 1.0, beta)
+        with torch.no_grad():
+            D_u = self(x, sigma, torch.full_like(c, NULL))
+        D = self(x, sigma, self.scaled_classes(c, 1 / beta))
+        return self.weighted((torch.lerp(D_u, D, expand_like(beta, y)) - y).square(), sigma)
+
+
 TABLES = {"linear": linear_beta_sigmas, "cosine": cosine_sigmas}  # of a DDPM's levels
 DDPMSchedule = Literal["linear", "cosine"]
 
@@ -209,14 +278,25 @@ class Flow(OfNet):
     x_t = (1 - t) x0 + t x1, regressed on x1 - x0. With noise as x0 it is a base model, with
     generated samples as x0 and their nearest real neighbours as x1 it is the refinement of
     Zhao & Schwing (2025, eqs. 11 and 12).
+
+    coupling  of noise with points: "independent", or within a batch by optimal transport, over all
+              of it or class by class (`coupling.coupled`). Its paths are straighter; along them go
+              deterministic samplers, as what it has is a velocity and no longer a score
     """
 
     sigma_min, sigma_max = 0.002, 500.0  # as a denoiser: t = 1 / (1 + sigma)
     takes_x0 = True
     one_step = False  # known at every t, and not only at 0
 
-    def __init__(self, net: nn.Module, *, label_dropout: Annotated[float, Share] = 0.0):
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        label_dropout: Annotated[float, Share] = 0.0,
+        coupling: Annotated[Coupling, Newer] = "independent",
+    ):
         super().__init__(net, label_dropout)
+        self.coupling: Coupling = coupling
 
     def velocity(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """v(x, t, c): x (B, *shape), t (B,), c (B,) -> (B, *shape)."""
@@ -241,7 +321,12 @@ class Flow(OfNet):
         """
         t = onto(draws.uniform(), y.device).to(y)
         draws.level = "t", t
-        x0 = onto(draws.normal(*y.shape[1:]), y.device).to(y) if x0 is None else x0
+        if x0 is None:
+            x0 = coupled(onto(draws.normal(*y.shape[1:]), y.device).to(y), y, c, self.coupling)
+        elif self.coupling != "independent":
+            raise UserError(
+                f"model.coupling={self.coupling} is of noise with points; pairs have theirs already"
+            )
         x_t = (1 - expand_like(t, y)) * x0 + expand_like(t, y) * y
         told = self.told(drop_labels(c, self.label_dropout, draws), toward, share)
         v = self.velocity(x_t, t, told)

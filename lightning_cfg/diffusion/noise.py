@@ -43,7 +43,10 @@ def karras(
     """
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     if steps < 2:
-        raise UserError(f"sampler.steps must be at least 2, not {steps}")
+        raise UserError(
+            f"sampler.steps must be at least 2, not {steps}: one step of a flow is "
+            "levels=uniform_t, one denoising a list of one level"
+        )
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
 

@@ -1,6 +1,7 @@
 """Ordinary differential equations dx/dt = v(x, t, c), from one time to another."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -67,6 +68,36 @@ def integrate(
     except AssertionError as error:  # torchdiffeq's word for a step of length 0, or for NaN
         raise UserError(f"dopri5 stopped after {evaluations} evaluations: {error}") from error
     assert isinstance(path, Tensor)  # as it is where x is one, and not a tuple of several
+    return path
+
+
+def integrate_along(
+    velocity: Velocity,
+    x: Tensor,
+    c: Tensor,
+    times: Tensor,
+    *,
+    method: str,
+    each: Callable[[int], None],
+) -> Tensor:
+    """x at every one of `times` (n,), rising, by a method of torchdiffeq with a step between two.
+
+    (n, B, *shape), the first of them x itself.
+    each  called with the number of a step as it starts
+    """
+    from torchdiffeq import odeint
+
+    if len(times) == 1:
+        return x[None]
+    numbers = count()
+
+    def field(t: Tensor, x: Tensor) -> Tensor:
+        return velocity(x, t.to(x).expand(len(x)), c)
+
+    field.callback_step = lambda *_: each(next(numbers))  # type: ignore[attr-defined]
+    kind = torch.float32 if x.dtype == torch.float32 else torch.float64
+    path = odeint(field, x, times.to(x.device, kind), method=method)
+    assert isinstance(path, Tensor)
     return path
 
 

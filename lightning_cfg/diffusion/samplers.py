@@ -3,69 +3,66 @@
 A sampler gets a finished denoiser, unit normal noise and classes, and knows nothing of guidance:
 `*path, (sigma, sample) = heun(denoise, noise, c)`, where the last sigma is 0. Along which noise
 levels it steps is an argument (`along`, noise.py). The solver runs in the dtype of `noise`.
-Limits left out are 0.002 and 80; `generate` passes those of the model.
+Limits left out are 0.002 and 80; `generate` passes those of the model. A parameter `draw` is fresh
+standard normals like noise, from the samples' own generators. docs/samplers.md compares them.
 """
 
-import inspect
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import AtLeast, NonNegative, Positive, Sigma, Steps, ordered
+from lightning_cfg.config import (
+    AtLeast,
+    Newer,
+    NonNegative,
+    Positive,
+    Share,
+    Sigma,
+    Steps,
+    ordered,
+)
 from lightning_cfg.diffusion.models import velocity_of
+from lightning_cfg.diffusion.multistep import dpmpp_2m, dpmpp_2m_sde, lms
 from lightning_cfg.diffusion.noise import (
     SIGMA_MAX,
     SIGMA_MIN,
     Levels,
-    Schedule,
     check_beside,
     karras,
     linear_betas,
     noise_levels,
 )
 from lightning_cfg.diffusion.ode import integrate, per_sample
+from lightning_cfg.diffusion.ode_methods import fixed_step
+from lightning_cfg.diffusion.stepping import (
+    SIMPLE,
+    Trajectory,
+    along,
+    begin_step,
+    derivative,
+    method_of,
+    resampled,
+)
+from lightning_cfg.diffusion.stochastic import ancestral, edm_stochastic, euler_ancestral
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import Denoiser, Guided, as_guided
 
-__all__ = ["ddim", "ddpm", "dopri5", "euler", "heun"]  # what a config can name
-
-Trajectory = Iterator[tuple[float, Tensor]]  # (sigma, x (B, *shape)), sigma falling to 0
-Sampler = Callable[..., Trajectory]  # (denoise, noise, c, [draw,] **keys of the config)
-
-
-def along(schedule: Schedule, *, steps: int) -> Callable[[Sampler], Sampler]:
-    """Declares the keys of a sampler's noise levels: how many `steps`, and along which schedule.
-
-    The function is (denoise, noise, c, levels, ...), of levels that fall to 0. The sampler has in
-    their place the keys levels, steps, sigma_min and sigma_max, and the keywords of its own
-    schedule, which it follows where no other `levels` are named; see `noise_levels`.
-    """
-
-    def declare(function: Sampler) -> Sampler:
-        of = (inspect.signature(f).parameters.values() for f in (noise_levels, schedule))
-        keys = [key for both in of for key in both if key.kind is key.KEYWORD_ONLY]
-        usual = {key.name: key.default for key in keys} | {"steps": steps}
-        keys = [key.replace(default=usual[key.name]) for key in keys]
-
-        @wraps(function)
-        def sampler(denoise: Denoiser, noise: Tensor, c: Tensor, *draw: object, **given):
-            named = {name: given.pop(name, default) for name, default in usual.items()}
-            check_beside(named["levels"], named, usual)
-            levels = noise_levels(schedule, **named)
-            yield from function(as_guided(denoise), noise, c, levels, *draw, **given)
-
-        parameters = inspect.signature(function).parameters.values()
-        parameters = [*(p for p in parameters if p.name != "levels"), *keys]
-        # what a config may say, which is read off signature and annotations
-        sampler.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        sampler.__annotations__ = {p.name: p.annotation for p in parameters}
-        return ordered("sigma_min", "sigma_max")(sampler)
-
-    return declare
+__all__ = [
+    "ddim",
+    "ddpm",
+    "dopri5",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "edm_stochastic",
+    "euler",
+    "euler_ancestral",
+    "fixed_step",
+    "heun",
+    "lms",
+]  # what a config can name
 
 
 @along(karras, steps=64)
@@ -75,16 +72,29 @@ def euler(denoise: Guided, noise: Tensor, c: Tensor, levels: list[float]) -> Tra
 
 
 @along(linear_betas, steps=50)
-def ddim(denoise: Guided, noise: Tensor, c: Tensor, levels: list[float]) -> Trajectory:
-    """Deterministic DDIM (Song et al. 2021): in these coordinates Euler along the DDPM's levels."""
-    return _euler(denoise, noise, c, levels)
+def ddim(
+    denoise: Guided,
+    noise: Tensor,
+    c: Tensor,
+    levels: list[float],
+    draw: Callable[[], Tensor] | None = None,
+    *,
+    eta: Annotated[Annotated[float, Share] | None, Newer] = None,
+) -> Trajectory:
+    """DDIM (Song et al. 2021): in these coordinates Euler along the DDPM's levels.
+
+    eta  of its eq. 16, how much of the ancestral noise is drawn: 1 is `ddpm`, 0 or left out none
+    """
+    if not eta or draw is None:
+        return _euler(denoise, noise, c, levels)
+    return ancestral(denoise, noise, c, levels, draw, eta)
 
 
 def _euler(denoise: Guided, noise: Tensor, c: Tensor, levels: list[float]) -> Trajectory:
     x = noise * levels[0]
     yield levels[0], x
     for i, (s, t) in enumerate(pairwise(levels)):
-        begin_step(denoise, i, s, t / s)
+        begin_step(denoise, i, s, t / s, "euler")
         x = x + (t - s) * (x - denoise(x, per_sample(s, x), c)) / s  # (t - s) derivative
         yield t, x
 
@@ -98,7 +108,7 @@ def heun(denoise: Guided, noise: Tensor, c: Tensor, levels: list[float]) -> Traj
     x = noise * levels[0]
     yield levels[0], x
     for i, (s, t) in enumerate(pairwise(levels)):
-        begin_step(denoise, i, s, None)
+        begin_step(denoise, i, s, None, "heun")
         slope = derivative(denoise, x, s, c)
         euler_step = x + (t - s) * slope
         if t > 0:
@@ -116,16 +126,16 @@ def ddpm(
     """Ancestral sampling (Ho et al. 2020): x_t ~ q(x_t | x_s, y = D), along the DDPM's levels.
 
     Mean (t/s)^2 x + (1 - (t/s)^2) D, variance t^2 (s^2 - t^2) / s^2 for noise level s -> t.
-    draw  gives fresh standard normals like noise, from the samples' own generators
     """
     x = noise * levels[0]
     yield levels[0], x
     for i, (s, t) in enumerate(pairwise(levels)):
         ratio = (t / s) ** 2
-        begin_step(denoise, i, s, ratio)
+        begin_step(denoise, i, s, ratio, resamples=True)
         x = ratio * x + (1 - ratio) * denoise(x, per_sample(s, x), c)
         if t > 0:
             x = x + t * (1 - ratio) ** 0.5 * draw()
+        x = resampled(denoise, x, s, t)
         yield t, x
 
 
@@ -153,11 +163,11 @@ def dopri5(
     Raises UserError past max_evaluations, and for a guidance that must know the step.
     """
     denoise = as_guided(denoise)
-    for hook in (denoise.begin_step, denoise.keep_noise):
+    for hook in (denoise.take_levels, denoise.begin_step, denoise.keep_noise, denoise.resample):
         if hook is not None:
             raise UserError(
-                f"{_method(hook)} must know the sampler's steps, and dopri5 tries and "
-                "repeats its own: sampler euler, ddim or ddpm, or heun where no step is renoised"
+                f"{method_of(hook)} must know the sampler's steps, and dopri5 tries and "
+                f"repeats its own: sampler {SIMPLE}, or another one with steps"
             )
     if sigma_min is not None and sigma_min <= 0:
         raise UserError(f"sampler.sigma_min must be above 0 for dopri5, not {sigma_min}")
@@ -179,29 +189,3 @@ def dopri5(
     for sigma, t, x in zip(sigmas, times.tolist(), x_t, strict=True):
         yield sigma, x / t
     yield 0.0, denoise(x_t[-1] / times[-1].item(), per_sample(sigmas[-1], noise), c)
-
-
-def derivative(denoise: Denoiser, x: Tensor, sigma: float, c: Tensor) -> Tensor:
-    """dx/dsigma = (x - D(x; sigma, c)) / sigma (Karras et al. 2022, eqs. 1 and 3), (B, *shape)."""
-    return (x - denoise(x, per_sample(sigma, x), c)) / sigma
-
-
-def begin_step(denoise: Guided, i: int, sigma: float, share: float | None) -> None:
-    """Tell a denoiser that asks for it which step starts, and what it keeps of the noise x - D.
-
-    share  None where the step is not of the form x <- D + share (x - D): a UserError if it is asked
-    """
-    if denoise.keep_noise is not None:
-        if share is None:
-            raise UserError(
-                f"{_method(denoise.keep_noise)} is for steps of the form x <- D + k (x - D), "
-                "which heun's are not: sampler euler, ddim or ddpm"
-            )
-        denoise.keep_noise(share)
-    if denoise.begin_step is not None:
-        denoise.begin_step(i, sigma)
-
-
-def _method(hook: Callable) -> str:
-    """The name of the function, or class, in which this hook of a denoiser was written."""
-    return getattr(hook, "__qualname__", type(hook).__name__).partition(".")[0]

@@ -249,7 +249,10 @@ def told(settings: dict) -> dict[str, str]:
     """The settings of a generation in the words of a result."""
     # older runs say it by itself
     named = settings.get("own_weights") or own_weights(settings.get("models", {}))
-    own = (f"{role} {told_weights(weights)}" for role, weights in named.items())
+    own = [f"{role} {told_weights(weights)}" for role, weights in named.items()]
+    for role, network in settings.get("models", {}).items():
+        if isinstance(network, dict) and network.get("weaken") is not None:
+            own.append(f"{role} weakened by {_section(network['weaken'])}")
     return {
         "sampler": _section(settings["sampler"]),
         "guidance": _section(settings["guidance"]),

@@ -115,6 +115,9 @@ class _StandIn:
     def class_vectors(self, c: Tensor) -> Tensor:
         return torch.zeros(len(c), 1)
 
+    def scaled_classes(self, c: Tensor, w: Tensor) -> Tensor:
+        return torch.zeros(len(c), 1)
+
 
 def named(guidance: dict) -> str:
     """A method's name, and that of the method which it changes: "interval of classifier_free"."""

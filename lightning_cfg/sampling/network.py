@@ -1,8 +1,8 @@
 """What stands for a network in `models`: a path, or a path and which of its weights are meant."""
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
-from lightning_cfg.config import Verb
+from lightning_cfg.config import Choice, Newer, Verb
 from lightning_cfg.runs.inputs import Checkpoint, Weights, told_weights
 
 Networks = dict[
@@ -10,26 +10,51 @@ Networks = dict[
 ]
 
 
-def network(*, path: Checkpoint, weights: Weights | None = None) -> tuple[str, Weights | None]:
+Weaken = Annotated[dict, Choice("lightning_cfg.sampling.weakened")]
+
+
+class Network(NamedTuple):
+    """Where a network lies, its weights if it names them, and what makes it worse."""
+
+    path: str
+    weights: Weights | None = None
+    weaken: dict | None = None
+
+
+def network(
+    *,
+    path: Checkpoint,
+    weights: Weights | None = None,
+    weaken: Annotated[Weaken | None, Newer] = None,
+) -> Network:
     """The keys of one that is more than a path.
 
     path     a run directory of `fit`, or any checkpoint of it, such as an earlier one
     weights  ema, raw, the half-life in images of the average wanted, or its relative width {std:
              0.15}, made of snapshots, also of an earlier step {std: 0.15, step: 1000}; left out,
              the run's own
+    weaken   what makes it worse in sampling, such as {name: skip, number: 2}: so a run is its own
+             weak model; see `sampling.weakened`
     """
-    return path, weights
+    return Network(path, weights, weaken)
+
+
+def network_of(named: str | dict) -> Network:
+    """A network of `models`."""
+    return network(**named) if isinstance(named, dict) else Network(named)
 
 
 def path_and_weights(named: str | dict) -> tuple[str, Weights | None]:
     """Where a network of `models` lies, and its weights if it names them."""
-    return network(**named) if isinstance(named, dict) else (named, None)
+    return network_of(named)[:2]
 
 
 def told(named: str | dict) -> str:
     """A network of `models` in a few words."""
-    path, weights = path_and_weights(named)
-    return path if weights is None else f"{path} (weights {told_weights(weights)})"
+    path, weights, weaken = network_of(named)
+    of = [] if weights is None else [f"weights {told_weights(weights)}"]
+    of += [] if weaken is None else [f"weakened by {weaken['name']}"]
+    return f"{path} ({', '.join(of)})" if of else path
 
 
 def own_weights(models: dict) -> dict[str, Weights]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import resolve
+from lightning_cfg.config import build, resolve
 from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.noise import SIGMA_MAX, SIGMA_MIN
 from lightning_cfg.diffusion.samplers import Trajectory
@@ -19,9 +19,11 @@ from lightning_cfg.runs.inputs import Weights
 from lightning_cfg.runs.ranks import launched
 from lightning_cfg.sampling.checked import check_answer
 from lightning_cfg.sampling.guided import check_roles, guide
-from lightning_cfg.sampling.network import Networks, path_and_weights
+from lightning_cfg.sampling.network import Networks, network_of
 from lightning_cfg.sampling.sample import sample
 from lightning_cfg.sampling.seeds import seeded
+
+STRENGTH = "models.strength"  # what a learned strength of guidance stands as
 
 
 @dataclass
@@ -71,9 +73,13 @@ def prepare(
     place = pick_device(device)
     networks = {}
     for role, named_so in models.items():
-        path, own = path_and_weights(named_so)
+        path, own, weaken = network_of(named_so)
         kind = {"classifies": role in ("classifier", "discriminator")}
         net = network(f"models.{role}", path, data, weights if own is None else own, **kind)
+        if weaken is not None:
+            if path == "exact":
+                raise UserError(f"models.{role}.weaken: exact is no network that could be weakened")
+            build("lightning_cfg.sampling.weakened", weaken, net)
         networks[role] = Counted(net.to(place), f"models.{role}", **kind)
     shape, classes = _agree(networks)
     if class_label is not None and not 0 <= class_label < max(1, classes):
@@ -158,6 +164,8 @@ def network(
     """
     if path == "exact":
         truth = None if data is None else build_data(data).truth
+        if role == STRENGTH:
+            raise UserError(f"{role}: exact has no strength, which of exact models is 1 anyway")
         if truth is None:
             raise UserError(f"{role}: exact needs `data` with a known density, such as Fractal")
         return ExactClassifier(truth) if classifies else truth
@@ -167,6 +175,10 @@ def network(
     if classifies != model.classifies:
         is_one = "no classifier" if classifies else "a classifier"
         raise UserError(f"{role} is {is_one}, a {type(model).__name__}")
+    if model.weighs != (role == STRENGTH):
+        raise UserError(
+            f"{role} is a {type(model).__name__}, and a GuidanceWeight is for {STRENGTH} alone"
+        )
     return model
 
 

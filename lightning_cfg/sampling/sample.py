@@ -10,6 +10,8 @@ from lightning_cfg.config import build, resolve
 from lightning_cfg.diffusion.samplers import Trajectory
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import Denoiser, Draw, as_guided
+from lightning_cfg.sampling.particles import of_particles
+from lightning_cfg.sampling.restarts import restarted
 
 
 def check_finite(x: Tensor, seeds: Tensor) -> None:
@@ -31,21 +33,52 @@ def sample(
     """
     guided = as_guided(denoise)
     function = resolve("lightning_cfg.diffusion.samplers", sampler["name"])
-    stochastic = "draw" in inspect.signature(function).parameters
+    parameters = inspect.signature(function).parameters
+    stochastic = "draw" in parameters
+    if guided.restarts and ("steps" not in parameters or isinstance(sampler.get("levels"), list)):
+        raise UserError(
+            f"{sampler['name']} cannot begin again at another noise level, which the guidance asks "
+            "for: a sampler with steps, along a schedule and not a list of levels"
+        )
+
+    def run(denoise: Denoiser, start: Tensor, c: Tensor, own: Draw, **changed: float) -> Trajectory:
+        if guided.draw_from is not None:
+            guided.draw_from(own)
+        section = {**sampler, **changed}
+        return build(
+            "lightning_cfg.diffusion.samplers", section, denoise, start, c, *[own] * stochastic
+        )
 
     def steps(candidate: int) -> Trajectory:
         """Of the first candidate, the sample that there would be without the others."""
         own = draw if candidate == 0 else draw.other(f"candidate {candidate}")
         start = noise if candidate == 0 else own()
-        if guided.draw_from is not None:
-            guided.draw_from(own)
-        return build(
-            "lightning_cfg.diffusion.samplers", sampler, guided, start, c, *[own] * stochastic
-        )
+        if guided.particles > 1:
+            return of_particles(run, guided, start, c, own, rows)
+        if guided.restarts:
+            return restarted(run, guided, start, c, own)
+        return run(guided, start, c, own)
 
     if guided.log_p is None or guided.candidates == 1:
         return steps(0)
     return _most_probable(steps, guided.candidates, guided.log_p, c, rows)
+
+
+def evaluations_of(sampler: dict) -> int | None:
+    """How often a sampler with steps asks its denoiser, by asking it; None of one without."""
+    function = resolve("lightning_cfg.diffusion.samplers", sampler["name"])
+    if "steps" not in inspect.signature(function).parameters:
+        return None
+    asked, noise = 0, torch.zeros(1, 1, dtype=torch.float64)
+
+    def denoise(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
+        nonlocal asked
+        asked += 1
+        return torch.zeros_like(x)
+
+    for _ in sample(sampler, denoise, noise, torch.zeros(1, dtype=torch.long), lambda: noise):  # type: ignore[arg-type]
+        pass
+    return asked
 
 
 def _most_probable(

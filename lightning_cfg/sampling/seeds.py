@@ -64,3 +64,12 @@ class Draw:
         """Draws of another purpose: of the same seeds, and leaving these here as they are."""
         generators = [keyed(name, g.initial_seed()) for g in self._generators]
         return Draw(generators, self._shape if shape is None else shape, self.device)
+
+    def particles(self, n: int) -> "Draw":
+        """Draws of n particles of each sample, those of sample i in rows i n ... i n + n - 1.
+
+        The first particle draws what the sample would, the others of generators of their own.
+        """
+        others = [self.other(f"particle {j}")._generators for j in range(1, n)]
+        each = zip(self._generators, *others, strict=True)
+        return Draw([g for own in each for g in own], self._shape, self.device)

@@ -1,15 +1,17 @@
 """What a study will take, counted before it starts."""
 
+import json
 import math
 
-from lightning_cfg.diffusion.noise import steps_of
+from lightning_cfg.sampling.sample import evaluations_of
 from lightning_cfg.studies.graph import Stage
 
 
 def cost(stages: dict[str, Stage], sampler: dict, shape: tuple[int, ...]) -> str:
     """What the stages will take, in a line: what is done already is not taken off.
 
-    shape  of a sample, float32 each
+    sampler  the study's, of generations that have none of their own
+    shape    of a sample, float32 each
     """
     of = {
         verb: [stage.settings for stage in stages.values() if stage.verb == verb]
@@ -19,11 +21,11 @@ def cost(stages: dict[str, Stage], sampler: dict, shape: tuple[int, ...]) -> str
     made = sum(settings["n"] for settings in of["generate"])
     refined = sum(stages[one["samples"].stage].settings["n"] for one in of["refine"])
     on_disk = made + 2 * sum(settings["n"] for settings in of["pair"]) + refined
-    each = ""
-    if "steps" in sampler:
-        steps = steps_of(sampler)
-        steps = 2 * steps - 1 if sampler["name"] == "heun" else steps
-        each = f" of {steps} evaluations of each network"
+    samplers = [settings.get("sampler", sampler) for settings in of["generate"]]
+    told = {json.dumps(one, sort_keys=True): one for one in samplers}  # each once
+    numbers = sorted({n for n in map(evaluations_of, told.values()) if n is not None})
+    each = " to ".join(map(str, dict.fromkeys([*numbers[:1], *numbers[-1:]])))
+    each = each and f" of {each} evaluations of each network"
     return (
         f"{len(stages)} stages: {len(of['fit'])} trainings on {images / 1e6:.3g} M images, "
         f"{made:,} samples{each}, {refined:,} refined, "

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_cfg.config import Data, changed, replaced
+from lightning_cfg.config import Data, Model, changed, replaced
 from lightning_cfg.runs.inputs import CHECKPOINT
 from lightning_cfg.sampling.guided import with_scale
 from lightning_cfg.sampling.network import Networks, path_and_weights
@@ -166,6 +166,7 @@ class _Builder:
         trainer = section["trainer"]
         if trainer.get("devices") in (None, "auto"):
             trainer = {**trainer, "devices": 1}  # not all that there are
+        section = {**section, "model": self.named(Model, section["model"])}
         return self.add(f"fit {name}", "fit", {**section, "trainer": trainer, "data": data})
 
     def named(self, annotation: Any, section: Any) -> Any:

@@ -40,6 +40,8 @@ CLASSIFICATION = {
 }  # fmt: skip
 JUDGE = {**CLASSIFICATION, "model": {"name": "NoisyClassifier", "clean": True}}
 EYE = {**JUDGE, "data": HALVES, "net": {"name": "ConvNet", "channels": 4}}
+PICTURES = {**TRAINING, "data": HALVES, "net": {"name": "UnshuffleUNet", "channels": 4}}
+PICTURES["net"]["channel_mult"] = [1]
 REFINEMENT = {
     "model": {"name": "Flow"}, "learner": {"name": "Refinement", "ema_half_life": [100]},
 }  # fmt: skip
@@ -94,6 +96,15 @@ def all_bases(root: Path, runs: dict[str, tuple[Callable, dict]]) -> dict[str, B
             generate, {**GENERATION, "models": {"model": {"path": str(root / "base")}}},
             ("models", "model"),
         ),
+        **{
+            f"lightning_cfg.sampling.weakened.{name}": (
+                generate,
+                {**GENERATION, "models": {"model": {"path": str(root / "base"),
+                                                    "weaken": {"name": name}}}},
+                ("models", "model", "weaken"),
+            )
+            for name in choices("lightning_cfg.sampling.weakened")
+        },
         "lightning_cfg.runs.inputs.average": (
             generate,
             {**GENERATION, "models": {"model": str(root / "base")}, "weights": {"std": 0.1}},
@@ -153,7 +164,8 @@ def model(root: Path, name: str) -> Base:
     config = {**TRAINING, **(CLASSIFICATION if name == "NoisyClassifier" else {})}
     if name == "OneStep":
         config |= {"data": {"name": "Pairs", "path": str(root / "pairs")}, **REFINEMENT}
-    return fit, {**config, "model": {"name": name}}, ("model",)
+    section = {"name": name} | ({"of": str(root / "base")} if name == "GuidanceWeight" else {})
+    return fit, {**config, "model": section}, ("model",)
 
 
 def learner(root: Path, name: str) -> Base:
@@ -173,9 +185,18 @@ def method(root: Path, name: str) -> Base:
     if name == "interval":
         section |= {"sigma_low": 0.1, "sigma_high": 9.0}
     network = str(root / "base") if name == "cads" else "exact"
-    config = {**GENERATION, "guidance": section, "models": dict.fromkeys(roles, network)}
+    models = dict.fromkeys(roles, network)
+    if name == "frequency_decoupled":
+        models["model"] = str(root / "pictures")
+    if name == "guidance_free":
+        models["model"] = str(root / "free")
+    if "strength" in models:
+        models["strength"] = str(root / "strength")
+    config = {**GENERATION, "guidance": section, "models": models}
     if name == "cfg_plus_plus":
         config["sampler"] = {"name": "ddim", "steps": 2}
+    if name == "feynman_kac":
+        config["sampler"] = {"name": "ddpm", "steps": 2}
     return generate, config, ("guidance",)
 
 

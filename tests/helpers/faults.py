@@ -26,7 +26,16 @@ import pytest
 import torch
 import yaml
 
-from helpers.bases import EYE, GENERATION, JUDGE, MIXTURE, STUDY, TRAINING, all_bases
+from helpers.bases import (
+    EYE,
+    GENERATION,
+    JUDGE,
+    MIXTURE,
+    PICTURES,
+    STUDY,
+    TRAINING,
+    all_bases,
+)
 from helpers.dying import Dying
 from helpers.killed import Killed
 from helpers.runs import assert_same
@@ -43,6 +52,7 @@ from lightning_cfg.verbs.trace import trace
 
 LONGEST = 60  # seconds, beyond which it counts as a hang
 NUMBERS = (0, -1, 1, 1e30, math.nan, math.inf, "many")
+OTHERS = ("judge", "eye", "strength", "pictures", "free")  # trainings as `base` is one
 ENDS = {
     "refused": "one line, status 2, nothing written",
     "answered": "a result, finite where the input is",
@@ -177,8 +187,12 @@ def chain(root: Path) -> dict[str, tuple[Callable, dict]]:
     }  # fmt: skip
     made = {**GENERATION, "models": {"model": str(root / "base")}, "trajectories": 2}
     scored = {"samples": {"a": str(root / "samples")}, "data": MIXTURE}
+    weight = {"name": "GuidanceWeight", "of": str(root / "base")}
     return {
         "base": (fit, TRAINING),
+        "pictures": (fit, PICTURES),
+        "free": (fit, {**TRAINING, "model": {"name": "GuidanceFree"}}),
+        "strength": (fit, {**TRAINING, "model": weight}),
         "judge": (fit, {**TRAINING, **JUDGE}),
         "eye": (fit, {**TRAINING, **EYE}),
         "samples": (generate, made),
@@ -219,7 +233,7 @@ def same(run: Path, whole: Path) -> bool:
 def kills(root: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     """A kill at every file operation of every verb, and the same call again."""
     for name, (verb, config) in chain(root).items():
-        if name in ("judge", "eye"):  # trainings as others are
+        if name in OTHERS:
             continue
         with pytest.MonkeyPatch.context() as patch:
             dying = Dying(patch)
@@ -278,7 +292,7 @@ FLIPS = 12  # in each file
 def flips(root: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     """A bit of every output of every verb, and the same call again."""
     for name, (verb, config) in chain(root).items():
-        if name in ("judge", "eye"):
+        if name in OTHERS:
             continue
         for file in (*outputs(root / name), "manifest.json", "identity.json"):
             for i in range(FLIPS):
