@@ -138,9 +138,10 @@ def embedded(
     batch_size: int = 512,
     ranks: Ranks = ALONE,
     with_x: bool = False,
-) -> Iterator[tuple[Tensor | None, Tensor, dict[str, Tensor]]]:
-    """x where it is wanted, classes and, on the device, features in each space, batch by batch.
+) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """x, classes and, on the device, features in each space, batch by batch.
 
+    with_x  False: x may be of no samples, where other ranks read them
     Of several ranks each embeds a batch in turn and tells the others. The batches are those of one
     process, so all get what it gets, to the last bit. All join, and a UserError of one is raised on
     all.
@@ -166,7 +167,7 @@ def embedded(
         parts = {name: f.split([*map(len, turn)]) for name, f in told.items()}
         for i, some in enumerate(turn):
             f = {name: of_each[i] for name, of_each in parts.items()}
-            yield all_of(some) if with_x else None, some.c, f
+            yield all_of(some) if with_x else torch.empty(0, *samples.shape), some.c, f
 
 
 @torch.no_grad()
