@@ -4,6 +4,7 @@ Adding noise of level sigma to a mixture gives a mixture with covariances Sigma_
 everything below is exact at every noise level.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from functools import cached_property
@@ -69,7 +70,9 @@ class GaussianMixture(Model):
     ) -> Tensor:
         """log p(x | c; sigma), (B,) float64; c None or NULL: log p(x; sigma)."""
         c = self._classes(x, c)
-        joint = self._by_component(x, sigma, c, lambda z, joint, variance: joint.logsumexp(1))
+        one = len(c) > 0 and bool((c == c[0]).all()) and int(c[0]) != NULL
+        among = self._of_class(int(c[0])) if one else self  # the others would add zeros
+        joint = among._by_component(x, sigma, c, lambda z, joint, variance: joint.logsumexp(1))
         return joint - torch.where(c == NULL, 0.0, self.class_weights.log()[c])
 
     def logits(self, x: Tensor, sigma: Tensor | float) -> Tensor:
@@ -129,6 +132,12 @@ class GaussianMixture(Model):
             below = self.cdf(middle, c) < u
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return (low + high) / 2
+
+    def _of_class(self, c: int) -> "GaussianMixture":
+        """The components of one class alone, with the weights that they have among all."""
+        own, part = self.labels == c, copy.copy(self)
+        part._buffers = {name: value[own] for name, value in self.named_buffers()}
+        return part
 
     def _classes(self, x: Tensor, c: Tensor | None) -> Tensor:
         return torch.full((len(x),), NULL, device=x.device) if c is None else c.to(x.device)
