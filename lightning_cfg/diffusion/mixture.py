@@ -77,11 +77,15 @@ class GaussianMixture(Model):
 
     def logits(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """log p(x, c; sigma) for every class, (B, classes): their softmax is the posterior."""
-        of_class = torch.arange(self.num_classes, device=x.device)[:, None].eq(self.labels)
+        order = self.labels.argsort(stable=True)
+        sizes = self.labels.bincount(minlength=self.num_classes).tolist()
+        alike = len(set(sizes)) == 1  # then all classes are summed at once, which may be many
 
         def per_class(z: Tensor, joint: Tensor, variance: Tensor) -> Tensor:
-            rows = [joint[:, own].logsumexp(1) for own in of_class]
-            return torch.stack(rows, 1)
+            sorted_ = joint[:, order]
+            if alike:
+                return sorted_.unflatten(1, (self.num_classes, sizes[0])).logsumexp(2)
+            return torch.stack([own.logsumexp(1) for own in sorted_.split(sizes, 1)], 1)
 
         return self._by_component(x, sigma, None, per_class)
 
