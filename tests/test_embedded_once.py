@@ -4,7 +4,7 @@ import json
 import os
 import resource
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from lightning_cfg.evaluation.real_features import RealFeatures
 from lightning_cfg.evaluation.sample_sets import SampleSet
 from lightning_cfg.runs.files import sha256
 from lightning_cfg.runs.names import PAIRS
+from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.tensors import save_tensors
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.pair import pair
@@ -277,10 +278,30 @@ def test_features_of_ones_own_are_not_kept_but_embedded_once_all_the_same(config
     assert few[torch.tensor([4, 1])].flatten().tolist() == [12, 3]
 
 
+class Elsewhere(Ranks):
+    """The first of two, of which the other sees none of its files, and has nothing to embed."""
+
+    def all_gather_object(self, value: object) -> list:
+        return [value, None]
+
+
+def test_where_ranks_share_no_disk_features_are_kept_in_memory(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_cfg.verbs.pair.sharing", lambda: nullcontext(Elsewhere()))
+    pair(**config, run_dir=str(tmp_path / "apart"))
+    assert counted(tmp_path) == BANK + SAMPLES + 1
+    assert list((tmp_path / "one").iterdir()) == []
+    monkeypatch.undo()
+    monkeypatch.setenv("COUNTED", str(tmp_path / "counted"))
+    monkeypatch.setenv("LIGHTNING_CFG_CACHE", str(tmp_path / "one"))
+    pair(**config, run_dir=str(tmp_path / "pairs"))
+    same_pairs(tmp_path / "apart", tmp_path / "pairs")
+
+
 def test_room_on_the_disk_is_looked_at_before(tmp_path, monkeypatch):
-    check_keeps(tmp_path / "cache/a.npy", 1000)
+    check_keeps(tmp_path / "cache/a.npy", 1000).unlink()
     with pytest.raises(UserError, match=r"would take .* GiB of .* that are free"):
         check_keeps(tmp_path / "cache/a.npy", 1 << 60)
+    assert list((tmp_path / "cache").iterdir()) == []
     old, fresh = (tmp_path / "cache" / f".{name}.npy.77.tmp.npy" for name in ("old", "fresh"))
     for file in (old, fresh):
         file.write_bytes(b"half")

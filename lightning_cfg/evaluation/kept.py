@@ -69,21 +69,25 @@ def write_rows(path: Path, shape: tuple[int, int], blocks: Iterable[Tensor]) -> 
     write(path, save)
 
 
-def check_keeps(path: Path, size: int) -> None:
-    """UserError, from an OSError, where a file of so many bytes can be seen not to be written."""
+def check_keeps(path: Path, size: int) -> Path:
+    """An empty file beside it, by which others know whether they see what will be written.
+
+    UserError, from an OSError, where a file of so many bytes can be seen not to be written.
+    """
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _forget(folder)
         probe = folder / f".{path.name}.{os.getpid()}.tmp"
         probe.write_bytes(b"")
-        probe.unlink()
-        _forget(folder)
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise UserError(f"{path} could not be written: {error}") from error
     if size > 0.9 * free:
+        probe.unlink(missing_ok=True)
         full = OSError(f"{size / 2**30:.2g} GiB of {free / 2**30:.2g} that are free")
         raise UserError(f"{path} would take {full}") from full
+    return probe
 
 
 def _forget(folder: Path) -> None:

@@ -145,10 +145,16 @@ class Real:
         return found if all(ranks.all_gather_object(found is not None)) else None
 
     def _streamed(self, split: str, space: Space, d: int, ranks: Ranks, **how: Any) -> bool:
-        """Write features to their file as they are embedded; whether it could be written."""
+        """Write features to their file as they are embedded; whether all ranks can read it."""
         samples, path = self.split(split), self.place(split, "features", space)
-        begun = not ranks.first or _kept(lambda: check_keeps(path, 4 * len(samples) * d))
-        if not all(ranks.all_gather_object(begun)):
+        probe: list[Path] = []
+        if ranks.first:
+            _kept(lambda: probe.append(check_keeps(path, 4 * len(samples) * d)))
+        told = ranks.all_gather_object(probe)[0]
+        seen = ranks.all_gather_object(any(place.exists() for place in told))
+        for place in probe:
+            place.unlink(missing_ok=True)
+        if not all(seen):
             return False
         blocks = embedded(samples, {"": space}, ranks=ranks, **how)
         rows = (of_space[""].flatten(1).cpu() for _, _, of_space in blocks)
