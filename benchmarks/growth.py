@@ -10,6 +10,7 @@ fit       200 steps on N points in memory
 generate  N samples by 4 steps of Euler
 pair      N samples, their 5 nearest of N real points of their class (the exact search)
 evaluate  the Fréchet distance of N samples to N real points, class by class
+metrics   the same with all metrics that fit, of which some search neighbours or compare all pairs
 
 A slope is of what each size takes more than the one before, so that the start of a process does not
 count: 1 is linear, 2 quadratic, - what drowns in the start. Peaks are of the resident set.
@@ -25,7 +26,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-VERBS = ("fit", "generate", "pair", "evaluate")
+VERBS = ("fit", "generate", "pair", "evaluate", "metrics")
 
 
 def data(classes: int, d: int, limit: int) -> dict:
@@ -64,7 +65,8 @@ def settings(verb: str, n: int, classes: int, d: int, folder: Path) -> tuple[str
         }  # fmt: skip
     return "evaluate", {
         "run_dir": run, "samples": {"a": samples}, "data": section,
-        "metrics": [{"name": "frechet", "allow_few": True}], "real": each, "device": "cpu",
+        "metrics": [{"name": "frechet", "allow_few": True}] if verb == "evaluate" else None,
+        "real": each, "bank": each, "device": "cpu",
     }  # fmt: skip
 
 

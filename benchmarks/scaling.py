@@ -9,6 +9,10 @@ Each process has the same batch (weak scaling), so perfect is n times the images
 turns, --rounds times, so that whatever else the machine does meets all; medians are told. The
 exchange of gradients overlaps with backward and counts as it: it shows in the efficiency. On GPUs a
 step waits for them at each of its parts, which costs a little of the overlap that `fit` has.
+
+--apart also trains as many single processes at the same time, which exchange nothing: what is
+lost against these is the exchange and what each draws for all; the rest is lost to what
+processes share on one machine, memory and cores, and to whatever else runs there.
 """
 
 import argparse
@@ -19,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -67,6 +72,13 @@ class Timed(Diffusion):
         return time.perf_counter()
 
 
+def apart(processes: int, *asked: object) -> dict:
+    """As many trainings of one process at the same time: images per second of all."""
+    with ThreadPoolExecutor(processes) as pool:
+        runs = list(pool.map(lambda _: measured(*asked), range(processes)))
+    return {key: sum(run[key] for run in runs) for key in runs[0]}
+
+
 def measured(config: str, processes: int, batch: int, steps: int, words: list[str]) -> dict:
     """One training: images per second, and the share of time outside forward and backward."""
     with tempfile.TemporaryDirectory() as folder:
@@ -94,23 +106,34 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch", type=int, required=True, help="of one process")
     parser.add_argument("--whole", action="store_true", help="it is of all together")
+    parser.add_argument("--apart", action="store_true", help="beside single ones at once")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     asked, words = parser.parse_known_args()
     found: dict[int, list[dict]] = {n: [] for n in asked.processes}
+    single: dict[int, list[dict]] = {n: [] for n in asked.processes if asked.apart and n > 1}
     for _ in range(asked.rounds):
         for n, runs in found.items():
             batch = asked.batch if asked.whole else n * asked.batch
             runs.append(measured(asked.config, n, batch, asked.steps, words))
-    print("| processes | global batch | images/s | efficiency | outside forward and backward |")
-    print("|--:|--:|--:|--:|--:|")
+            if n in single:
+                how = asked.config, 1, batch // n, asked.steps, words
+                single[n].append(apart(n, *how))
+    print(
+        "| processes | global batch | images/s | efficiency | outside forward and backward |",
+        end="",
+    )
+    print(" of as many apart |\n|--:|--:|--:|--:|--:|--:|" if single else "\n|--:|--:|--:|--:|--:|")
     rates = {n: statistics.median(run["rate"] for run in runs) for n, runs in found.items()}
     one = min(rates)
     for n, runs in found.items():
         outside = statistics.median(run["outside"] for run in runs)
+        pairs = zip(runs, single.get(n, []), strict=False)
+        beside = [run["rate"] / other["rate"] for run, other in pairs]
         print(
             f"| {n} | {asked.batch if asked.whole else n * asked.batch} | {rates[n]:.4g} | "
             f"{rates[n] * one / (rates[one] * n):.1%} | {outside:.1%} |"
+            + (f" {statistics.median(beside):.1%} |" if beside else " |" if single else "")
         )
 
 

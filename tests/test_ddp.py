@@ -10,16 +10,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 import yaml
 from helpers import ROOT
 from helpers.processes import SRUN
+from torch import nn
 
 from lightning_cfg.errors import UserError
+from lightning_cfg.nets.mlp import MLP
 from lightning_cfg.runs.checkpoints import load
 from lightning_cfg.runs.ranks import Launch, launched, with_launch
 from lightning_cfg.training.learners import Diffusion
+from lightning_cfg.training.trainer import leave_constants_alone
 from lightning_cfg.verbs.fit import fit
 
 HERE = "test_ddp"
@@ -30,7 +34,9 @@ class Tells(Diffusion):
 
     def on_train_end(self) -> None:
         file = f"{self.trainer.default_root_dir}_rank_{self.trainer.global_rank}.pt"
-        torch.save({**self.model.state_dict(), **dict(self.model.named_parameters())}, file)
+        sent = getattr(self.trainer.strategy.model, "broadcast_buffers", False)
+        weights = {**self.model.state_dict(), **dict(self.model.named_parameters())}
+        torch.save({**weights, "buffers are sent": torch.tensor(sent)}, file)
 
 
 class Dies(Diffusion):
@@ -56,7 +62,8 @@ def test_two_ranks_train_as_one(together, call, training):
     assert call(fit, config, "run_dir=one").status == 0
     first, second = (torch.load(two.folder / f"two_rank_{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert len(first) > 4
+    assert len(first) > 5
+    assert not first["buffers are sent"]
     one, both = curve("one"), curve(two.folder / "two")
     assert len(one) == len(both) == 20
     for a, b in zip(one, both, strict=True):
@@ -79,6 +86,18 @@ def test_one_rank_resumes_what_two_began(together, call, training):
     assert call(fit, config, "run_dir=run").status == 0
     for name, weight in load("one")["state_dict"].items():
         torch.testing.assert_close(load("run")["state_dict"][name], weight)
+
+
+@pytest.mark.parametrize(
+    "made, sent",
+    [(nn.Linear(2, 2), False), (MLP((2,), 2, fourier=4), False), (nn.BatchNorm1d(2), True),
+     (nn.Sequential(MLP((2,), 2, fourier=4), nn.BatchNorm1d(2)), True)],
+)  # fmt: skip
+def test_buffers_are_sent_where_they_may_change(made, sent):
+    """Batch norm's are the first rank's on all, as they are evaluated with; ours are constants."""
+    trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
+    leave_constants_alone(trainer, made)
+    assert trainer.strategy._ddp_kwargs.get("broadcast_buffers", True) == sent
 
 
 @pytest.mark.parametrize("rank", [0, 1])

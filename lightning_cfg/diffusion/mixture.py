@@ -4,6 +4,7 @@ Adding noise of level sigma to a mixture gives a mixture with covariances Sigma_
 everything below is exact at every noise level.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from functools import cached_property
@@ -69,16 +70,22 @@ class GaussianMixture(Model):
     ) -> Tensor:
         """log p(x | c; sigma), (B,) float64; c None or NULL: log p(x; sigma)."""
         c = self._classes(x, c)
-        joint = self._by_component(x, sigma, c, lambda z, joint, variance: joint.logsumexp(1))
+        one = len(c) > 0 and bool((c == c[0]).all()) and int(c[0]) != NULL
+        among = self._of_class(int(c[0])) if one else self  # the others would add zeros
+        joint = among._by_component(x, sigma, c, lambda z, joint, variance: joint.logsumexp(1))
         return joint - torch.where(c == NULL, 0.0, self.class_weights.log()[c])
 
     def logits(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """log p(x, c; sigma) for every class, (B, classes): their softmax is the posterior."""
-        of_class = torch.arange(self.num_classes, device=x.device)[:, None].eq(self.labels)
+        order = self.labels.argsort(stable=True)
+        sizes = self.labels.bincount(minlength=self.num_classes).tolist()
+        alike = len(set(sizes)) == 1  # then all classes are summed at once, which may be many
 
         def per_class(z: Tensor, joint: Tensor, variance: Tensor) -> Tensor:
-            rows = [joint[:, own].logsumexp(1) for own in of_class]
-            return torch.stack(rows, 1)
+            sorted_ = joint[:, order]
+            if alike:
+                return sorted_.unflatten(1, (self.num_classes, sizes[0])).logsumexp(2)
+            return torch.stack([own.logsumexp(1) for own in sorted_.split(sizes, 1)], 1)
 
         return self._by_component(x, sigma, None, per_class)
 
@@ -129,6 +136,12 @@ class GaussianMixture(Model):
             below = self.cdf(middle, c) < u
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return (low + high) / 2
+
+    def _of_class(self, c: int) -> "GaussianMixture":
+        """The components of one class alone, with the weights that they have among all."""
+        own, part = self.labels == c, copy.copy(self)
+        part._buffers = {name: value[own] for name, value in self.named_buffers()}
+        return part
 
     def _classes(self, x: Tensor, c: Tensor | None) -> Tensor:
         return torch.full((len(x),), NULL, device=x.device) if c is None else c.to(x.device)

@@ -1,15 +1,16 @@
 """How samples are matched with real points: by which coupling, within what, and what was found."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.evaluation.features import Space
+from lightning_cfg.evaluation.real_features import RealFeatures, shards
 from lightning_cfg.evaluation.sample_sets import SampleSet
 from lightning_cfg.evaluation.size import Size
-from lightning_cfg.evaluation.sources import Sources, feature_shards, known_scales, numbers_of
+from lightning_cfg.evaluation.sources import Sources, known_scales, numbers_of
 from lightning_cfg.evaluation.transported import Transport
 from lightning_cfg.metrics.frechet import Moments
 from lightning_cfg.refinement.neighbours import nearest_in_shards
@@ -24,6 +25,7 @@ WIDEST = 4096  # dimensions up to which a Fréchet distance takes less time than
 class Found:
     """Of every sample, by squared distances, its real points (N, k), and how they are drawn."""
 
+    points: RealFeatures  # all of them
     distance: Tensor
     index: Tensor
     weights: Tensor
@@ -37,26 +39,27 @@ def by_neighbours(
     ranks: Ranks,
     sources: Sources,
     same_class: bool,
-    points: SampleSet,
-    space: Space,
+    embed: Callable[..., RealFeatures],
     size: Size,
     memory: float,
 ) -> Found:
-    """The k nearest of each sample, on the first rank."""
-    x = sources.x
-    rows, moments = size.shard(memory), Moments()
+    """The k nearest of each sample, on the first rank.
+
+    embed  gives the real points' features, which may take `room` bytes of memory
+    """
+    x, moments, rows = sources.x, Moments(), size.shard(memory)
     if ranks.first:
         print(size.told(rows))
+    points = embed(room=size.spare(memory))
+    rows = size.shard(memory - points.held / 2**30)
     mine = ranks.share(torch.arange(len(x)))
     classes = sources.c[mine] if same_class else None
     enough = size.d < min(len(x), len(points)) and size.d <= WIDEST and ranks.first
     of = moments if enough else None
-    found = ranks.raise_together(
-        lambda: _nearest(x[mine], classes, points, space, size.k, rows, of)
-    )
+    found = ranks.raise_together(lambda: _nearest(x[mine], classes, points, size.k, rows, of))
     distance, index, queries = (ranks.gather_rows(part) for part in found)
     weights = torch.full(index.shape, 1 / size.k)
-    return Found(distance, index, weights, queries, moments, rows)
+    return Found(points, distance, index, weights, queries, moments, rows)
 
 
 def by_transport(
@@ -64,12 +67,16 @@ def by_transport(
     transport: Transport,
     cut: list[Block],
     x: Tensor,
-    points: SampleSet,
+    embed: Callable[..., RealFeatures],
+    d: int,
     memory: float,
 ) -> Found:
-    """The real points that transport brings each sample to; every rank solves its own blocks."""
-    d = transport.space(x[:1]).shape[1]
+    """The real points that transport brings each sample to; every rank solves its own blocks.
+
+    embed  as in `by_neighbours`; d  features of a point
+    """
     told = transport.check_memory(cut, x[0].numel(), d, memory)
+    points = embed(room=transport.spare(cut, x[0].numel(), d, memory))
     if ranks.first:
         print(f"transport of {len(x):,} samples to {len(points):,} real points, {told}")
     mine, k = cut[ranks.rank :: ranks.size], transport.columns(cut)
@@ -77,14 +84,14 @@ def by_transport(
     rows = torch.cat(ranks.all_gather_object(solved))
     rows = rows[rows[:, 0].argsort()]  # by the samples' numbers
     _, distance, index, weights, left = rows.split([1, k, k, k, 1], dim=1)
-    return Found(distance, index.long(), weights.float(), left_out=left.mean().item())
+    left_out = left.mean().item()
+    return Found(points, distance, index.long(), weights.float(), left_out=left_out)
 
 
 def _nearest(
     x: Tensor,
     c: Tensor | None,
-    points: SampleSet,
-    space: Space,
+    points: RealFeatures,
     k: int,
     rows: int,
     moments: Moments | None,
@@ -94,7 +101,7 @@ def _nearest(
     It is the search that takes time, so each rank has the whole bank, `rows` of it at once.
     moments  are added up over the bank
     """
-    queries = space(x)
+    queries = points.space(x)
     with progress(len(points), " real", shown=launched().rank == 0) as bar:
 
         def seen(features: Tensor) -> None:
@@ -102,8 +109,8 @@ def _nearest(
             if moments is not None:
                 moments.add(features.flatten(1))
 
-        shards = feature_shards(points, space, rows, seen)
-        return *nearest_in_shards(queries, shards, k=k, c=c), queries
+        parts = shards(points, rows, seen)
+        return *nearest_in_shards(queries, parts, k=k, c=c), queries
 
 
 def matched_within(config: dict) -> set[str]:

@@ -40,9 +40,11 @@ class Space:
     kernel    the same of the kernel distance
     standard  samples that its published distances are taken over; fewer are named in the result
     step      of a training of ours, at which its network was saved
+    free      whether features cost nothing, so that they are neither kept nor shared
     """
 
     step: int | None = None
+    free = False
 
     def __init__(
         self,
@@ -88,7 +90,9 @@ def as_space(features: Features, name: str) -> Space:
 def pixels() -> Features:
     """x itself, flattened: coordinates or raw pixels."""
     whole = (sys.maxsize, sys.maxsize)  # all at once: they are not copied
-    return Space(lambda x: x.flatten(1), {"extractor": "pixels"}, at_once=whole)
+    space = Space(lambda x: x.flatten(1), {"extractor": "pixels"}, at_once=whole)
+    space.free = True
+    return space
 
 
 def classifier(*, path: Checkpoint) -> Features:

@@ -1,6 +1,6 @@
 """One pass over a set of samples: all that its metrics need of it, in every feature space."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.evaluation.features import Space
-from lightning_cfg.evaluation.sample_sets import SampleSet
+from lightning_cfg.evaluation.sample_sets import SampleSet, all_of
 from lightning_cfg.interfaces import Classifier
 from lightning_cfg.metrics.frechet import Moments
 from lightning_cfg.runs.ranks import Ranks
 
+ALONE = Ranks()
 ALL = "all"  # the group of all samples, where they are not scored class by class
 
 
@@ -80,24 +81,28 @@ def gather(
     device: torch.device | str = "cpu",
     batch_size: int = 512,
     progress: Callable[[int], Any] = lambda n: None,
+    ranks: Ranks = ALONE,
 ) -> Gathered:
     """Read the samples once and keep what is wanted: x, logits, features, moments, head_logits.
 
     The features of a batch are computed once for each space, whatever is made of them. Results lie
     on the CPU; only Moments are kept of what nobody else wants, so memory does not grow with n.
+    ranks  share the embedding of samples that all of them have, and keep the same; without logits
     """
     kept: dict[Any, list[Tensor]] = {}
     moments = {name: {group: Moments() for group in groups} for name in spaces}
     if not wanted & {"features", "moments", "head_logits"}:
         spaces = {}
-    for x, c in samples.batches(batch_size):
+    read = embedded(
+        samples, spaces, device=device, batch_size=batch_size, ranks=ranks, with_x="x" in wanted
+    )
+    for x, c, of_spaces in read:
         found: dict[Any, Tensor] = {"c": c, "x": x} if "x" in wanted else {"c": c}
-        on_device = x.to(device)
         if "logits" in wanted:
             assert classifier is not None
-            found["logits"] = _logits(classifier, on_device)
+            found["logits"] = _logits(classifier, x.to(device))
         for name, space in spaces.items():
-            f = space(on_device)
+            f = of_spaces[name]
             if "features" in wanted:
                 found[name, "features"] = f
             if "head_logits" in wanted and space.head is not None:
@@ -106,7 +111,7 @@ def gather(
                 _add(moments[name], f, c)
         for key, value in found.items():
             kept.setdefault(key, []).append(value.cpu())
-        progress(len(x))
+        progress(len(c))
     whole = {key: torch.cat(parts) for key, parts in kept.items()}
     features, head_logits = (
         {name: whole[name, what] for name in spaces if (name, what) in whole}
@@ -123,6 +128,46 @@ def gather(
         head_logits,
         moments if "moments" in wanted else {},
     )
+
+
+def embedded(
+    samples: SampleSet,
+    spaces: dict[str, Space],
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 512,
+    ranks: Ranks = ALONE,
+    with_x: bool = False,
+) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """x, classes and, on the device, features in each space, batch by batch.
+
+    with_x  False: x may be of no samples, where other ranks read them
+    Of several ranks each embeds a batch in turn and tells the others. The batches are those of one
+    process, so all get what it gets, to the last bit. All join, and a UserError of one is raised on
+    all.
+    """
+    if ranks.size == 1:
+        for x, c in samples.batches(batch_size):
+            on_device = x.to(device)
+            yield x, c, {name: space(on_device) for name, space in spaces.items()}
+        return
+    batches = torch.arange(len(samples)).split(batch_size)
+    for first in range(0, len(batches), ranks.size):
+        turn = [samples.chosen(rows) for rows in batches[first : first + ranks.size]]
+        mine = turn[ranks.rank] if ranks.rank < len(turn) else None
+
+        def own(mine: SampleSet | None = mine) -> dict[str, Tensor]:
+            if mine is None or not spaces:
+                return {}
+            x = all_of(mine).to(device)
+            return {name: space(x).cpu() for name, space in spaces.items()}
+
+        found = ranks.raise_together(own)
+        told = {name: ranks.one_after_another(found.get(name)).to(device) for name in spaces}
+        parts = {name: f.split([*map(len, turn)]) for name, f in told.items()}
+        for i, some in enumerate(turn):
+            f = {name: of_each[i] for name, of_each in parts.items()}
+            yield all_of(some) if with_x else torch.empty(0, *samples.shape), some.c, f
 
 
 @torch.no_grad()

@@ -2,28 +2,31 @@
 
 import hashlib
 import json
-import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.evaluation.features import Space
-from lightning_cfg.evaluation.gather import ALL, Gathered, gather
+from lightning_cfg.evaluation.gather import ALL, ALONE, Gathered, embedded, gather
+from lightning_cfg.evaluation.kept import (
+    cache_folder,
+    check_keeps,
+    check_sealed,
+    read_rows,
+    seal,
+    write_rows,
+)
 from lightning_cfg.evaluation.sample_sets import SampleSet, real_set
 from lightning_cfg.metrics.frechet import Moments, load_statistics
 from lightning_cfg.runs.files import write
+from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.tensors import fingerprint
-
-
-def cache_folder() -> Path:
-    """Where reference statistics are kept: $LIGHTNING_CFG_CACHE, otherwise in the user's cache."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("LIGHTNING_CFG_CACHE") or home / "lightning_cfg/statistics")
 
 
 class Real:
@@ -74,36 +77,92 @@ class Real:
         spaces: dict[str, Space],
         *,
         cache: bool = True,
+        ranks: Ranks = ALONE,
         **how: Any,
     ) -> Gathered:
-        """What `gather` keeps of a split: x, features, moments; from memory or disk where known."""
+        """What `gather` keeps of a split: x, features, moments; from memory or disk where known.
+
+        ranks  that all call this, and share what takes a network; all have the result
+        """
         samples, of_spaces = self.split(split), sorted(wanted & {"features", "moments"})
         about = (json.dumps(space.about, sort_keys=True) for space in spaces.values())
         key = (split, *sorted(wanted), *spaces, *about)
         if key in self._gathered:
             return self._gathered[key]  # the same tensors each time
         cache = cache and self._identified and split not in self._replaced
-        missing = {
-            name: space
+        unknown = {
+            name
             for name, space in spaces.items()
             if any(not self._find(split, what, space, cache) for what in of_spaces)
         }
+        unknown = set().union(*ranks.all_gather_object(unknown))  # to one of them, so to all
+        missing = {name: space for name, space in spaces.items() if name in unknown}
         if missing or ("x" in wanted and split not in self._x):
-            fresh = gather(samples, wanted, missing, groups=self.groups, **how)
+            fresh = gather(samples, wanted, missing, groups=self.groups, ranks=ranks, **how)
             if "x" in wanted:
                 self._x.setdefault(split, fresh.x)
             for name, space in missing.items():
                 for what in of_spaces:
                     value = getattr(fresh, what)[name]
                     self._known[self._key(split, what, space)] = value
-                    if cache and "weights" in space.about:
-                        self._try_to_keep(split, what, space, value)
+                    if cache and ranks.first and "weights" in space.about:
+                        _kept(partial(self._keep, split, what, space, value))
         found = Gathered(samples.c, self._x.get(split))
         for name, space in spaces.items():
             for what in of_spaces:
                 getattr(found, what)[name] = self._known[self._key(split, what, space)]
         self._gathered[key] = found
         return found
+
+    def features(
+        self,
+        split: str,
+        space: Space,
+        d: int,
+        *,
+        room: float,
+        cache: bool,
+        ranks: Ranks,
+        **how: Any,
+    ) -> tuple[Tensor | None, bool]:
+        """Features of a split, (n, d), and whether they are mapped from disk; all ranks make them.
+
+        Where they cannot be kept there, they are in memory; None if they take more than `room`
+        bytes of it. how: as `embedded` takes it
+        """
+        keeps = cache and self._identified and "weights" in space.about
+        found = self._on_disk(split, space, ranks) if keeps else None
+        if found is None and keeps and self._streamed(split, space, d, ranks, **how):
+            found = self._on_disk(split, space, ranks)
+        if found is not None or 4.0 * len(self.split(split)) * d > room:
+            return found, True
+        blocks = embedded(self.split(split), {"": space}, ranks=ranks, **how)
+        return torch.cat([of_space[""].flatten(1).cpu() for _, _, of_space in blocks]), False
+
+    def _on_disk(self, split: str, space: Space, ranks: Ranks) -> Tensor | None:
+        """Features where every rank finds them."""
+        found = self._read(split, "features", space, mapped=True)
+        return found if all(ranks.all_gather_object(found is not None)) else None
+
+    def _streamed(self, split: str, space: Space, d: int, ranks: Ranks, **how: Any) -> bool:
+        """Write features to their file as they are embedded; whether all ranks can read it."""
+        samples, path = self.split(split), self.place(split, "features", space)
+        probe: list[Path] = []
+        if ranks.first:
+            _kept(lambda: probe.append(check_keeps(path, 4 * len(samples) * d)))
+        told = ranks.all_gather_object(probe)[0]
+        seen = ranks.all_gather_object(any(place.exists() for place in told))
+        for place in probe:
+            place.unlink(missing_ok=True)
+        if not all(seen):
+            return False
+        blocks = embedded(samples, {"": space}, ranks=ranks, **how)
+        rows = (of_space[""].flatten(1).cpu() for _, _, of_space in blocks)
+        if ranks.first:
+            done = _kept(lambda: write_rows(path, (len(samples), d), rows))
+        else:
+            done = all(len(some) for some in rows)  # which takes part in all of them
+        return all(ranks.all_gather_object(done))
 
     def replaced(self, split: str, points: SampleSet) -> "Real":
         """The same real side with other points as one of its splits."""
@@ -157,54 +216,44 @@ class Real:
     def _key(self, split: str, what: str, space: Space) -> tuple:
         return split, what, json.dumps(space.about, sort_keys=True)
 
-    def _read(self, split: str, what: str, space: Space) -> Any:
+    def _read(self, split: str, what: str, space: Space, *, mapped: bool = False) -> Any:
         path = self.place(split, what, space)
         if not path.is_file():
             return None
         try:
-            check_sealed(path)
             if what == "features":
-                return torch.from_numpy(np.load(path, allow_pickle=False))
+                return read_rows(path, mapped=mapped)
+            check_sealed(path)
             return {ALL: load_statistics(path)[0]}
         except (UserError, OSError, ValueError) as error:
             print(f"lightning_cfg: computed again: {one_line(error)}", file=sys.stderr)
             return None
-
-    def _try_to_keep(self, split: str, what: str, space: Space, value: Any) -> None:
-        """What cannot be kept is told and costs no scores: it is in memory all the same."""
-        try:
-            self._keep(split, what, space, value)
-        except UserError as error:
-            told = f"{error}; {what} of real data are not kept: set LIGHTNING_CFG_CACHE to another "
-            print(f"{told}folder, or cache=false", file=sys.stderr)
 
     def _keep(self, split: str, what: str, space: Space, value: Any) -> None:
         path = self.place(split, what, space)
         about = {"space": space.about, "data": type(self.data).__name__, "split": split}
 
         def save(temporary: Path) -> None:
-            if what == "moments":
-                value[ALL].save(temporary, about)
-            else:
-                with open(temporary, "wb") as file:
-                    np.save(file, value.numpy(), allow_pickle=False)
+            value[ALL].save(temporary, about)
             seal(temporary)
 
-        write(path, save)
+        if what == "features":
+            write_rows(path, value.shape, [value])
+        else:
+            write(path, save)
 
 
-def seal(path: Path) -> None:
-    """Append the hash of a file's content, 32 bytes, which numpy does not mind."""
-    digest = hashlib.sha256(np.memmap(path, np.uint8, "r").data).digest()
-    with open(path, "ab") as file:
-        file.write(digest)
-
-
-def check_sealed(path: Path) -> None:
-    """UserError for a file that is not as it was when it was sealed."""
-    content = np.memmap(path, np.uint8, "r")
-    if hashlib.sha256(content[:-32].data).digest() != content[-32:].tobytes():
-        raise UserError(f"{path} is damaged, or of an older version: its hash is another")
+def _kept(keep: Callable[[], object]) -> bool:
+    """Whether it could be written: where not, that is told and costs no results."""
+    try:
+        keep()
+    except UserError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        told = f"{error}; features of real data are not kept: set LIGHTNING_CFG_CACHE to another "
+        print(f"{told}folder, or cache=false", file=sys.stderr)
+        return False
+    return True
 
 
 PUBLISHED = {2048: "fid", 1024: "fd_dinov2"}  # by features: what published statistics are for

@@ -236,6 +236,11 @@ def real_set(data: Any, split: str, per_class: int | None, *, in_order: bool = F
     return SampleSet(data.shape, c, lambda rows: y[rows], about)
 
 
+def all_of(points: SampleSet) -> Tensor:
+    """All of the samples at once, (n, *shape)."""
+    return torch.cat([x for x, _ in points.batches(1024)])
+
+
 def as_8_bit(x: Tensor) -> Tensor:
     """Images (n, C, H, W) as an 8-bit file of them has them, back in [-1, 1] (EDM's rounding).
 

@@ -8,7 +8,7 @@ import torch
 from lightning_cfg.config import resolve
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.features import Space
-from lightning_cfg.evaluation.gather import ALL, Gathered, gather
+from lightning_cfg.evaluation.gather import ALL, ALONE, Gathered, gather
 from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import SampleSet
 from lightning_cfg.interfaces import Classifier
@@ -17,6 +17,7 @@ from lightning_cfg.metrics.frechet import Moments
 from lightning_cfg.metrics.meaning import check_columns, is_ours, path_of
 from lightning_cfg.metrics.needs import OF_A_SPACE, needs
 from lightning_cfg.metrics.settings import settings_of, with_settings, words
+from lightning_cfg.runs.ranks import Ranks
 
 
 class Scorer:
@@ -84,6 +85,18 @@ class Scorer:
             held, self.wanted, self.spaces, classifier=self.classifier, groups=self.groups,
             progress=progress, **self.how,
         )  # fmt: skip
+
+    def read_real(self, ranks: Ranks, real: Real | None = None) -> None:
+        """Embed with all ranks together what `score` needs of the real side, which then has it.
+
+        real  another real side than the usual one
+        """
+        for metric, _ in self.metrics:
+            needed = needs(metric)
+            for split in self.references if needed & REFERENCE else self.references[:1]:
+                given = split == self.references[0] and set(self.spaces) <= set(self.statistics)
+                for name in sorted(needed & set(SIDE) - ({"moments_y"} if given else set())):
+                    self._real_split(real or self.real, SIDE[name][0] or split, split, ranks)
 
     def check_columns(self) -> None:
         """UserError, before any samples are made, for a metric with a column of another one's.
@@ -222,14 +235,14 @@ class Scorer:
             about |= self.spaces[space].about
         return {name: given[name] for name in needed}, about
 
-    def _real_split(self, real: Any, of: str, split: str) -> Gathered:
+    def _real_split(self, real: Any, of: str, split: str, ranks: Ranks = ALONE) -> Gathered:
         """All that any metric needs of a split of the real data, so that it is read once."""
         needed = (SIDE[name] for name in self._needed & set(SIDE))
         wanted = {what for whose, what in needed if (whose or split) == of}
         spaces = self.spaces
         if wanted <= {"moments"} and of == self.references[0]:  # given statistics stand for them
             spaces = {n: s for n, s in spaces.items() if n not in self.statistics}
-        return real.gathered(of, wanted, spaces, cache=self.cache, **self.how)
+        return real.gathered(of, wanted, spaces, cache=self.cache, ranks=ranks, **self.how)
 
 
 def _part(held: Gathered, what: str, group: Any, space: Any) -> Any:

@@ -46,14 +46,22 @@ class Size:
         """Real points that are searched at once; UserError where not even a thousand fit."""
         room = memory * 2**30 - self.fixed
         rows = min(self.m, int(room // self.row))
-        least = min(self.m, 1000)
-        if rows < least:
-            needed = (self.fixed + least * self.row) / 2**30
+        if rows < self.fewest:
+            needed = (self.fixed + self.fewest * self.row) / 2**30
             raise UserError(
                 f"pairing {self.n:,} samples with {self.m:,} real points in {self.d} dimensions "
                 f"needs {needed:.2g} GiB at least, more than memory={memory:g}"
             )
         return rows
+
+    @property
+    def fewest(self) -> int:
+        """Real points that are searched at once at least."""
+        return min(self.m, 1000)
+
+    def spare(self, memory: float) -> float:
+        """Bytes beside the smallest search."""
+        return memory * 2**30 - self.fixed - self.fewest * self.row
 
     @property
     def least(self) -> int:

@@ -1,15 +1,12 @@
 """What `pair` reads: sources with their classes, and real points a part at a time."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_cfg.errors import UserError
-from lightning_cfg.evaluation.features import Space
-from lightning_cfg.evaluation.sample_sets import SampleSet, read_set
-from lightning_cfg.refinement.neighbours import nearest_in_shards
+from lightning_cfg.evaluation.sample_sets import SampleSet, all_of, read_set
 
 
 @dataclass(frozen=True)
@@ -72,36 +69,3 @@ def choose_sources(paths: list[str], real: object, n: int | None) -> list[Sample
             raise UserError(f"{path} holds {len(held)} samples, not the {share} wanted")
         chosen.append(held.chosen(torch.arange(len(held) if share is None else share)))
     return chosen
-
-
-def all_of(points: SampleSet) -> Tensor:
-    return torch.cat([x for x, _ in points.batches(1024)])
-
-
-def feature_shards(
-    points: SampleSet, space: Space, rows: int, progress: Callable = lambda features: None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features and classes of the real points, so many at a time."""
-    for some in torch.arange(len(points)).split(rows):
-        part = points.chosen(some)
-        features = space(all_of(part))
-        yield features, part.c
-        progress(features)
-
-
-def own_reach(points: SampleSet, space: Space, rows: int, share: float) -> Tensor:
-    """By class, the distance below which this share of real points lies to another one, (K,).
-
-    Of 1,000 of them, evenly spaced.
-    """
-    limits = torch.zeros(int(points.c.max()) + 1, dtype=torch.float64)
-    chosen = [(points.c == label).nonzero()[:, 0] for label in range(len(limits))]
-    chosen = [own[:: max(1, len(own) // 1000)] for own in chosen]
-    asked = points.chosen(torch.cat(chosen))
-    distance, _ = nearest_in_shards(
-        space(all_of(asked)), feature_shards(points, space, rows), k=2, c=asked.c
-    )
-    for label in range(len(limits)):
-        own = distance[asked.c == label, 1]  # the first is the point itself
-        limits[label] = own.sqrt().quantile(share) if len(own) else 0.0
-    return limits

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.features import Space
-from lightning_cfg.evaluation.sample_sets import SampleSet
-from lightning_cfg.evaluation.sources import all_of
+from lightning_cfg.evaluation.real_features import RealFeatures
 from lightning_cfg.refinement.transport import (
     Block,
     assigned,
@@ -42,7 +41,7 @@ class Transport:
         return 1 if self.one_to_one else min(self.k, *(len(block.points) for block in blocks))
 
     def solved(
-        self, blocks: list[Block], k: int, x: Tensor, points: SampleSet, shown: bool
+        self, blocks: list[Block], k: int, x: Tensor, points: RealFeatures, shown: bool
     ) -> Tensor:
         """The blocks' samples in their order, a row each, (n, 2 + 3 k) float64.
 
@@ -56,9 +55,9 @@ class Transport:
                 bar.update(len(block.samples))
         return torch.cat(rows)
 
-    def _block(self, block: Block, x: Tensor, points: SampleSet, k: int) -> Tensor:
+    def _block(self, block: Block, x: Tensor, points: RealFeatures, k: int) -> Tensor:
         ours = self.space(x[block.samples]).flatten(1)
-        theirs = self.space(all_of(points.chosen(block.points))).flatten(1).to(ours.device)
+        theirs = points[block.points].flatten(1).to(ours.device)
         cost = squared_distances(ours, theirs)
         if not cost.isfinite().all():
             raise UserError("coupling=transport: samples and real points must be finite")
@@ -78,10 +77,8 @@ class Transport:
 
         size  numbers of a sample; d  of its features
         """
-        most = max(blocks, key=lambda block: len(block.samples) * len(block.points))
-        n, m = len(most.samples), len(most.points)
-        matrices = 2 if self.one_to_one else 5
-        gib = (8 * matrices * n * m + (n + m) * (4 * size + 16 * d)) / 2**30
+        n, m, taken = self._largest(blocks, size, d)
+        gib = taken / 2**30
         if gib > memory:
             raise UserError(
                 f"coupling=transport: a block of {n:,} samples and {m:,} real points needs "
@@ -89,3 +86,14 @@ class Transport:
             )
         how = "matched one to one" if self.one_to_one else f"by Sinkhorn, epsilon={self.epsilon:g}"
         return f"{len(blocks)} blocks of up to {n:,} x {m:,} {how}, {gib:.2g} GiB of memory"
+
+    def spare(self, blocks: list[Block], size: int, d: int, memory: float) -> float:
+        """Bytes beside that of so many GiB."""
+        return memory * 2**30 - self._largest(blocks, size, d)[2]
+
+    def _largest(self, blocks: list[Block], size: int, d: int) -> tuple[int, int, int]:
+        """Samples and real points of the largest block, and the bytes that it takes."""
+        most = max(blocks, key=lambda block: len(block.samples) * len(block.points))
+        n, m = len(most.samples), len(most.points)
+        matrices = 2 if self.one_to_one else 5
+        return n, m, 8 * matrices * n * m + (n + m) * (4 * size + 16 * d)

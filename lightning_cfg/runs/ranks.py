@@ -167,8 +167,34 @@ class Ranks:
         assert whole is not None
         return whole
 
+    def one_after_another(self, own: "Tensor | None") -> "Tensor":
+        """All ranks' rows, (n, ...), on every rank, those of one after those of the one before.
+
+        None: it has none; not all of them.
+        """
+        if self.size == 1:
+            assert own is not None
+            return own
+        import torch
+
+        told = self.all_gather_object(None if own is None else (own.shape[1:], own.dtype))
+        shape, dtype = next(one for one in told if one is not None)
+        parts = self._parts(torch.empty(0, *shape, dtype=dtype) if own is None else own)
+        assert parts is not None
+        return torch.cat(parts)
+
     def _in_turn(self, own: "Tensor", *, everywhere: bool) -> "Tensor | None":
         """Rows of all ranks in turn; None on ranks but the first, unless `everywhere`."""
+        parts = self._parts(own, everywhere=everywhere)
+        if parts is None:
+            return None
+        out = own.new_empty(sum(map(len, parts)), *own.shape[1:])
+        for rank, part in enumerate(parts):
+            out[rank :: self.size] = part
+        return out
+
+    def _parts(self, own: "Tensor", *, everywhere: bool = True) -> "list[Tensor] | None":
+        """Each rank's rows; None on ranks but the first, unless `everywhere`."""
         import torch
         from torch import distributed
 
@@ -176,7 +202,7 @@ class Ranks:
         cuda = distributed.get_backend() == "nccl"
         device = torch.device("cuda", torch.cuda.current_device()) if cuda else own.device
         shape = (max(sizes), *own.shape[1:])
-        padded = torch.zeros(shape, dtype=own.dtype, device=device)  # ranks may differ by one row
+        padded = torch.zeros(shape, dtype=own.dtype, device=device)  # not all have as many
         padded[: len(own)] = own.to(device)
         wanted = everywhere or self.first
         parts = [torch.empty_like(padded) for _ in sizes] if wanted else []
@@ -187,10 +213,7 @@ class Ranks:
                 distributed.gather(padded, parts or None)
         if not wanted:
             return None
-        out = own.new_empty(sum(sizes), *own.shape[1:])
-        for rank, (part, n) in enumerate(zip(parts, sizes, strict=True)):
-            out[rank :: self.size] = part[:n].to(own.device)
-        return out
+        return [part[:n].to(own.device) for part, n in zip(parts, sizes, strict=True)]
 
     def _exchange(self) -> AbstractContextManager:
         """Around an exchange of all: Ctrl-C ends it, and who does not come is told."""

@@ -45,7 +45,7 @@ from lightning_cfg.training.progress import Progress
 from lightning_cfg.training.snapshots import Snapshots
 from lightning_cfg.training.speed import device_of, prepare, speed_of
 from lightning_cfg.training.stop import StopWhenAsked
-from lightning_cfg.training.trainer import logger_of, trainer_for
+from lightning_cfg.training.trainer import leave_constants_alone, logger_of, trainer_for
 from lightning_cfg.training.undisturbed import cheap_device_checks
 
 
@@ -99,6 +99,7 @@ def ready_to_train(
     callbacks = [Progress(), *filter(None, (scores, along, save, pictures)), stop]
     how = {"logger": logger, "log_every": log_every, "callbacks": callbacks}
     engine = trainer_for({**trainer, "precision": speed["precision"]}, directory, **how)
+    leave_constants_alone(engine, module.model)
     # Lightning does it after it has read a checkpoint, whose float64 would pass through float32
     module.ema.to(engine.precision_plugin.convert_module(module).model)
     batches = KeyedBatches(data_set, seed=recipe["seed"], batch_size=recipe["batch_size"])

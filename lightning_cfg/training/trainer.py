@@ -8,6 +8,8 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
 
 from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.runs import wandb_run
@@ -92,6 +94,19 @@ def trainer_for(
         raise UserError(f"trainer: Lightning refuses it: {one_line(error)}") from error
     leave_signals_alone(made)
     return made
+
+
+def leave_constants_alone(trainer: L.Trainer, model: nn.Module) -> None:
+    """Keep DDP from sending the first rank's buffers to all others before every step.
+
+    Those of our modules are constants that each rank has by itself, and all ranks would wait for
+    the slowest one. What keeps buffers of another kind, such as batch norm's, is sent as ever.
+    """
+    if not isinstance(trainer.strategy, DDPStrategy):
+        return
+    keepers = [type(part) for part in model.modules() if part._buffers]
+    if all(kind.__module__.partition(".")[0] == "lightning_cfg" for kind in keepers):
+        trainer.strategy._ddp_kwargs["broadcast_buffers"] = False
 
 
 def leave_signals_alone(trainer: L.Trainer) -> None:

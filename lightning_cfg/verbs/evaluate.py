@@ -186,8 +186,10 @@ def evaluate(
     with progress(_total(sets, draws), " samples", shown=launched().rank == 0) as bar:
         with sharing() as ranks:
             pieces = gather_sets(sets, parts, scorer, ranks, bar.update)
-            if ranks.size > 1:  # all are gathered, and the ranks part, before the first one scores
+            if ranks.size > 1:  # all is gathered, and the ranks part, before the first one scores
                 pieces = list(pieces)
+                for label in sets:
+                    scorer.read_real(ranks, others if label == "real" else None)
         if not ranks.first:
             return run.directory
         rows, numbers = _scored(pieces, scorer, others)

@@ -1,6 +1,7 @@
 """`pair`: generated samples and the real points that they are to become."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,15 +32,10 @@ from lightning_cfg.evaluation.coupling import (
     parts_of,
 )
 from lightning_cfg.evaluation.features import Space, as_space
-from lightning_cfg.evaluation.sample_sets import Samples, SampleSet, real_set
+from lightning_cfg.evaluation.real_features import own_reach, real_features
+from lightning_cfg.evaluation.sample_sets import Samples, SampleSet, all_of, real_set
 from lightning_cfg.evaluation.size import Size
-from lightning_cfg.evaluation.sources import (
-    Sources,
-    all_of,
-    choose_sources,
-    known_scales,
-    own_reach,
-)
+from lightning_cfg.evaluation.sources import Sources, choose_sources, known_scales
 from lightning_cfg.evaluation.tables import as_csv
 from lightning_cfg.evaluation.transported import Transport
 from lightning_cfg.metrics.frechet import Moments, frechet_distance
@@ -117,6 +113,7 @@ def pair(
     condition: Literal["scale", "distance"] | None = None,
     between: bool = False,
     memory: Annotated[float, Between(0, 1e6, above=True), Free] = 4.0,  # no machine has more
+    cache: Annotated[bool, Free] = True,
     device: Annotated[str, Free] = "auto",
     seed: Seed = 0,
     trust: Annotated[list[str], Free] = [],
@@ -157,6 +154,8 @@ def pair(
                 next ones, nearer ones more often, so that the flow knows those between too
     memory      GiB that sources, bank and search may take: a larger bank is searched in parts, with
                 the same result; what cannot fit is refused before it starts
+    cache       keep features of real points that a network makes in the user's cache, where
+                `evaluate` finds them too
     seed        of the order in which transport takes samples and real points
     trust       modules of one's own that a checkpoint may name; see docs/security.md
     force       does a finished run again
@@ -178,19 +177,14 @@ def pair(
     points = real_set(real, split, bank)
     size = Size.of(x, points, space, k, same_class="class" in inside)
     run.check_room(size.least)
-    with sharing() as ranks:
-        ranks.check(len(x), f"{len(x)} samples")
-        if coupling == "transport":
-            cut = blocks_of(asked, inside, c, parts, points)
-            found = by_transport(ranks, Transport(space, epsilon, k), cut, x, points, memory)
-        else:
-            found = by_neighbours(ranks, read, "class" in inside, points, space, size, memory)
-    if not ranks.first:
+    asked |= {"data": data, "split": split, "bank": bank, "k": k, "memory": memory, "cache": cache}
+    found = _found(asked, inside, read, parts, real, points, space, size)
+    if found is None:
         return run.directory
     index, weights = found.index, found.weights
     own = torch.zeros(len(x), dtype=torch.bool)
     if keep_close:
-        own = found.distance[:, 0].sqrt() <= own_reach(points, space, found.rows, keep_close)[c]
+        own = found.distance[:, 0].sqrt() <= own_reach(found.points, found.rows, keep_close)[c]
     if balance:
         weights = _balanced(index, weights, own, parts)
 
@@ -208,11 +202,37 @@ def pair(
     facts |= {"method": read.sets[0].method} if condition == "scale" else {}
     if found.moments.count:
         drawn = torch.multinomial(weights, 1, generator=keyed("targets", seed))
-        ends = tensors["targets"][tensors["neighbours"].gather(1, drawn)[:, 0]]
-        facts |= _distances(found.moments, sources=found.queries, targets=space(ends))
+        ends = found.points[index.gather(1, drawn)[:, 0]]
+        ends[own] = found.queries[own]
+        facts |= _distances(found.moments, sources=found.queries, targets=ends)
     run.finish(*out, *_drawn(run.directory, x, c, points, index, real.num_classes), **facts)
     _say(run, facts, index.shape[1], len(points), keep_close)
     return run.directory
+
+
+def _found(
+    asked: dict,
+    within: set[str],
+    read: Sources,
+    parts: Tensor,
+    real: Any,
+    points: SampleSet,
+    space: Space,
+    size: Size,
+) -> Found | None:
+    """The real points of each sample, found by all ranks together; None on all but the first."""
+    keys = {"section": asked["data"], "per_class": asked["bank"]}
+    keys |= {key: asked[key] for key in ("split", "cache")}
+    with sharing() as ranks:
+        ranks.check(len(read.x), f"{len(read.x)} samples")
+        embed = partial(real_features, real, points, space, size.d, ranks=ranks, **keys)
+        if asked["coupling"] == "transport":
+            cut = blocks_of(asked, within, read.c, parts, points)
+            transport = Transport(space, asked["epsilon"], asked["k"])
+            found = by_transport(ranks, transport, cut, read.x, embed, size.d, asked["memory"])
+        else:
+            found = by_neighbours(ranks, read, "class" in within, embed, size, asked["memory"])
+    return found if ranks.first else None
 
 
 def _balanced(index: Tensor, weights: Tensor, own: Tensor, parts: Tensor) -> Tensor:
