@@ -36,6 +36,10 @@ def edm_stochastic(
     sqrt(2) - 1) at S_min <= s <= S_max and 0 elsewhere; then Heun from s' to t. s' may lie above
     the first level. The defaults are the paper's for ImageNet-64 with `steps` 256. 2 steps - 1
     evaluations. Noise is drawn where it is added, as in EDM2's code; EDM's draws it at every step.
+
+    S_churn       how much noise in all; 0: Heun
+    S_min, S_max  levels between which it is added
+    S_noise       its size, in units of what the level says
     """
     x, steps = noise * levels[0], len(levels) - 1
     yield levels[0], x

@@ -24,6 +24,7 @@ def gibbs(
     the score of any noisy p_u^(1-w) p_c^w; it is in the limit of low noise, where these rounds are,
     and the first sample has the conditional model's diversity.
 
+    rounds  how many
     scale   w of the rounds; 1, or no rounds, is the conditional model and its steps alone
     sigma   the noise of a round
     steps   of the sampler in a round, between sigma and its lowest level

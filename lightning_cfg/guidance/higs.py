@@ -41,6 +41,8 @@ def higs(
     step of Heun both evaluations have the g of the steps before, and the first one is remembered.
 
     scale   1 plus the paper's w; 1 changes nothing
+    alpha   share of this step's D in g
+    t_min, t_max  t/T between which something is added
     cutoff  R_c, in shares of the sampling frequency; null for no filter
     The defaults are the paper's for Stable Diffusion XL. UserError where a sampler has no steps.
     """

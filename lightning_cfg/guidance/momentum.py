@@ -32,6 +32,7 @@ def momentum(
     the steps before, and the first one is remembered.
 
     scale         1 plus the paper's alpha, 0.5 with CFG and 1 to 1.5 without; 1 changes nothing
+    beta          share of what m was before in m
     from_t, to_t  t of the flow where v is changed; outside m goes on
     The window is the paper's as an implementation quotes it; the paper itself was read up to its
     algorithm. UserError where a sampler has no steps.
