@@ -10,7 +10,7 @@ from test_guidance_verbs import FOUR as FOUR_DATA
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.diffusion.models import EDM, GuidanceFree
 from lightning_cfg.errors import UserError
-from lightning_cfg.guidance import classifier_free, guidance_free
+from lightning_cfg.guidance import guidance_free
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.nets import MLP, Linear
 from lightning_cfg.sampling.prepared import Counted
@@ -44,6 +44,16 @@ def test_told_1_it_is_a_conditional_edm_to_the_last_bit():
         log = torch.tensor(w, dtype=F64).log()
         by_hand = model.tell.weight @ torch.stack([log, log**2])
         torch.testing.assert_close(mixed[row], by_hand)
+
+
+def test_the_guidance_tells_the_model_each_samples_scale():
+    model, c = untrained(), torch.tensor([0, 3, 1])
+    x, sigma = torch.randn(3, 2, dtype=F64), torch.tensor([0.2, 1.0, 5.0], dtype=F64)
+    for scale in (3.0, torch.tensor([3.0, 1.0, 0.5], dtype=F64)):
+        w = torch.as_tensor(scale, dtype=F64).expand(3)
+        expected = model(x, sigma, model.scaled_classes(c, w))
+        assert torch.equal(guidance_free(model, scale=scale)(x, sigma, c), expected)
+        assert (expected - model(x, sigma, c)).abs().max() > 0.01
 
 
 class Answering(GuidanceFree):
@@ -127,4 +137,3 @@ def test_what_it_cannot_do_is_refused():
         GuidanceFree(MLP((2,), 4, width=8), label_dropout=0.0)
     with pytest.raises(UserError, match="embeds no classes"):
         GuidanceFree(Linear((2,), 2))
-    assert classifier_free(FOUR, scale=1.0) is not None

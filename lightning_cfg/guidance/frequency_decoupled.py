@@ -1,10 +1,11 @@
 """Frequency-decoupled guidance (FDG)."""
 
+from functools import cache
 from typing import Annotated
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, interpolate, pad
+from torch.nn.functional import conv1d, interpolate, pad
 
 from lightning_cfg.config import Real
 from lightning_cfg.errors import UserError
@@ -48,15 +49,18 @@ def frequency_decoupled(
 
 
 def low_frequencies(d: Tensor) -> Tensor:
-    """Images (B, C, H, W) blurred, halved, doubled and blurred."""
-    size = d.shape[-2:]
-    half = [-(-n // 2) for n in size]
-    small = interpolate(blur(d), half, mode="bilinear")
-    return blur(interpolate(small, size, mode="bilinear"))
+    """Images (B, C, H, W) blurred, halved, doubled and blurred, all of which is linear."""
+    H, W = (along_one_axis(n).to(d) for n in d.shape[-2:])
+    return H @ d @ W.T
+
+
+@cache
+def along_one_axis(n: int) -> Tensor:
+    """The same of n numbers as a matrix, (n, n) float64."""
+    small = interpolate(blur(torch.eye(n, dtype=torch.float64)[:, None]), -(-n // 2), mode="linear")
+    return blur(interpolate(small, n, mode="linear"))[:, 0].T
 
 
 def blur(d: Tensor) -> Tensor:
-    """By TAPS down and across, reflected at the border."""
-    taps = torch.tensor(TAPS, dtype=d.dtype, device=d.device)
-    kernel = (taps[:, None] * taps).expand(d.shape[1], 1, 5, 5)
-    return conv2d(pad(d, (2, 2, 2, 2), mode="reflect"), kernel, groups=d.shape[1])
+    """By TAPS along the last axis of (B, 1, n), reflected at the border."""
+    return conv1d(pad(d, (2, 2), mode="reflect"), torch.tensor(TAPS, dtype=d.dtype)[None, None])
