@@ -10,9 +10,17 @@ from torch import nn
 from lightning_cfg import guidance
 from lightning_cfg.diffusion import samplers
 from lightning_cfg.diffusion.mixture import fractal
-from lightning_cfg.diffusion.models import DDPM, EDM, Flow, NoisyClassifier
+from lightning_cfg.diffusion.models import (
+    DDPM,
+    EDM,
+    Flow,
+    GuidanceFree,
+    GuidanceWeight,
+    NoisyClassifier,
+)
 from lightning_cfg.diffusion.trajectories import along, closest, over_time, straightness
 from lightning_cfg.guidance import classifier_free, classifier_gradient, scales
+from lightning_cfg.guidance.frequency_decoupled import low_frequencies
 from lightning_cfg.nets import MLP, ADMEncoder
 from lightning_cfg.refinement.solver import Solver, refined
 from lightning_cfg.runs.precision import matmul
@@ -38,7 +46,17 @@ METHODS = {
     "cfg_plus_plus": {"scale": 0.6},
     "cfg_zero_star": {"scale": 2.0},
     "discriminator_gradient": {"scale": 2.0},
+    "feedback": {"pi": 0.9},
+    "learned_weight": {"scale": 2.0},
+    "feynman_kac": {"scale": 2.0, "particles": 3},
+    "higs": {"of": CFG},
+    "momentum": {"of": CFG},
+    "self_guidance": {"of": CFG},
+    "tangential": {"scale": 2.0},
+    "gibbs": {"scale": 2.0, "rounds": 1, "steps": 3},
+    "guidance_free": {"scale": 2.0},
 }
+OF_IMAGES = {"frequency_decoupled"}
 SCHEDULED = {"name": "classifier_free", "scale": {"name": "cosine", "scale": 3.0}}
 
 
@@ -55,8 +73,12 @@ def of_points(model: type, seed: int, **keys: object) -> nn.Module:
 
 
 def networks(device: torch.device | str) -> dict[str, Counted]:
+    net = MLP((2,), 2, width=8, blocks=1, outputs=1)
+    strength = GuidanceWeight(net, of="not read in sampling").requires_grad_(False)
+    strength.shape, strength.num_classes = (2,), 2
     made = {
-        "model": of_points(EDM, 0),
+        "strength": strength,
+        "model": of_points(GuidanceFree, 0),
         "weak": of_points(EDM, 1),
         "classifier": of_points(NoisyClassifier, 2),
         "discriminator": of_points(NoisyClassifier, 3),
@@ -84,13 +106,19 @@ def test_seeds_mean_the_same_noise_and_labels(device):
 
 
 def test_no_method_is_forgotten():
-    assert set(METHODS) == set(guidance.__all__)
+    assert set(METHODS) | OF_IMAGES == set(guidance.__all__)
 
 
 @pytest.mark.parametrize("section", [*({"name": n, **k} for n, k in METHODS.items()), SCHEDULED],
                          ids=[*METHODS, "schedule"])  # fmt: skip
 def test_a_method_is_that_of_the_cpu(section, device):
-    assert_within(1e-3, samples(section, EULER, device), samples(section, EULER, "cpu"))
+    sampler = {**EULER, "name": "ddpm"} if section["name"] == "feynman_kac" else EULER
+    assert_within(1e-3, samples(section, sampler, device), samples(section, sampler, "cpu"))
+
+
+def test_the_low_frequencies_of_images_are_those_of_the_cpu(device):
+    d = torch.randn(3, 2, 9, 8, generator=torch.Generator().manual_seed(0))
+    assert_within(1e-5, low_frequencies(d.to(device)).cpu(), low_frequencies(d))
 
 
 @pytest.mark.parametrize("name", samplers.__all__)
