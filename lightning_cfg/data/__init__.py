@@ -2,6 +2,7 @@
 
 from lightning_cfg.data.cifar import CIFAR10
 from lightning_cfg.data.image_zip import ImageFolder, ImageZip
+from lightning_cfg.data.latent_zip import LatentZip
 from lightning_cfg.data.mixtures import Fractal, Mixture
 from lightning_cfg.data.mnist import MNIST
 from lightning_cfg.data.pairs import Pairs
@@ -13,6 +14,7 @@ __all__ = [
     "Fractal",
     "ImageFolder",
     "ImageZip",
+    "LatentZip",
     "Mixture",
     "Pairs",
     "RealOrGenerated",

@@ -26,6 +26,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LIGHTNING_CFG_CACHE") or home / "lightning_cfg/statistics")
 
 
+# keys of a data section that say which points, or what they are, beside the files
+OF_POINTS = ("half", "limit", "scale", "bias")
+
+
 class Real:
     """The splits of a data set, gathered in feature spaces.
 
@@ -125,6 +129,8 @@ class Real:
                 whole["order"] = "files"  # once it was by class, and so it lies in older caches
             if self._content:
                 whole["files"] = self._content
+                own = {key: self._section.get(key) for key in OF_POINTS}
+                whole |= {key: value for key, value in own.items() if value}
             elif self.data.rows is not None:
                 y, rows, c = self.data.rows(split, self.per_class.get(split))
                 whole["images"] = fingerprint({"y": y, "rows": rows, "c": c})
