@@ -1,6 +1,7 @@
 """What may be asked of a decoder, and latents decoded with it a part at a time."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +48,8 @@ def build_decoder(section: dict) -> Decoder:
     made, who = build("lightning_cfg.latents", section), f"decode {section['name']}"
     if not isinstance(made, nn.Module):
         raise UserError(f"{who} makes a {type(made).__name__}, which is no torch.nn.Module")
-    complete(made, Decoder, who, "decode")
-    return made.eval().requires_grad_(False)
+    decoder: Any = complete(made.eval().requires_grad_(False), Decoder, who, "decode")
+    return decoder
 
 
 def is_latent(decoder: Decoder, shape: tuple[int, ...]) -> bool:

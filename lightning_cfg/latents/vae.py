@@ -47,6 +47,9 @@ VAEFolder = Annotated[str, Input(vae_folder)]
 class OfDiffusers(Decoder):
     """AutoencoderKL or AutoencoderTiny of a folder; always in float32, as EDM2 runs it."""
 
+    scale: Tensor
+    bias: Tensor
+
     def __init__(self, path: str, scale: list[float], bias: list[float]):
         super().__init__()
         self.net = autoencoder(vae_folder(path))

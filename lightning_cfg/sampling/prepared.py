@@ -79,9 +79,7 @@ def prepare(
     return Prepared(networks, denoise, limited, shape, classes, class_label, place)
 
 
-def _restored(
-    models: Networks, data: dict | None, weights: Weights, place: torch.device
-) -> dict[str, "Counted"]:
+def _restored(models: Networks, data: dict | None, weights: Weights, place: torch.device) -> dict:
     """The networks by role; a classifier of images with what makes them of the model's latents."""
     found = {}
     for role, named_so in models.items():

@@ -174,8 +174,8 @@ def _add_images(run: Run, images: str | None, decode: dict | None, device: str) 
     held = load_tensors(run.directory / SAMPLES, "x", "c", "seed")
     pictures = pictures_of(decode, tuple(held["x"].shape[1:]), pick_device(device))
     check_images(images, pictures.shape)
-    held |= {"labelled": run.manifest.get("num_classes") != 0, "as_bytes": pictures.bytes}
-    run.add(save_images(run.directory / IMAGES[images], **held))
+    labelled, place = run.manifest.get("num_classes") != 0, run.directory / IMAGES[images]
+    run.add(save_images(place, **held, labelled=labelled, as_bytes=pictures.bytes))
 
 
 def _levels(of_ranks: list, sampler: str, trajectories: int) -> list[float]:
