@@ -198,7 +198,7 @@ def test_numbers_that_are_refused(folder, edm2):
 
 
 def test_a_folder_that_is_absent():
-    with pytest.raises(UserError, match=r"absent: no such folder; it is one that .* makes"):
+    with pytest.raises(UserError, match=r"absent: no such folder; `hf download .* makes it"):
         build_decoder({"name": "EDM2VAE", "path": "absent"})
 
 

@@ -1,6 +1,7 @@
 """Data sets; what each has to have, and may have, is `interfaces.DataSet`."""
 
 from lightning_cfg.data.cifar import CIFAR10
+from lightning_cfg.data.described import Described
 from lightning_cfg.data.image_zip import ImageFolder, ImageZip
 from lightning_cfg.data.latent_zip import LatentZip
 from lightning_cfg.data.mixtures import Fractal, Mixture
@@ -11,6 +12,7 @@ from lightning_cfg.data.real_or_generated import RealOrGenerated
 __all__ = [
     "CIFAR10",
     "MNIST",
+    "Described",
     "Fractal",
     "ImageFolder",
     "ImageZip",

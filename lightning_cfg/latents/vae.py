@@ -17,6 +17,19 @@ from lightning_cfg.runs.pngs import quantised, signed
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
+PUBLISHED = {  # by the folder's name: where it is published, and its config
+    "sd-vae-ft-mse": (
+        "stabilityai/sd-vae-ft-mse",
+        {
+            "_class_name": "AutoencoderKL",
+            "down_block_types": ["DownEncoderBlock2D"] * 4,
+            "up_block_types": ["UpDecoderBlock2D"] * 4,
+            "block_out_channels": [128, 256, 512, 512],
+            "layers_per_block": 2,
+        },
+    ),
+    "taesd": ("madebyollin/taesd", {"_class_name": "AutoencoderTiny"}),
+}
 
 # of final latents, which then have about mean 0 and deviation 0.5 on ImageNet (EDM2)
 RAW_MEAN, RAW_STD = (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)
@@ -31,14 +44,17 @@ def vae_folder(text: str) -> Path:
     """The folder of a VAE, by whose content a run knows it; UserError where it is none."""
     folder = Path(text).expanduser()
     if not folder.is_dir():
-        raise UserError(
-            f"{text}: no such folder; it is one that `huggingface-cli download NAME "
-            f"--local-dir {text}` makes, such as of stabilityai/sd-vae-ft-mse"
-        )
+        raise UserError(f"{text}: no such folder; `{fetching(text)}` makes it")
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{text} holds no {name}: it is no folder of a VAE of diffusers")
     return folder
+
+
+def fetching(path: str) -> str:
+    """The command that makes such a folder, of the name's repository where it has one."""
+    repository, _ = PUBLISHED.get(Path(path).name, PUBLISHED["sd-vae-ft-mse"])
+    return f"hf download {repository} --local-dir {path}"
 
 
 VAEFolder = Annotated[str, Input(vae_folder)]
@@ -147,19 +163,10 @@ def per_channel(key: str, values: list[float], channels: int) -> Tensor:
 
 def autoencoder(folder: Path) -> Any:
     """The network of a folder; UserError where diffusers is absent or the files do not fit."""
-    try:
-        import diffusers
-    except ImportError as error:
-        raise UserError(
-            f"decode: {folder} is read by diffusers, which is not here: "
-            "pip install 'lightning_cfg[diffusers]'"
-        ) from error
-    kind = _config(folder).get("_class_name")
-    if kind not in KINDS:
-        raise UserError(f"{folder}: its {CONFIG} is of {kind}, not of {' or '.join(KINDS)}")
+    kind = _class(folder, _config(folder))
     try:
         with _quietly():
-            net, told = getattr(diffusers, kind).from_pretrained(
+            net, told = kind.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
                 output_loading_info=True,
             )  # fmt: skip
@@ -173,7 +180,31 @@ def autoencoder(folder: Path) -> Any:
     return net.float().eval().requires_grad_(False)
 
 
+def untrained(folder: Path) -> Any:
+    """The network of a folder's config, or of one that has this name, without its weights.
+
+    UserError where neither is known, or diffusers is absent.
+    """
+    name = folder.name
+    config = PUBLISHED[name][1] if name in PUBLISHED and not folder.exists() else _config(folder)
+    return _class(folder, config).from_config(config)
+
+
 SHOULD_BE_NONE = ("missing_keys", "unexpected_keys", "mismatched_keys")
+
+
+def _class(folder: Path, config: dict) -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise UserError(
+            f"decode: {folder} is read by diffusers, which is not here: "
+            "pip install 'lightning_cfg[diffusers]'"
+        ) from error
+    kind = config.get("_class_name")
+    if kind not in KINDS:
+        raise UserError(f"{folder}: its {CONFIG} is of {kind}, not of {' or '.join(KINDS)}")
+    return getattr(diffusers, kind)
 
 
 def _config(folder: Path) -> dict:

@@ -18,7 +18,9 @@ from lightning_cfg.runs.ranks import alone
 from lightning_cfg.sampling.guided import named as named_guidance
 from lightning_cfg.sampling.network import told
 from lightning_cfg.studies import checks
+from lightning_cfg.studies.absent import absent
 from lightning_cfg.studies.cost import cost
+from lightning_cfg.studies.flops import forecast
 from lightning_cfg.studies.graph import Graph, Scored, Stage, drawn_by, graphs_of
 from lightning_cfg.studies.schema import (
     FRESH,
@@ -139,9 +141,12 @@ def study(
     graphs = _graphs(asked, recipes, data_sets)
     every = {name: stage for graph in graphs for name, stage in graph.stages.items()}
     shape = next(iter(data_sets.values())).shape
-    stages.check(every, stage)
+    not_here = absent(asked, [*fits, *discriminators])
     if plan != "json":
-        print(cost(every, generation["sampler"], shape), flush=True)
+        print(cost(every, generation["sampler"], shape), *forecast(every, shape), sep="\n")
+    if not_here:
+        return _without(not_here, root, plan)
+    stages.check(every, stage)
     if plan:
         stages.run(every)
         _print_plan(every, stages.states, as_json=plan == "json")
@@ -159,6 +164,20 @@ def study(
     claims = [c for case in found for c in (*check_claims(case.rows), *trends(case))]
     print(summary(claims, [c for case in found for c in left_out(case.rows)]))
     print(root / "report.html")
+    return root
+
+
+def _without(not_here: dict[str, str], root: Path, plan: bool | str) -> Path:
+    """A plan says what is to be brought first; UserError where the study is to start."""
+    name, how = next(iter(not_here.items()))
+    if not plan:
+        more = f"; {len(not_here) - 1} more are listed by plan=true" if len(not_here) > 1 else ""
+        raise UserError(f"{name} is not here: {how}{more}")
+    if plan == "json":
+        raise UserError(f"{name} is not here, so no stage can be told by what it depends on: {how}")
+    print("not here, and to be brought before the stages can be told:")
+    for name, how in not_here.items():
+        print(f"  {name}: {how}")
     return root
 
 
@@ -208,8 +227,8 @@ def _graphs(asked: dict, recipes: dict[str, dict], data_sets: dict[str, Any]) ->
     """One for each case and seed."""
     out = []
     for name, data in _cases(asked).items():
-        classes = data_sets[name].num_classes
-        out += graphs_of(asked, recipes, case=name, data=data, classes=classes)
+        classes, real = data_sets[name].num_classes, data_sets[name].has_points
+        out += graphs_of(asked, recipes, case=name, data=data, classes=classes, real=real)
     return out
 
 
@@ -232,7 +251,8 @@ def _found(graph: Graph, data_set: object, places: dict[str, Path]) -> Case:
         if scored.traced is not None:
             paths = places[scored.sets["before", ""]] / TRAJECTORIES
             found.traced[name, scale] = Traced.read(paths, places[scored.traced])
-    found.rows.extend(_rows(places[graph.real], "real", ("real", None, "real", ""), NOTHING))
+    if graph.real:
+        found.rows.extend(_rows(places[graph.real], "real", ("real", None, "real", ""), NOTHING))
     return found
 
 

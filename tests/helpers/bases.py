@@ -146,6 +146,8 @@ def data(root: Path, name: str) -> Base:
     elif name == "LatentZip":
         section["path"] = str(root / "latents.zip")
         config |= {"net": {"name": "UnshuffleUNet", **SMALL["UnshuffleUNet"]}}
+    elif name == "Described":
+        section |= {"shape": [2], "num_classes": 2}
     elif name == "Mixture":
         section |= MIXTURE
     elif name == "Pairs":
@@ -167,7 +169,7 @@ def latents(root: Path, name: str) -> Base:
 def net(root: Path, name: str) -> Base:
     section = {"name": name, **SMALL.get(name, {})}
     config = {**TRAINING, "data": HALVES if name in SMALL else MIXTURE}
-    if name in ("ADMEncoder", "ConvNet", "Linear"):
+    if name in ("ADMEncoder", "ConvNet", "Linear", "ResNet"):
         config |= CLASSIFICATION
     return fit, {**config, "net": section}, ("net",)
 
