@@ -168,14 +168,26 @@ def _kind(copy):
     (copy / "config.json").write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
 
 
+def _huge(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "block_out_channels": [8, 160_000]}))
+
+
+def _odd(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "norm_num_groups": 3}))
+
+
 @needs_diffusers
 @pytest.mark.parametrize(
     "change, message",
     [
+        (_huge, "too few for the"),
+        (_odd, "its config.json makes no network"),
         (lambda copy: (copy / WEIGHTS).unlink(), "holds no diffusion_pytorch_model.safetensors"),
         (lambda copy: (copy / "config.json").unlink(), "holds no config.json"),
         (lambda copy: (copy / "config.json").write_text("{"), "is damaged or no json"),
-        (lambda copy: (copy / WEIGHTS).write_bytes(b"x" * 99), "holds no VAE that diffusers reads"),
+        (lambda copy: (copy / WEIGHTS).write_bytes(b"x" * 10**6), "holds no VAE that diffusers"),
         (_kind, "is of UNet2DModel, not of AutoencoderKL or AutoencoderTiny"),
         (_drop, "does not fit its config.json: missing post_quant_conv.bias"),
         (_nan, "its weights hold NaN or infinity"),

@@ -164,6 +164,7 @@ def per_channel(key: str, values: list[float], channels: int) -> Tensor:
 def autoencoder(folder: Path) -> Any:
     """The network of a folder; UserError where diffusers is absent or the files do not fit."""
     kind = _class(folder, _config(folder))
+    _check_size(folder)
     try:
         with _quietly():
             net, told = kind.from_pretrained(
@@ -178,6 +179,23 @@ def autoencoder(folder: Path) -> Any:
     if not all(value.isfinite().all() for value in net.state_dict().values()):
         raise UserError(f"{folder}: its weights hold NaN or infinity")
     return net.float().eval().requires_grad_(False)
+
+
+def _check_size(folder: Path) -> None:
+    """UserError for a network of more numbers than its file can hold, before it takes memory."""
+    try:
+        with torch.device("meta"):
+            asked = sum(weight.numel() for weight in untrained(folder).parameters())
+    except UserError:
+        raise
+    except Exception as error:  # whatever numbers that nobody would write make a class raise
+        raise UserError(f"{folder}: its {CONFIG} makes no network: {_first(error)}") from error
+    size = (folder / WEIGHTS).stat().st_size
+    if asked > size:
+        raise UserError(
+            f"{folder}: {WEIGHTS} has {size:,} bytes, too few for the {asked:,} numbers of the "
+            f"network of its {CONFIG}"
+        )
 
 
 def untrained(folder: Path) -> Any:

@@ -1,6 +1,6 @@
 """torchvision's ResNet as a classifier of images of any side: for published ImageNet weights."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,10 +42,10 @@ class ResNet(nn.Module):
         from torchvision.ops import FrozenBatchNorm2d
 
         block = resnet.BasicBlock if depth < 50 else resnet.Bottleneck
-        self.body = resnet.ResNet(
-            block, list(BLOCKS[depth]), num_classes, norm_layer=FrozenBatchNorm2d
-        )
-        self.body.fc, self.head = nn.Identity(), self.body.fc
+        blocks = list(BLOCKS[depth])
+        body: Any = resnet.ResNet(block, blocks, num_classes, norm_layer=FrozenBatchNorm2d)
+        body.fc, self.head = nn.Identity(), body.fc
+        self.body = body
         self.side = side
         for name, values in (("mean", MEAN), ("std", STD)):
             own = torch.tensor(values).reshape(3, 1, 1)

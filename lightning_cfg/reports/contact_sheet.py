@@ -20,15 +20,14 @@ LEFT, TOP, GAP = 20, 20, 12  # pixels: class numbers, titles, between sheets
 def draw(case: Case, config: dict) -> Iterator[Drawn]:
     """A sheet for every method and scale of a study, of latents as `generation.decode` has them."""
     data, shape = case.data_set, tuple(case.data_set.shape)
-    pictures = pictures_of(config["generation"].get("decode"), shape)
+    pictures = pictures_of(config.get("generation", {}).get("decode"), shape)
     if not drawable(pictures.shape):
         return
     classes, colours = data.num_classes, 32 if pictures.shape[0] == 1 else 0
-    real = (
-        {"real": pictures.first(*data.real("held_out"), COLUMNS, classes)}
-        if data.has_points
-        else {}
-    )
+    real = {}
+    if data.has_points:
+        y, c = data.real("held_out")
+        real["real"] = pictures.first(y, c, COLUMNS, classes)
     for method, scale in dict.fromkeys((cell.method, cell.scale) for cell in case.sets):
         groups = dict(real)
         for kind, title in SAMPLE_KINDS.items():

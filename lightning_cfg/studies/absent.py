@@ -62,6 +62,7 @@ def _assets(evaluation: dict) -> list[str]:
     """What extractors and statistics need of `assets`."""
     features = evaluation.get("features") or {}
     sections = [features] if isinstance(features.get("name"), str) else list(features.values())
-    names = [asset for section in sections for asset in EXTRACTORS.get(section["name"], ())]
+    own = [section for section in sections if not section.get("weights")]
+    names = [asset for section in own for asset in EXTRACTORS.get(section["name"], ())]
     statistics = evaluation.get("statistics", {}).values()
     return [*names, *(s for s in statistics if s in ASSETS and not Path(s).exists())]

@@ -98,7 +98,8 @@ def _held(path: str) -> tuple[nn.Module, tuple[int, ...]] | None:
         return None
     held = load(path)
     shape = tuple(held["shape"])
-    return build_model(held["config"], shape, held["num_classes"]).net, shape
+    model: Any = build_model(held["config"], shape, held["num_classes"])
+    return model.net, shape
 
 
 def _inputs(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:

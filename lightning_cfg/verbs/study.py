@@ -114,16 +114,7 @@ def study(
     """
     alone("study")
     written = methods
-    methods = {
-        name: {
-            **section,
-            "scales": scales if section["scales"] is None else section["scales"],
-            "generation": changed(
-                Generation, generation, section["generation"], f"methods.{name}.generation"
-            ),
-        }
-        for name, section in methods.items()
-    }
+    methods = _whole(methods, scales, generation)
     asked = {
         "title": title, "data": data, "cases": cases, "fits": fits, "fit_data": fit_data,
         "methods": methods, "discriminators": discriminators, "scales": scales, "flows": flows,
@@ -135,18 +126,17 @@ def study(
     asked["seed"] = None if seeds else seed or 0
     root = Path(run_dir)
     stages = Stages(root, VERBS, only="" if plan else stage, force=force)
-    first = (seeds or [seed or 0])[0]
-    data_sets = {name: build_data(drawn_by(first, part)) for name, part in _cases(asked).items()}
+    data_sets = _data_sets(asked)
     checks.check_exact(list(data_sets.values()), methods, trace)
     graphs = _graphs(asked, recipes, data_sets)
     every = {name: stage for graph in graphs for name, stage in graph.stages.items()}
     shape = next(iter(data_sets.values())).shape
-    not_here = absent(asked, [*fits, *discriminators])
+    if not (not_here := absent(asked, [*fits, *discriminators])):
+        stages.check(every, stage)
     if plan != "json":
         print(cost(every, generation["sampler"], shape), *forecast(every, shape), sep="\n")
     if not_here:
         return _without(not_here, root, plan)
-    stages.check(every, stage)
     if plan:
         stages.run(every)
         _print_plan(every, stages.states, as_json=plan == "json")
@@ -165,6 +155,20 @@ def study(
     print(summary(claims, [c for case in found for c in left_out(case.rows)]))
     print(root / "report.html")
     return root
+
+
+def _whole(methods: dict, scales: list[float], generation: dict) -> dict[str, dict]:
+    """The methods with all that they leave out to the study."""
+    return {
+        name: {
+            **section,
+            "scales": scales if section["scales"] is None else section["scales"],
+            "generation": changed(
+                Generation, generation, section["generation"], f"methods.{name}.generation"
+            ),
+        }
+        for name, section in methods.items()
+    }
 
 
 def _without(not_here: dict[str, str], root: Path, plan: bool | str) -> Path:
@@ -187,6 +191,12 @@ def _print_plan(stages: dict[str, Stage], states: dict[str, str], *, as_json: bo
         return
     for name, state in states.items():
         print(f"{name}: {state}")
+
+
+def _data_sets(asked: dict) -> dict[str, Any]:
+    """By case, those of the first seed."""
+    first = (asked["seeds"] or [asked["seed"]])[0]
+    return {name: build_data(drawn_by(first, part)) for name, part in _cases(asked).items()}
 
 
 def _cases(asked: dict) -> dict[str, dict]:

@@ -13,9 +13,14 @@ from torch import Tensor, nn
 
 from lightning_cfg.config import Positive
 from lightning_cfg.config.trust import trust
+from lightning_cfg.data import LatentZip
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.interfaces import Model
 from lightning_cfg.runs.checkpoints import restore
+from lightning_cfg.runs.tensors import save_tensors
+
+SCALE = [0.3486, 0.3407, 0.2912, 0.4091]  # as `encode` has printed them
+BIAS = [0.04655, -0.006771, 0.08203, 0.05479]
 
 
 class Net(nn.Module):
@@ -68,6 +73,12 @@ def export(run: str, folder: str) -> None:
     restore(run).net.vae.save_pretrained(folder, safe_serialization=True)
 
 
+def draw(run: str, file: str) -> None:
+    """Latents of 500 real images a class as samples: what they decode to is the best that a model can do."""
+    x, c = LatentZip(path=run, scale=SCALE, bias=BIAS).real("bank", 500)
+    save_tensors(file, x=x, c=c, seed=torch.arange(len(x)))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    export(*sys.argv[1:])
+    {"export": export, "draw": draw}[sys.argv[1]](*sys.argv[2:])
