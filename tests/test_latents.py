@@ -450,11 +450,11 @@ def test_a_scale_that_is_not_the_decoders(made, tmp_path, monkeypatch):
 
 def test_what_is_known_of_real_images_is_by_decoder_and_scale(made):
     from lightning_cfg.evaluation.build import real_side
-    from lightning_cfg.evaluation.decoded import decoding_of, known_by
+    from lightning_cfg.evaluation.decoded import decoding_of
     from lightning_cfg.runs.run import content_of
 
     def digest(data, decode):
-        content = content_of(data)[1] + known_by(decode)
+        content = content_of(data)[1]
         side = real_side(json.dumps(data), content, None, None, False, decoding_of(decode, "cpu"))
         return side.digest("held_out")
 
@@ -464,3 +464,6 @@ def test_what_is_known_of_real_images_is_by_decoder_and_scale(made):
     found = [digest(*section) for section in sections]
     assert len(set(found)) == len(found)
     assert digest(*sections[1]) == found[1]
+    assert digest(made["images"], TOY) == digest(made["images"], None)  # nothing is decoded
+    halves = {"name": "helpers.toys.Halves"}  # known by its bytes alone
+    assert digest(halves, TOY) == digest(halves, None) != found[0]

@@ -136,6 +136,7 @@ def real_side(
     """
     section = json.loads(data)
     data_set = build_data(section)
+    decode = decode if decode is not None and decode.takes(data_set.shape) else None
     data_set = data_set if decode is None else decode.data(data_set)
     if not by_class and data_set.truth is not None:
         raise UserError("by_class=false is for data without a known density: it is the classes'")
@@ -145,6 +146,7 @@ def real_side(
         content=content,
         per_class={"held_out": real, "bank": bank},
         groups=list(range(max(1, data_set.num_classes))) if by_class else [ALL],
+        decode=() if decode is None else decode.known,
     )
 
 

@@ -24,11 +24,12 @@ from lightning_cfg.runs.pngs import signed
 class Decoding:
     """A decoder, and what results say of it.
 
-    told  its name and the hash of what it is known by
+    told   its name and the hash of what it reads
+    known  what tells it from another: its settings and the hashes of what it reads
     """
 
-    def __init__(self, decoder: Decoder, told: str):
-        self.decoder, self.told = decoder, told
+    def __init__(self, decoder: Decoder, told: str, known: tuple[str, ...]):
+        self.decoder, self.told, self.known = decoder, told, known
 
     def takes(self, shape: tuple[int, ...]) -> bool:
         """Whether samples of this shape are latents; others are images already."""
@@ -49,14 +50,10 @@ class Decoding:
 
 def decoding_of(section: dict | None, device: torch.device | str) -> Decoding | None:
     """The decoder of a section; kept from call to call, as weights are large."""
-    return None if section is None else _decoding(json.dumps(section), known_by(section), device)
+    return None if section is None else _decoding(json.dumps(section), _known(section), device)
 
 
-def known_by(section: dict | None) -> tuple[str, ...]:
-    """What tells a decoder from another: its settings and the hashes of what it reads."""
-    if section is None:
-        return ()
-
+def _known(section: dict) -> tuple[str, ...]:
     def verb(*, decode: Decode) -> None: ...
 
     found = identity_of(verb, {"decode": section})
@@ -65,10 +62,10 @@ def known_by(section: dict | None) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1)
-def _decoding(section: str, content: tuple[str, ...], device: torch.device | str) -> Decoding:
+def _decoding(section: str, known: tuple[str, ...], device: torch.device | str) -> Decoding:
     asked = json.loads(section)
-    told = f"{asked['name']} {' '.join(digest[:12] for digest in content[1:])}"
-    return Decoding(build_decoder(asked).to(device), told.strip())
+    told = f"{asked['name']} {' '.join(digest[:12] for digest in known[1:])}"
+    return Decoding(build_decoder(asked).to(device), told.strip(), known)
 
 
 class DecodedData(DataSet):

@@ -27,7 +27,7 @@ from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.build import scorer_of
-from lightning_cfg.evaluation.decoded import Decoding, decoding_of, known_by
+from lightning_cfg.evaluation.decoded import Decoding, decoding_of
 from lightning_cfg.evaluation.gather import ALL, Gathered
 from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import held, real_set
@@ -131,6 +131,7 @@ class EvaluateSamples(EachStep):
             )
         own = data if self.data is None else build_data(self.data)
         self._decode, shape = decoding_of(self.decode, device), tuple(data.shape)
+        decoded = self._decode is not None and self._decode.takes(own.shape)
         if self._decode is not None:
             own, shape = self._decode.data(own), self._decode.shape(shape)
         if tuple(own.shape) != shape:
@@ -142,7 +143,7 @@ class EvaluateSamples(EachStep):
                 f"evaluation.data has {own.num_classes} classes, the training data "
                 f"{data.num_classes}"
             )
-        real = self._real_side(own, section if self.data is None else self.data)
+        real = self._real_side(own, section if self.data is None else self.data, decoded)
         how = {"device": device, "batch_size": self.batch_size}
         self._scorer = scorer_of(real=real, **how, **self.scoring)
         self._classes = data.num_classes  # which are those of the model, whatever it is scored by
@@ -174,10 +175,9 @@ class EvaluateSamples(EachStep):
                 "evaluation.data has to say what the samples are compared with"
             )
 
-    def _real_side(self, data: Any, section: dict) -> Real:
+    def _real_side(self, data: Any, section: dict, decoded: bool) -> Real:
         """What samples are compared with, class by class where the density is known."""
         section, content = content_of(section)
-        content += known_by(self.decode)
         by_class = data.truth is not None
         return Real(
             data,
@@ -185,6 +185,7 @@ class EvaluateSamples(EachStep):
             content=content,
             per_class=self.per_class,
             groups=list(range(max(1, data.num_classes))) if by_class else [ALL],
+            decode=self._decode.known if self._decode and decoded else (),
         )
 
     def _rehearsed(self, data: Any) -> dict[str, float]:

@@ -30,7 +30,7 @@ from lightning_cfg.evaluation.build import (
     real_side,
     scorer_of,
 )
-from lightning_cfg.evaluation.decoded import decoding_of, known_by
+from lightning_cfg.evaluation.decoded import decoding_of
 from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import Generated, Samples, SampleSet, generated, read_set
 from lightning_cfg.evaluation.scorer import Scorer
@@ -95,7 +95,7 @@ def _ready(config: dict, scorer_of: Callable[..., Scorer]) -> _Ready:
     device = pick_device(config["device"])
     decode = decoding_of(config["decode"], device)
     if data is not None:
-        content = content_of(data)[1] + known_by(config["decode"])
+        content = content_of(data)[1]
         asked = json.dumps(data), content, config["real"], config["bank"], by_class
         side = real_side(*asked, decode)
     keys = ("metrics", "features", "statistics", "cache", "batch_size")

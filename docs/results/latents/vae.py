@@ -74,7 +74,7 @@ def export(run: str, folder: str) -> None:
 
 
 def draw(run: str, file: str) -> None:
-    """Latents of 500 real images a class as samples: what they decode to is the best that a model can do."""
+    """Latents of 500 real images a class as samples: no model can do better than their images."""
     x, c = LatentZip(path=run, scale=SCALE, bias=BIAS).real("bank", 500)
     save_tensors(file, x=x, c=c, seed=torch.arange(len(x)))
 
