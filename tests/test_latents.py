@@ -1,10 +1,12 @@
 """Latents through every verb: data, a classifier of images, pictures, scores of the decoded."""
 
 import csv
+import importlib
 import io
 import json
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +15,14 @@ from helpers.latents import TOY, Toy, latent_zip
 from helpers.runs import assert_same
 from PIL import Image
 from safetensors.torch import load_file
+from test_configs import random_images, verb_of
 
+from lightning_cfg.config import load, resolve
 from lightning_cfg.data import ImageFolder, LatentZip
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.errors import UserError
 from lightning_cfg.latents import decoder as decoders
+from lightning_cfg.latents.decoder import build_decoder, decoded_shape
 from lightning_cfg.runs.checkpoints import LAST
 from lightning_cfg.runs.names import LATENTS, SAMPLES
 from lightning_cfg.runs.pngs import quantised
@@ -467,3 +472,35 @@ def test_what_is_known_of_real_images_is_by_decoder_and_scale(made):
     assert digest(made["images"], TOY) == digest(made["images"], None)  # nothing is decoded
     halves = {"name": "helpers.toys.Halves"}  # known by its bytes alone
     assert digest(halves, TOY) == digest(halves, None) != found[0]
+
+
+# The example on real pictures
+
+EXAMPLE = Path(__file__).parents[1] / "docs/results/latents"
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLE.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_configs_of_the_example_load(file):
+    verb = verb_of(file)
+    config = load(resolve("", f"lightning_cfg.verbs.{verb}.{verb}"), file)
+    assert config["run_dir"].startswith("runs/latents/")
+
+
+def test_the_example_makes_a_vae_that_decodes(tmp_path, monkeypatch):
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    monkeypatch.syspath_prepend(EXAMPLE)
+    example = importlib.import_module("vae")
+    images = random_images(tmp_path / "images.zip", "RGB", 32)
+    config = load(fit, EXAMPLE / "vae.yaml")
+    config |= {"data": {"name": "ImageZip", "path": str(images)}, "batch_size": 4}
+    config["trainer"] = {"max_steps": 2, "accelerator": "cpu"}
+    run = fit(**{**config, "run_dir": str(tmp_path / "run")})
+    example.export(str(run), str(tmp_path / "folder"))
+    decoder = build_decoder({"name": "EDM2VAE", "path": str(tmp_path / "folder")})
+    assert decoded_shape(decoder, (4, 8, 8)) == (3, 32, 32)
+    keys = {"data": config["data"], "decode": {"name": "EDM2VAE", "path": str(tmp_path / "folder")}}
+    encoded = encode(**keys, run_dir=str(tmp_path / "latents"), device="cpu")
+    example.draw(str(encoded), str(tmp_path / "drawn.safetensors"), 1)
+    drawn = load_file(tmp_path / "drawn.safetensors")
+    assert drawn["x"].shape == (10, 4, 8, 8)
+    assert drawn["c"].tolist() == list(range(10))
