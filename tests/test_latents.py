@@ -480,7 +480,9 @@ EXAMPLE = Path(__file__).parents[1] / "docs/results/latents"
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLE.glob("*.yaml")), ids=lambda file: file.stem)
-def test_the_configs_of_the_example_load(file):
+def test_the_configs_of_the_example_load(file, monkeypatch):
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    monkeypatch.syspath_prepend(EXAMPLE)
     verb = verb_of(file)
     config = load(resolve("", f"lightning_cfg.verbs.{verb}.{verb}"), file)
     assert config["run_dir"].startswith("runs/latents/")

@@ -35,7 +35,6 @@ def encode(
     split: Literal["bank", "held_out"] = "bank",
     batch_size: Annotated[int, AtLeast(1), Free] = 256,
     device: Annotated[str, Free] = "auto",
-    trust: Annotated[list[str], Free] = [],
     force: bool = False,
 ) -> Path:
     """Encode images by a VAE; the run holds latents/latents.zip, which data LatentZip reads.
@@ -48,7 +47,6 @@ def encode(
     data     images, such as ImageZip, ImageFolder, CIFAR10
     decode   the VAE, as it is to decode the latents later
     split    bank, the images to train on, or held_out
-    trust    modules of one's own that a checkpoint may name; see docs/security.md
     force    does a finished run again
     """
     if run.finished_already():

@@ -73,7 +73,7 @@ def export(run: str, folder: str) -> None:
     restore(run).net.vae.save_pretrained(folder, safe_serialization=True)
 
 
-def draw(run: str, file: str, per_class: int = 500) -> None:
+def draw(run: str, file: str, per_class: int = 200) -> None:
     """Latents of real images as samples: no model of them can do better than their images."""
     x, c = LatentZip(path=run, scale=SCALE, bias=BIAS).real("bank", per_class)
     save_tensors(file, x=x, c=c, seed=torch.arange(len(x)))
