@@ -8,6 +8,7 @@ from lightning_cfg.errors import UserError, did_you_mean
 
 VERBS = {
     "fit": "train a model, a classifier or a refinement",
+    "encode": "images become latents, by a VAE",
     "generate": "samples of seeds, under a guidance method",
     "pair": "samples and their nearest real neighbours",
     "refine": "samples along a flow to where their neighbours are",

@@ -631,3 +631,36 @@ print(peak() - before)
     assert size > 300e6
     assert used < 1.3
     print(f"adopt: {used:.2f} of the file")
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_a_resnet_of_torchvisions_judges_images(adopted, tmp_path, depth):
+    """Its logits of images that are resized and normalised as its weights expect."""
+    from torchvision import models
+    from torchvision.transforms.v2 import functional as transforms
+
+    torch.manual_seed(0)
+    theirs = models.get_model(f"resnet{depth}", weights=None, num_classes=7)
+    for module in theirs.modules():  # as after a training: another mean and deviation each
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
+    ours = adopted(tmp_path / "resnet.pth", shape=[3, 48, 48])
+    assert ours.clean
+    assert ours.num_classes == 7
+    x = torch.rand(2, 3, 48, 48) * 2 - 1
+    pixels = transforms.resize((x + 1) / 2, [224, 224], antialias=True)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    with torch.no_grad():
+        expected = theirs.eval()(transforms.normalize(pixels, mean, std))
+    assert torch.allclose(ours(x, torch.zeros(2)), expected, atol=1e-4, rtol=1e-4)
+    assert torch.allclose(ours.net.head(ours.features(x)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_resnet_whose_shape_is_not_said(tmp_path):
+    from torchvision import models
+
+    torch.save(models.resnet18(weights=None, num_classes=2).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"its weights do not tell shape="):
+        adopt(file=str(tmp_path / "a.pth"), run_dir=str(tmp_path / "run"))

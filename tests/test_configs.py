@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.latents import latent_zip
 from PIL import Image
 
 from lightning_cfg.config import load, resolve
@@ -68,6 +69,10 @@ def small_data(section: dict, tmp_path: Path) -> dict:
         return {"name": "Pairs", "path": str(path)}
     if section["name"] == "RealOrGenerated":
         path = save_tensors(tmp_path / "samples.safetensors", x=torch.randn(8, 2))
+        return {**section, "path": str(path)}
+    if section["name"] == "LatentZip":
+        raw = torch.rand(10, 8, 64, 64)
+        path = latent_zip(tmp_path / "latents.zip", raw, [i % 10 for i in range(10)])
         return {**section, "path": str(path)}
     if "root" not in section:
         return section

@@ -29,11 +29,11 @@ from lightning_cfg.verbs.study import study
 
 VERBS = [
     f"lightning_cfg.verbs.{v}.{v}"
-    for v in "fit generate pair refine evaluate trace study adopt".split()
+    for v in "fit generate pair refine evaluate trace study adopt encode".split()
 ]
 REGISTRIES = [
     "data", "nets", "diffusion.models", "training.learners", "guidance", "guidance.schedules",
-    "diffusion.samplers", "diffusion.noise", "evaluation.features", "metrics",
+    "diffusion.samplers", "diffusion.noise", "evaluation.features", "metrics", "latents",
 ]  # fmt: skip
 
 Way = tuple  # to a number inside a value: list, dict, and so on from the outside in

@@ -34,6 +34,7 @@ from lightning_cfg.config.identity import Identity, identity_difference, identit
 from lightning_cfg.config.schema import (
     Choice,
     Data,
+    Decode,
     Features,
     Free,
     Guidance,
@@ -53,7 +54,7 @@ from lightning_cfg.config.schema import (
 from lightning_cfg.config.trainer import TrainerKeys
 
 __all__ = [
-    "Arguments", "AtLeast", "Between", "Choice", "Count", "Data", "Depth", "Document",
+    "Arguments", "AtLeast", "Between", "Choice", "Count", "Data", "Decode", "Depth", "Document",
     "Features", "Filled", "Free", "Guidance", "Identity", "Infinite", "Input", "Keywords",
     "Learner", "Metric", "Model", "MultipleOf", "Net", "Newer", "NonNegative", "Odd", "Place",
     "Positive", "Real", "Sampler", "Scales", "Seed", "Share", "Sigma", "Steps", "TrainerKeys",

@@ -81,6 +81,7 @@ Learner = Annotated[dict, Choice("lightning_cfg.training.learners")]
 Guidance = Annotated[dict, Choice("lightning_cfg.guidance")]
 Sampler = Annotated[dict, Choice("lightning_cfg.diffusion.samplers")]
 Features = Annotated[dict, Choice("lightning_cfg.evaluation.features")]
+Decode = Annotated[dict, Choice("lightning_cfg.latents")]
 Metric = Annotated[dict, Choice("lightning_cfg.metrics")]
 
 

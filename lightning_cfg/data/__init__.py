@@ -1,7 +1,9 @@
 """Data sets; what each has to have, and may have, is `interfaces.DataSet`."""
 
 from lightning_cfg.data.cifar import CIFAR10
+from lightning_cfg.data.described import Described
 from lightning_cfg.data.image_zip import ImageFolder, ImageZip
+from lightning_cfg.data.latent_zip import LatentZip
 from lightning_cfg.data.mixtures import Fractal, Mixture
 from lightning_cfg.data.mnist import MNIST
 from lightning_cfg.data.pairs import Pairs
@@ -11,9 +13,11 @@ from lightning_cfg.data.reflow import Reflow
 __all__ = [
     "CIFAR10",
     "MNIST",
+    "Described",
     "Fractal",
     "ImageFolder",
     "ImageZip",
+    "LatentZip",
     "Mixture",
     "Pairs",
     "RealOrGenerated",

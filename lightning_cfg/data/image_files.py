@@ -53,6 +53,8 @@ class Files(ABC):
     files[rows] decodes the images of rows (b,) in threads: (b, *shape) uint8.
     """
 
+    what, endings, dtype = "image", (".png", ".jpg", ".jpeg"), np.uint8
+
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
@@ -71,17 +73,17 @@ class Files(ABC):
     @cached_property
     def names(self) -> list[str]:
         """The images' names."""
-        found = [name for name in self.listing() if name.lower().endswith(ENDINGS)]
+        found = [name for name in self.listing() if name.lower().endswith(self.endings)]
         if not found:
             others = f", only {self.left_out}" if self.left_out else ""
-            raise UserError(f"{self.path} holds no image ({', '.join(ENDINGS)}){others}")
-        say(self.path, self.left_out, ENDINGS)
+            raise UserError(f"{self.path} holds no {self.what} ({', '.join(self.endings)}){others}")
+        say(self.path, self.left_out, self.endings)
         return found
 
     @cached_property
     def left_out(self) -> str:
         """How many files of which endings are not read; "" where there are none."""
-        read = (*ENDINGS, "dataset.json")
+        read = (*self.endings, "dataset.json")
         return counted([n for n in self.listing() if not n.lower().endswith(read)])
 
     @cached_property
@@ -123,7 +125,7 @@ class Files(ABC):
         return len(self.names)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        y = np.empty((len(rows), *self.shape), np.uint8)
+        y = np.empty((len(rows), *self.shape), self.dtype)
 
         def fill(start: int) -> None:
             for i, row in enumerate(rows[start : start + CHUNK].tolist(), start):
@@ -210,7 +212,6 @@ class Files(ABC):
         return torch.tensor(classes), len(present), class_names
 
 
-ENDINGS = (".png", ".jpg", ".jpeg")
 KINDS = {b"\x89PNG\r\n\x1a\n": PngImageFile, b"\xff\xd8\xff": JpegImageFile}  # by first bytes
 CHANNELS = {"L": 1, "RGB": 3}  # of PIL's modes
 

@@ -4,6 +4,7 @@ import math
 from functools import cached_property
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,7 +79,8 @@ class ImageZip(Images):
         return self._read(other)
 
     def _read(self, files: Files) -> tuple[Any, Tensor]:
-        fits = len(files) * math.prod(files.shape) <= self.memory * 2**30
+        each = math.prod(files.shape) * np.dtype(files.dtype).itemsize
+        fits = len(files) * each <= self.memory * 2**30
         return (files[torch.arange(len(files))] if fits else files), files.c
 
 

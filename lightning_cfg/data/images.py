@@ -62,12 +62,7 @@ class Images(DataSet):
         is a `pipe`, images are augmented, and "augment" (b, 9) says how.
         """
         y, c = self._bank
-        if self.limit is None and self.half is None:
-            rows = draws.permuted(len(c))
-        else:
-            rows = self._limited
-            rows = rows[onto(draws.permuted(len(rows)), rows.device)]
-        rows = onto(rows, c.device)
+        rows = self._chosen(draws, c)
         y = y[rows]
         if self.flip:
             mirrored = onto(draws.uniform() < 0.5, y.device)
@@ -76,6 +71,13 @@ class Images(DataSet):
         if self.pipe is not None:
             batch["y"], batch["augment"] = self.pipe(batch["y"], draws)
         return batch
+
+    def _chosen(self, draws: Draws, c: Tensor) -> Tensor:
+        """The rows of a training batch, (b,), where their classes lie."""
+        if self.limit is None and self.half is None:
+            return onto(draws.permuted(len(c)), c.device)
+        rows = self._limited
+        return onto(rows[onto(draws.permuted(len(rows)), rows.device)], c.device)
 
     def real(self, split: str, per_class: int | None = None) -> tuple[Tensor, Tensor]:
         """Real images y (N, *shape) float32 and labels c (N,) long, as `rows` chooses them."""

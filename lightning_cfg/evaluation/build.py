@@ -12,6 +12,7 @@ from lightning_cfg.config import Input, build
 from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import UserError
+from lightning_cfg.evaluation.decoded import Decoding
 from lightning_cfg.evaluation.features import as_space
 from lightning_cfg.evaluation.gather import ALL, Gathered
 from lightning_cfg.evaluation.reference import Real, published
@@ -121,14 +122,22 @@ def judge(path: str | None, side: Real | None, place: torch.device | str) -> Any
 
 @lru_cache(maxsize=2)
 def real_side(
-    data: str, content: tuple[str, ...], real: int | None, bank: int | None, by_class: bool
+    data: str,
+    content: tuple[str, ...],
+    real: int | None,
+    bank: int | None,
+    by_class: bool,
+    decode: Decoding | None = None,
 ) -> Real:
     """The real side, kept from call to call since so much is worked out of it.
 
     content  hashes of the data's files: with others in the same place, they are read again
+    decode   of latents, which are compared as images
     """
     section = json.loads(data)
     data_set = build_data(section)
+    decode = decode if decode is not None and decode.takes(data_set.shape) else None
+    data_set = data_set if decode is None else decode.data(data_set)
     if not by_class and data_set.truth is not None:
         raise UserError("by_class=false is for data without a known density: it is the classes'")
     return Real(
@@ -137,6 +146,7 @@ def real_side(
         content=content,
         per_class={"held_out": real, "bank": bank},
         groups=list(range(max(1, data_set.num_classes))) if by_class else [ALL],
+        decode=() if decode is None else decode.known,
     )
 
 

@@ -28,6 +28,9 @@ from lightning_cfg.runs.files import write
 from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.tensors import fingerprint
 
+# keys of a data section that say which points, or what they are, beside the files
+OF_POINTS = ("half", "limit", "scale", "bias")
+
 
 class Real:
     """The splits of a data set, gathered in feature spaces.
@@ -36,6 +39,7 @@ class Real:
     section    of the config, which names a formula
     per_class  {split: real points of each class; None for all}
     groups     classes, or ALL
+    decode     what a decoder is known by that makes images of the data set's latents
     Features and moments in spaces of which the weights are known are kept under `cache_folder`,
     named by the hash of the data, the split, the extractor and its preprocessing, so that no run
     computes them twice; not so class by class, which is for small data.
@@ -49,8 +53,9 @@ class Real:
         content: tuple[str, ...],
         per_class: dict[str, int | None],
         groups: list,
+        decode: tuple[str, ...] = (),
     ):
-        self.data, self.per_class, self.groups = data, per_class, groups
+        self.data, self.per_class, self.groups, self._decode = data, per_class, groups, decode
         self._section, self._content = section, content
         self._sets: dict[str, SampleSet] = {}
         self._digests: dict[str, str] = {}
@@ -168,7 +173,7 @@ class Real:
         """The same real side with other points as one of its splits."""
         other = Real(
             self.data, section=self._section, content=self._content, per_class=self.per_class,
-            groups=self.groups,
+            groups=self.groups, decode=self._decode,
         )  # fmt: skip
         other._sets = {**self._sets, split: points}
         other._x = {of: x for of, x in self._x.items() if of != split}
@@ -182,8 +187,11 @@ class Real:
             whole = {"split": split, "per_class": self.per_class.get(split)}
             if self.groups == [ALL]:
                 whole["order"] = "files"  # once it was by class, and so it lies in older caches
+            whole |= {"decode": self._decode} if self._decode else {}
             if self._content:
                 whole["files"] = self._content
+                own = {key: self._section.get(key) for key in OF_POINTS}
+                whole |= {key: value for key, value in own.items() if value}
             elif self.data.rows is not None:
                 y, rows, c = self.data.rows(split, self.per_class.get(split))
                 whole["images"] = fingerprint({"y": y, "rows": rows, "c": c})
@@ -195,7 +203,8 @@ class Real:
     @property
     def _identified(self) -> bool:
         """Whether `digest` is the content's, for all together: class by class is not kept."""
-        own = self._content or self.data.rows or self.data.truth
+        bytes_of_images = None if self._decode else self.data.rows
+        own = self._content or bytes_of_images or self.data.truth
         return bool(own) and self.groups == [ALL]
 
     def place(self, split: str, what: str, space: Space) -> Path:

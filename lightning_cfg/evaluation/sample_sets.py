@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_cfg.config import Input
 from lightning_cfg.data.image_files import Files, Folder, Zip
 from lightning_cfg.errors import UserError
+from lightning_cfg.evaluation.decoded import Decoding
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.inputs import told_weights
@@ -75,6 +76,17 @@ class SampleSet:
         for rows in torch.arange(len(self)).split(size):
             yield self._read(rows), self.c[rows]
 
+    def decoded(self, decode: Decoding | None) -> "SampleSet":
+        """Latents as images; what are images already as they are."""
+        if decode is None or not decode.takes(self.shape):
+            return self
+        about = {**self.about, "decode": decode.told}
+        made = SampleSet(
+            decode.shape(self.shape), self.c, lambda i: decode(self._read(i)), about, self.seeds
+        )
+        made.guidance = self.guidance
+        return made
+
     def part(self, i: int, parts: int) -> "SampleSet":
         """The i-th of so many equal parts, in order."""
         n = len(self) // parts
@@ -95,11 +107,18 @@ class SampleSet:
 class Generated(SampleSet):
     """Samples of these seeds, which are made while they are scored, and not kept."""
 
-    def __init__(self, made: Prepared, seeds: Tensor, batch_size: int, about: dict[str, str]):
-        self._made, self._seeds, self._rows = made, seeds, batch_size
+    def __init__(
+        self,
+        made: Prepared,
+        seeds: Tensor,
+        batch_size: int,
+        about: dict[str, str],
+        decode: Decoding | None = None,
+    ):
+        self._made, self._seeds, self._rows, self._decode = made, seeds, batch_size, decode
         self._spent: dict[str, int] = {}  # evaluations of each network
         self._seconds, self._n = 0.0, 0
-        self.shape = made.shape
+        self.shape = made.shape if decode is None else decode.shape(made.shape)
         first, last = int(seeds[0]), int(seeds[-1])
         self.about = {"source": "generated", **about, "seeds": f"{first} ... {last}"}
 
@@ -124,9 +143,9 @@ class Generated(SampleSet):
             c, steps = self._made.start(seeds)
             *_, (_, x) = steps
             check_finite(x, seeds)
-            x, c = as_8_bit(x.float().cpu()), c.cpu()
             self._cost(before, began, len(x))
-            yield x, c
+            x = as_8_bit(x.float().cpu()) if self._decode is None else self._decode(x.float())
+            yield x, c.cpu()
 
     def _cost(self, before: dict[str, int], began: float, n: int) -> None:
         """Say in `about` what the samples have cost so far, of which these n are the last."""
@@ -139,13 +158,21 @@ class Generated(SampleSet):
 
     def shared(self, ranks: Ranks) -> "Generated":
         """Those of this rank's own seeds; what they cost is told of them alone."""
-        some = Generated(self._made, ranks.share(self._seeds), self._rows, self.about)
+        some = self._of(ranks.share(self._seeds), self.about, self._decode)
         some.about["seeds"] = self.about["seeds"]
         return some
 
     def part(self, i: int, parts: int) -> "Generated":
         """A draw of as many samples from the seeds that follow: n is of each draw."""
-        return Generated(self._made, self._seeds + i * len(self), self._rows, self.about)
+        return self._of(self._seeds + i * len(self), self.about, self._decode)
+
+    def decoded(self, decode: Decoding | None) -> "Generated":
+        if decode is None or not decode.takes(self.shape):
+            return self
+        return self._of(self._seeds, {**self.about, "decode": decode.told}, decode)
+
+    def _of(self, seeds: Tensor, about: dict[str, str], decode: Decoding | None) -> "Generated":
+        return Generated(self._made, seeds, self._rows, about, decode)
 
 
 def generated(*, n: int, seed: int, batch_size: int, **keys: Any) -> Generated:
@@ -184,39 +211,49 @@ def input_of(path: str | Path, inside: str = SAMPLES) -> Path:
 Samples = Annotated[str, Input(input_of)]  # any of these, which counts by its content
 
 
-def read_set(path: str | Path, data: Any = None, *, as_bytes: bool = True) -> SampleSet:
+def read_set(
+    path: str | Path, data: Any = None, *, as_bytes: bool = True, decode: Decoding | None = None
+) -> SampleSet:
     """The samples of a run of ours, a sample file, or anyone's folder or zip of PNG or JPEG images.
 
     data      the data set that they are compared with: their shape and classes must be its
     as_bytes  images as 8 bits have them, also where the file holds floats
+    decode    makes images of latents, whose shape then is that of the data
     UserError where there is nothing of the kind, or it is damaged or does not fit, naming the file.
     """
     if isinstance(path, ToCome):
-        return _to_come(path.inside(SAMPLES), data)
+        return _to_come(path.inside(SAMPLES), data, decode)
     path = Path(path)
     if path.suffix.lower() == ".zip":
         return _images(Zip(path), data)
     if path.is_dir() and not any((path / name).is_file() for name in (SAMPLES, "identity.json")):
         return _images(Folder(path), data)
     file = output_of(path, SAMPLES)
-    known = () if data is None else (data.shape, data.num_classes)
-    tensors = load_samples(file, *known)
-    check_units(file, tensors["x"])
+    classes = None if data is None else data.num_classes
+    tensors = load_samples(file, None if data is None or decode else data.shape, classes)
+    latent = decode is not None and decode.takes(tuple(tensors["x"].shape[1:]))
+    if not latent:
+        check_units(file, tensors["x"])
     run = path if path.is_dir() else file.absolute().parent.parent
     x, seeds = tensors["x"], tensors["seed"]
     seeds = f"{int(seeds.min())} ... {int(seeds.max())}"
     about = {"source": str(path), **_of_run(run), "seeds": seeds}
+    as_bytes = as_bytes and not latent
     samples = held(x, tensors["c"], about, seeds=tensors["seed"], as_bytes=as_bytes)
     samples.guidance = _guidance_of(run)
-    return samples
+    return _fitting(file, samples.decoded(decode), data)
 
 
-def _to_come(file: ToCome, data: Any) -> SampleSet:
+def _to_come(file: ToCome, data: Any, decode: Decoding | None) -> SampleSet:
     x, c, of = file.content["x"], file.content["c"], Path(file)
-    if data is not None and tuple(x.shape[1:]) != tuple(data.shape):
-        raise UserError(f"{of} holds samples of shape {tuple(x.shape[1:])}, not {data.shape}")
     samples = SampleSet(x.shape[1:], c, lambda rows: x[rows], {"source": str(of)})
     samples.guidance = file.content.get("guidance")
+    return _fitting(of, samples.decoded(decode), data)
+
+
+def _fitting(file: Path, samples: SampleSet, data: Any) -> SampleSet:
+    if data is not None and samples.shape != tuple(data.shape):
+        raise UserError(f"{file} holds samples of shape {samples.shape}, not {data.shape} as here")
     return samples
 
 
@@ -231,7 +268,7 @@ def real_set(data: Any, split: str, per_class: int | None, *, in_order: bool = F
         if in_order:
             order = chosen.argsort()
             chosen, c = chosen[order], c[order]
-        return SampleSet(data.shape, c.cpu(), lambda rows: signed(y[chosen[rows]]).cpu(), about)
+        return SampleSet(data.shape, c.cpu(), lambda rows: _points(y[chosen[rows]]).cpu(), about)
     y, c = data.real(split, per_class)
     return SampleSet(data.shape, c, lambda rows: y[rows], about)
 
@@ -239,6 +276,11 @@ def real_set(data: Any, split: str, per_class: int | None, *, in_order: bool = F
 def all_of(points: SampleSet) -> Tensor:
     """All of the samples at once, (n, *shape)."""
     return torch.cat([x for x, _ in points.batches(1024)])
+
+
+def _points(y: Tensor) -> Tensor:
+    """Bytes of images in [-1, 1]; latents as they are."""
+    return y if y.is_floating_point() else signed(y)
 
 
 def as_8_bit(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from lightning_cfg.nets.convnet import ConvNet
 from lightning_cfg.nets.edm2_unet import EDM2UNet
 from lightning_cfg.nets.linear import Linear
 from lightning_cfg.nets.mlp import MLP
+from lightning_cfg.nets.resnet import ResNet
 from lightning_cfg.nets.song_unet import SongUNet
 from lightning_cfg.nets.unshuffle_unet import UnshuffleUNet
 
@@ -15,6 +16,7 @@ __all__ = [
     "ConvNet",
     "EDM2UNet",
     "Linear",
+    "ResNet",
     "SongUNet",
     "UnshuffleUNet",
 ]

@@ -6,35 +6,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_cfg.latents.pictures import pictures_of
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.panels import DPI, STYLE, Drawn, without_tex
 from lightning_cfg.reports.rows import SAMPLE_KINDS, Cell
+from lightning_cfg.runs.pngs import drawable
 from lightning_cfg.runs.tensors import load_tensors
 
+COLUMNS = 6
 LEFT, TOP, GAP = 20, 20, 12  # pixels: class numbers, titles, between sheets
 
 
 def draw(case: Case, config: dict) -> Iterator[Drawn]:
-    """A sheet for every method and scale of a study."""
-    if len(case.data_set.shape) != 3:
+    """A sheet for every method and scale of a study, of latents as `generation.decode` has them."""
+    data, shape = case.data_set, tuple(case.data_set.shape)
+    pictures = pictures_of(config.get("generation", {}).get("decode"), shape)
+    if not drawable(pictures.shape):
         return
-    real, colours = case.data_set.real("held_out"), 32 if case.data_set.shape[0] == 1 else 0
+    classes, colours = data.num_classes, 32 if pictures.shape[0] == 1 else 0
+    real = {}
+    if data.has_points:
+        y, c = data.real("held_out")
+        real["real"] = pictures.first(y, c, COLUMNS, classes)
     for method, scale in dict.fromkeys((cell.method, cell.scale) for cell in case.sets):
-        groups = {"real": real}
+        groups = dict(real)
         for kind, title in SAMPLE_KINDS.items():
             if (cell := Cell(method, scale, *kind)) in case.sets:
                 held = load_tensors(case.sets[cell], "x", "c")
-                groups[title] = held["x"], held["c"]
-        figure = contact_sheet(groups, case.data_set.num_classes)
+                groups[title] = pictures.first(held["x"], held["c"], COLUMNS, classes)
+        figure = contact_sheet(groups, classes, columns=COLUMNS)
+        beside = "real images, and the" if real else "the"
         caption = (
-            f"{method}, scale {scale:g}: real images, and the same seeds before and after "
+            f"{method}, scale {scale:g}: {beside} same seeds before and after "
             "refinement; a row per class."
         )
         yield Drawn(f"images_{method}_{scale:g}", caption, figure, colours)
 
 
 def contact_sheet(
-    groups: dict[str, tuple[Tensor, Tensor]], num_classes: int, *, columns: int = 6
+    groups: dict[str, tuple[Tensor, Tensor]], num_classes: int, *, columns: int = COLUMNS
 ) -> Any:
     """Images in [-1, 1] side by side, {title: (x (N, C, H, W), c (N,))}; a row per class.
 

@@ -1,14 +1,33 @@
 """What counts of what a run reads: the file that is meant by a run directory, by its content."""
 
+import re
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 from lightning_cfg.config import AtLeast, Input, Verb
+from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.names import LAST, PAIRS, SAMPLES, TRAJECTORIES
 from lightning_cfg.runs.power_ema import Std
+from lightning_cfg.runs.to_come import ToCome
 
-CHECKPOINT = Input(partial(output_of, inside=LAST), words=("exact",))
+PUBLISHED = re.compile(r"(edm2?|adm|(ot)?cfm|fm|resnet50)-.+")  # as `assets` names networks
+
+
+def checkpoint_of(path: str) -> Path:
+    """The last checkpoint of a run, or the file itself; UserError as `output_of` raises it.
+
+    Of a run with the name of a published network it says what makes it.
+    """
+    name = Path(path).name
+    if PUBLISHED.fullmatch(name) and not isinstance(path, ToCome) and not Path(path).exists():
+        made = f"`python -m lightning_cfg.adopt {name} run_dir={path}` makes it"
+        raise UserError(f"{path}: no such run; {made} of the published network")
+    return output_of(path, LAST)
+
+
+CHECKPOINT = Input(checkpoint_of, words=("exact",))
 
 Checkpoint = Annotated[str, CHECKPOINT]
 SampleFile = Annotated[str, Input(partial(output_of, inside=SAMPLES))]

@@ -5,6 +5,7 @@ SAMPLES = "samples/samples.safetensors"
 TRAJECTORIES = "samples/trajectories.safetensors"
 SHEET = ("figures/samples.png", "figures/samples.pdf")
 PAIRS = "pairs/pairs.safetensors"
+LATENTS = "latents/latents.zip"
 METRICS = "metrics/metrics.json"
 
 # of `trace`

@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -13,6 +15,9 @@ from torch import Tensor
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import write, write_folder
 
+AsBytes = Callable[[Tensor], Tensor]  # samples as images of 8 bits, (n, 1 or 3, H, W)
+THREADS = min(8, os.cpu_count() or 1)
+ROWS = 256  # images that are in memory at once
 IMAGES = {"folder": "samples/images", "zip": "samples/images.zip"}
 
 
@@ -36,27 +41,35 @@ def check_images(images: str | None, shape: tuple[int, ...]) -> None:
     if images is not None and not drawable(shape):
         raise UserError(
             f"images={images} needs samples that are grey or RGB images, of shape (1 or 3, H, W), "
-            f"not {shape}"
+            f"not {shape}: of latents `decode` makes images"
         )
 
 
-def save_images(path: Path, *, x: Tensor, c: Tensor, seed: Tensor, labelled: bool) -> Path:
+def _png(y: Tensor) -> bytes:
+    """The file of an image (1 or 3, H, W) uint8."""
+    pixels, file = y.permute(1, 2, 0).squeeze(2).numpy(), io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def save_images(
+    path: Path, *, x: Tensor, c: Tensor, seed: Tensor, labelled: bool, as_bytes: AsBytes = quantised
+) -> Path:
     """Images as 8-bit PNGs, in the layout that EDM's dataset_tool.py and our ImageZip read.
 
     000000/000000.png and so on by seed, and dataset.json: {"labels": [[file, class], ...]}, or null
     if they are not `labelled`. x (N, 1 or 3, H, W) in [-1, 1] becomes x * 127.5 + 128, clipped to
     0 ... 255 and cut to integers. A zip if `path` ends in .zip, otherwise a folder.
+    as_bytes  makes images of x otherwise, so many at a time: of latents
     """
-    y = quantised(x)
-    y = y.permute(0, 2, 3, 1).numpy() if x.shape[1] == 3 else y[:, 0].numpy()
     names = [f"{s - s % 1000:06d}/{s:06d}.png" for s in seed.tolist()]
     labels = list(zip(names, c.tolist(), strict=True)) if labelled else None
 
     def contents() -> Iterator[tuple[str, bytes]]:
-        for name, pixels in zip(names, y, strict=True):
-            png = io.BytesIO()
-            Image.fromarray(pixels).save(png, "PNG")
-            yield name, png.getvalue()
+        with ThreadPoolExecutor(THREADS) as pool:  # compressing takes longer than all else
+            for some in torch.arange(len(x)).split(ROWS):
+                pngs = pool.map(_png, as_bytes(x[some]))
+                yield from zip(names[some[0] : some[-1] + 1], pngs, strict=True)
         yield "dataset.json", json.dumps({"labels": labels}).encode()
 
     def packed(temporary: Path) -> None:

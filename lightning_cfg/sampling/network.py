@@ -2,7 +2,7 @@
 
 from typing import Annotated, NamedTuple
 
-from lightning_cfg.config import Choice, Newer, Verb
+from lightning_cfg.config import Choice, Decode, Newer, Verb
 from lightning_cfg.runs.inputs import Checkpoint, Weights, told_weights
 
 Networks = dict[
@@ -14,11 +14,12 @@ Weaken = Annotated[dict, Choice("lightning_cfg.sampling.weakened")]
 
 
 class Network(NamedTuple):
-    """Where a network lies, its weights if it names them, and what makes it worse."""
+    """Where a network lies, its weights if it names them, and what is done to it."""
 
     path: str
     weights: Weights | None = None
     weaken: dict | None = None
+    decode: dict | None = None
 
 
 def network(
@@ -26,6 +27,7 @@ def network(
     path: Checkpoint,
     weights: Weights | None = None,
     weaken: Annotated[Weaken | None, Newer] = None,
+    decode: Annotated[Decode | None, Newer] = None,
 ) -> Network:
     """The keys of one that is more than a path.
 
@@ -35,8 +37,9 @@ def network(
              the run's own
     weaken   what makes it worse in sampling, such as {name: skip, number: 2}: so a run is its own
              weak model; see `sampling.weakened`
+    decode   of a classifier of images beside a model of latents: what makes images of these
     """
-    return Network(path, weights, weaken)
+    return Network(path, weights, weaken, decode)
 
 
 def network_of(named: str | dict) -> Network:
@@ -47,6 +50,12 @@ def network_of(named: str | dict) -> Network:
 def path_and_weights(named: str | dict) -> tuple[str, Weights | None]:
     """Where a network of `models` lies, and its weights if it names them."""
     return network_of(named)[:2]
+
+
+def decodes(models: dict) -> dict[str, dict]:
+    """By role the decoders of those networks that read images of latents."""
+    sections = {role: network_of(one).decode for role, one in models.items()}
+    return {role: section for role, section in sections.items() if section is not None}
 
 
 def told(named: str | dict) -> str:

@@ -18,8 +18,9 @@ from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.inputs import Weights
 from lightning_cfg.runs.ranks import launched
 from lightning_cfg.sampling.checked import check_answer
+from lightning_cfg.sampling.decoded import of_decoded
 from lightning_cfg.sampling.guided import check_roles, guide
-from lightning_cfg.sampling.network import Networks, network_of
+from lightning_cfg.sampling.network import Networks, decodes, network_of
 from lightning_cfg.sampling.sample import sample
 from lightning_cfg.sampling.seeds import seeded
 
@@ -71,22 +72,36 @@ def prepare(
     """
     check_roles(guidance, models)
     place = pick_device(device)
-    networks = {}
-    for role, named_so in models.items():
-        path, own, weaken = network_of(named_so)
-        kind = {"classifies": role in ("classifier", "discriminator")}
-        net = network(f"models.{role}", path, data, weights if own is None else own, **kind)
-        if weaken is not None:
-            if path == "exact":
-                raise UserError(f"models.{role}.weaken: exact is no network that could be weakened")
-            build("lightning_cfg.sampling.weakened", weaken, net)
-        networks[role] = Counted(net.to(place), f"models.{role}", **kind)
+    networks = _restored(models, data, weights, place)
     shape, classes = _agree(networks)
     if class_label is not None and not 0 <= class_label < max(1, classes):
         raise UserError(f"class_label={class_label} is outside 0 ... {max(1, classes) - 1}")
     denoise = guide(guidance, networks)
     limited = within_limits(sampler, networks["model"].net)
     return Prepared(networks, denoise, limited, shape, classes, class_label, place)
+
+
+def _restored(models: Networks, data: dict | None, weights: Weights, place: torch.device) -> dict:
+    """The networks by role; a classifier of images with what makes them of the model's latents."""
+    found = {}
+    for role, named_so in models.items():
+        path, own, weaken, _ = network_of(named_so)
+        classifies = role in CLASSIFIERS
+        own = weights if own is None else own
+        net = found[role] = network(f"models.{role}", path, data, own, classifies=classifies)
+        if weaken is not None and path == "exact":
+            raise UserError(f"models.{role}.weaken: exact is no network that could be weakened")
+        if weaken is not None:
+            build("lightning_cfg.sampling.weakened", weaken, net)
+    for role, section in decodes(models).items():
+        found[role] = of_decoded(f"models.{role}", found[role], section, found["model"])
+    return {
+        role: Counted(net.to(place), f"models.{role}", classifies=role in CLASSIFIERS)
+        for role, net in found.items()
+    }
+
+
+CLASSIFIERS = ("classifier", "discriminator")
 
 
 class Counted(Known):

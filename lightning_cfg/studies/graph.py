@@ -93,7 +93,7 @@ def _outputs(value: Any) -> Iterator[str]:
 
 
 def graphs_of(
-    asked: dict, recipes: dict[str, dict], *, case: str, data: dict, classes: int
+    asked: dict, recipes: dict[str, dict], *, case: str, data: dict, classes: int, real: bool = True
 ) -> list[Graph]:
     """A graph for each of the study's seeds; the keys as of `graph_of`.
 
@@ -105,7 +105,13 @@ def graphs_of(
         first = graphs[0] if graphs else None
         graphs.append(
             graph_of(
-                one, recipes, case=case, data=drawn_by(seed, data), classes=classes, first=first
+                one,
+                recipes,
+                case=case,
+                data=drawn_by(seed, data),
+                classes=classes,
+                real=real,
+                first=first,
             )
         )
     return graphs
@@ -124,6 +130,7 @@ def graph_of(
     case: str,
     data: dict,
     classes: int,
+    real: bool = True,
     first: Graph | None = None,
 ) -> Graph:
     """The stages of a study on one data set, of so many classes, by one seed.
@@ -131,6 +138,7 @@ def graph_of(
     asked    the study's keys, its methods with their own scales and generation
     recipes  {kind of flow: its pairs, flow, refinement and scales}
     case     the data set's name, which leads those of its stages
+    real     whether real points are scored beside the samples
     first    of the study's first seed, where this is another one
     """
     seeded = f"seed {asked['seed']}" if len(asked["seeds"]) > 1 else ""
@@ -138,8 +146,9 @@ def graph_of(
     built = _Builder(asked, recipes, graph, data)
     if first is None:
         graph.judges = {name: built.fits[name] for name in judging(asked, recipes)}
-    fresh = max(1, asked["samples"] // max(1, classes))
-    built.graph.real = built.evaluate("real", {}, fresh=fresh).stage
+    if real:
+        fresh = max(1, asked["samples"] // max(1, classes))
+        built.graph.real = built.evaluate("real", {}, fresh=fresh).stage
     return built.graph
 
 

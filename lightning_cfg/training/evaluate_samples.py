@@ -13,6 +13,7 @@ from lightning_cfg.config import (
     Between,
     Count,
     Data,
+    Decode,
     Features,
     Metric,
     NonNegative,
@@ -26,11 +27,13 @@ from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.build import scorer_of
+from lightning_cfg.evaluation.decoded import Decoding, decoding_of
 from lightning_cfg.evaluation.gather import ALL, Gathered
 from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import held, real_set
 from lightning_cfg.evaluation.tables import as_csv
 from lightning_cfg.interfaces import check_same
+from lightning_cfg.latents.pictures import Pictures
 from lightning_cfg.refinement.solver import Solver, refined
 from lightning_cfg.reports.contact_sheet import contact_sheet
 from lightning_cfg.runs import checkpoints
@@ -61,6 +64,7 @@ class EvaluateSamples(EachStep):
     sources     of a refinement, {label: samples}: what it refines, scored before and after
     metrics, features, statistics, reference, classifier, real, bank, data: as in `evaluate`; data
                 left out are those that are trained on
+    decode      what makes images of latents, samples and data: all is scored as images then
     columns     samples per class and set in figures/samples_<step>.png; 0: no picture
     batch_size  of generation, refinement and feature spaces
 
@@ -89,12 +93,15 @@ class EvaluateSamples(EachStep):
         real: Count | None = None,
         bank: Count | None = None,
         data: Data | None = None,
+        decode: Decode | None = None,
         columns: Annotated[int, Between(0, 1000)] = 8,
         seed: Seed = 0,
         batch_size: Annotated[int, AtLeast(1)] = 256,
     ):
         self.directory, self.every, self.n, self.columns = directory, every, n, columns
         self.batch_size, self.data, self.flow_path = batch_size, data, flow
+        self.decode = check(Decode | None, decode, "evaluation.decode")
+        self._decode: Decoding | None = None
         self.solver = Solver(rtol=rtol, atol=atol)
         sampler = check(Sampler, sampler, "evaluation.sampler")
         self.samples = (
@@ -123,17 +130,20 @@ class EvaluateSamples(EachStep):
                 "evaluation: the flow of pairs with a condition is scored by refine and evaluate"
             )
         own = data if self.data is None else build_data(self.data)
-        if tuple(own.shape) != tuple(data.shape):
+        self._decode, shape = decoding_of(self.decode, device), tuple(data.shape)
+        decoded = self._decode is not None and self._decode.takes(own.shape)
+        if self._decode is not None:
+            own, shape = self._decode.data(own), self._decode.shape(shape)
+        if tuple(own.shape) != shape:
             raise UserError(
-                f"evaluation.data has shape {tuple(own.shape)}, the training data "
-                f"{tuple(data.shape)}"
+                f"evaluation.data has shape {tuple(own.shape)}, the training data {shape}"
             )
         if len({own.num_classes, data.num_classes} - {0}) > 1:
             raise UserError(
                 f"evaluation.data has {own.num_classes} classes, the training data "
                 f"{data.num_classes}"
             )
-        real = self._real_side(own, section if self.data is None else self.data)
+        real = self._real_side(own, section if self.data is None else self.data, decoded)
         how = {"device": device, "batch_size": self.batch_size}
         self._scorer = scorer_of(real=real, **how, **self.scoring)
         self._classes = data.num_classes  # which are those of the model, whatever it is scored by
@@ -165,7 +175,7 @@ class EvaluateSamples(EachStep):
                 "evaluation.data has to say what the samples are compared with"
             )
 
-    def _real_side(self, data: Any, section: dict) -> Real:
+    def _real_side(self, data: Any, section: dict, decoded: bool) -> Real:
         """What samples are compared with, class by class where the density is known."""
         section, content = content_of(section)
         by_class = data.truth is not None
@@ -175,6 +185,7 @@ class EvaluateSamples(EachStep):
             content=content,
             per_class=self.per_class,
             groups=list(range(max(1, data.num_classes))) if by_class else [ALL],
+            decode=self._decode.known if self._decode and decoded else (),
         )
 
     def _rehearsed(self, data: Any) -> dict[str, float]:
@@ -213,9 +224,11 @@ class EvaluateSamples(EachStep):
                 print(f"evaluation at step {step} was left out: {trouble}")
             return
         for label, (x, c) in sets.items():
-            found[label] = self._scorer.gather(held(x, c, {})).all_gather()
-            if self.columns and drawable(tuple(x.shape[1:])):
-                shown[label] = x, c
+            some = held(x, c, {}, as_bytes=self._decode is None).decoded(self._decode)
+            found[label] = self._scorer.gather(some).all_gather()
+            if self.columns and drawable(some.shape):
+                pictures = Pictures(some.shape, self._decode and self._decode.decoder)
+                shown[label] = pictures.first(x, c, self.columns, self._classes)
         if not trainer.is_global_zero:
             return
         learner.scores, learner.scored_at = {}, step

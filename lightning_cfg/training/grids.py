@@ -9,10 +9,11 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from lightning_cfg.config import AtLeast, Between, Sampler, Scales
+from lightning_cfg.config import AtLeast, Between, Decode, Sampler, Scales
 from lightning_cfg.config.check import check
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance import classifier_free
+from lightning_cfg.latents.pictures import pictures_of
 from lightning_cfg.reports.contact_sheet import contact_sheet
 from lightning_cfg.reports.panels import DPI
 from lightning_cfg.runs.files import write
@@ -33,6 +34,7 @@ class Grids(EachStep):
 
     scales   of classifier-free guidance, side by side; 1 is unguided
     columns  samples per class and scale
+    decode   what makes images of latents
     """
 
     def __init__(
@@ -44,17 +46,22 @@ class Grids(EachStep):
         scales: Scales = (1.0, 2.0),
         columns: Annotated[int, Between(1, 1000)] = 8,
         sampler: Sampler = {"name": "heun", "steps": 18},
+        decode: Decode | None = None,
     ):
         self.directory, self.every, self.columns = directory / "figures", every, columns
         self.scales = list(scales)
+        self.decode = check(Decode | None, decode, "grids.decode")
         # with the keys that were left out, or the limits of the model would not be put in
         self.sampler = check(Sampler, sampler, "grids.sampler")
 
     def check(self, learner: Learner, data: Any) -> None:
         """UserError if these samples cannot be drawn, before anything is trained."""
-        shape = tuple(data.shape)
-        if not drawable(shape):
-            raise UserError(f"grids needs grey or RGB images, (1 or 3, H, W), not {shape}")
+        self._pictures = pictures_of(self.decode, tuple(data.shape))
+        if not drawable(self._pictures.shape):
+            raise UserError(
+                "grids needs grey or RGB images, (1 or 3, H, W), not "
+                f"{tuple(data.shape)}: of latents grids.decode makes images"
+            )
         check_generation("grids", learner, data, self.scales, self.sampler)
 
     def after_step(self, trainer: L.Trainer, learner: Learner, step: int) -> None:
@@ -74,7 +81,8 @@ class Grids(EachStep):
             noise, _, draw = seeded(seeds, shape, classes, device=learner.device)
             denoise = classifier_free(model, scale=scale)
             *_, (_, x) = sample(limited, denoise, noise, c.to(learner.device), draw)
-            groups[f"scale {scale:g}"] = x.float().cpu(), c
+            x = x.float().cpu()
+            groups[f"scale {scale:g}"] = self._pictures.first(x, c, self.columns, classes)
         return contact_sheet(groups, data.num_classes, columns=self.columns)
 
 

@@ -13,6 +13,7 @@ from lightning_cfg.config import (
     Between,
     Count,
     Data,
+    Decode,
     Features,
     Free,
     Metric,
@@ -29,6 +30,7 @@ from lightning_cfg.evaluation.build import (
     real_side,
     scorer_of,
 )
+from lightning_cfg.evaluation.decoded import decoding_of
 from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import Generated, Samples, SampleSet, generated, read_set
 from lightning_cfg.evaluation.scorer import Scorer
@@ -49,7 +51,7 @@ Generation = Annotated[
     dict,
     Verb(
         "lightning_cfg.verbs.generate.generate",
-        without=("run_dir", "force", "trust", "trajectories", "images", "device"),
+        without=("run_dir", "force", "trust", "trajectories", "images", "decode", "device"),
     ),
 ]
 
@@ -90,22 +92,27 @@ def _ready(config: dict, scorer_of: Callable[..., Scorer]) -> _Ready:
     """The sets and what they are scored by; UserError for what does not fit together."""
     data, fresh, classifier = config["data"], config["fresh"], config["classifier"]
     by_class, reference, side = config["by_class"], config["reference"], None
+    device = pick_device(config["device"])
+    decode = decoding_of(config["decode"], device)
     if data is not None:
         content = content_of(data)[1]
-        side = real_side(json.dumps(data), content, config["real"], config["bank"], by_class)
+        asked = json.dumps(data), content, config["real"], config["bank"], by_class
+        side = real_side(*asked, decode)
     keys = ("metrics", "features", "statistics", "cache", "batch_size")
     scorer = scorer_of(
         real=side,
         classifier=classifier,
         reference=[reference] if isinstance(reference, str) else list(reference),
-        device=pick_device(config["device"]),
+        device=device,
         **{key: config[key] for key in keys},
     )
     scorer.check_columns()
     data_set = None if side is None else side.data
-    sets = {label: read_set(path, data_set) for label, path in config["samples"].items()}
+    sets = {
+        label: read_set(path, data_set, decode=decode) for label, path in config["samples"].items()
+    }
     for label, keys in config["generate"].items():
-        sets[label] = generated(**keys, device=config["device"])
+        sets[label] = generated(**keys, device=config["device"]).decoded(decode)
     needs_classes = by_class or classifier is not None
     for label, held in sets.items():
         check_set(label, held, data_set, config["draws"], needs_classes=needs_classes)
@@ -133,6 +140,7 @@ def evaluate(
     bank: Count | None = None,
     by_class: bool = True,
     fresh: Count | None = None,
+    decode: Decode | None = None,
     draws: Annotated[int, Between(1, 1000)] = 1,
     batch_size: Annotated[int, AtLeast(1), Free] = 512,
     cache: Annotated[bool, Free] = True,
@@ -164,6 +172,7 @@ def evaluate(
                 fresh draw, or are taken out of the held-out points. As many as samples: some
                 metrics depend on the number. Left out: no floor
     seed        which held-out points those are, where there is no density to draw from
+    decode      what makes images of latents, samples and real ones: all is scored as images then
     draws       each set is scored in so many equal parts, generated ones as often anew, and then
                 their minimum and mean: 3 of 50,000 is EDM's protocol
     cache       keep features and moments of real data in the user's cache
@@ -175,6 +184,7 @@ def evaluate(
     asked |= {"features": features, "statistics": statistics, "reference": reference}
     asked |= {"classifier": classifier, "real": real, "bank": bank, "by_class": by_class}
     asked |= {"fresh": fresh, "draws": draws, "batch_size": batch_size, "cache": cache}
+    asked |= {"decode": decode}
     _check(asked)
     if run.finished_already():
         _send(run)

@@ -13,6 +13,7 @@ from lightning_cfg.config import (
     AtLeast,
     Count,
     Data,
+    Decode,
     Free,
     Guidance,
     NonNegative,
@@ -21,6 +22,7 @@ from lightning_cfg.config import (
     ordered,
 )
 from lightning_cfg.errors import UserError
+from lightning_cfg.latents.pictures import Pictures, pictures_of
 from lightning_cfg.reports.contact_sheet import contact_sheet
 from lightning_cfg.reports.panels import save
 from lightning_cfg.runs.inputs import Weights
@@ -44,7 +46,7 @@ def _unread(config: dict, key: str) -> bool:
 
 def _tried(config: dict) -> dict[str, Any]:
     pick_device(config["device"])
-    ready = _prepared({**config, "device": "cpu"})
+    ready, _ = _prepared({**config, "device": "cpu"})
     check_together(config["guidance"], config["sampler"])
     n, kept, classes = config["n"], config["trajectories"], max(1, ready.classes)
     x, c = torch.zeros(1, *ready.shape).expand(n, *ready.shape), torch.arange(n) % classes
@@ -55,14 +57,18 @@ def _tried(config: dict) -> dict[str, Any]:
     return {SAMPLES: samples} | ({TRAJECTORIES: paths} if kept else {})
 
 
-def _prepared(config: dict) -> Prepared:
-    """The networks put together; UserError for keys of `generate` that do not fit each other."""
+def _prepared(config: dict) -> tuple[Prepared, Pictures]:
+    """The networks put together, and what makes pictures of their samples.
+
+    UserError for keys of `generate` that do not fit each other.
+    """
     check_roles(config["guidance"], config["models"])
     check_seeds(config["seed"], config["n"])
     keys = ("models", "guidance", "sampler", "data", "class_label", "weights", "device")
     ready = prepare(**{key: config[key] for key in keys})
-    check_images(config["images"], ready.shape)
-    return ready
+    pictures = pictures_of(config["decode"], ready.shape, ready.device)
+    check_images(config["images"], pictures.shape)
+    return ready, pictures
 
 
 @verb(_unread, tried=_tried)
@@ -83,6 +89,7 @@ def generate(
     batch_size: Annotated[int, AtLeast(1)] = 1000,
     trajectories: Annotated[int, NonNegative] = 0,
     images: Annotated[Literal["folder", "zip"] | None, Free] = None,
+    decode: Annotated[Decode | None, Free] = None,
     device: Annotated[str, Free] = "auto",
     trust: Annotated[list[str], Free] = [],
     force: bool = False,
@@ -102,19 +109,21 @@ def generate(
                   path (trajectories, steps + 1, *shape), sigma (steps + 1,) falling to 0, c, seed
     images       also as 8-bit PNGs (`save_images`), in samples/images/ or samples/images.zip; a
                  finished run makes them of its samples
+    decode       what makes images of latents, which the samples remain: for `images` and
+                 figures/samples.png
     trust        modules of one's own that a checkpoint may name; see docs/security.md
     force        does a finished run again
     """
     check_roles(guidance, models)
     if run.finished():
-        _add_images(run, images)
+        _add_images(run, images, decode, device)
         run.say(f"finished already, {n} samples")
         return run.directory
     run.claim()
 
     asked = {"models": models, "guidance": guidance, "sampler": sampler, "data": data}
     asked |= {"class_label": class_label, "weights": weights, "device": device, "images": images}
-    ready = _prepared({**asked, "n": n, "seed": seed})
+    ready, pictures = _prepared({**asked, "decode": decode, "n": n, "seed": seed})
     states = n + trajectories * sampler.get("steps", 1)
     run.check_room(4.0 * states * prod(ready.shape))
 
@@ -139,11 +148,12 @@ def generate(
         out.append(save_tensors(run.directory / TRAJECTORIES, **kept))
     if images is not None:
         place, labelled = run.directory / IMAGES[images], ready.classes > 0
-        out.append(save_images(place, x=x, c=c, seed=seeds, labelled=labelled))
-    if drawable(ready.shape):
+        saved = {"x": x, "c": c, "seed": seeds, "labelled": labelled}
+        out.append(save_images(place, **saved, as_bytes=pictures.bytes))
+    if drawable(pictures.shape):
         rows = ready.classes if class_label is None else 0
-        sheet = contact_sheet({"samples": (x, c)}, rows, columns=10)
-        colours = 32 if ready.shape[0] == 1 else 0
+        sheet = contact_sheet({"samples": pictures.first(x, c, 10, rows)}, rows, columns=10)
+        colours = 32 if pictures.shape[0] == 1 else 0
         save(sheet, run.directory / "figures/samples", colours=colours)
         out += [run.directory / name for name in SHEET]
     facts = {"evaluations": evaluations, "seconds_per_sample": seconds}
@@ -153,15 +163,19 @@ def generate(
     return run.directory
 
 
-def _add_images(run: Run, images: str | None) -> None:
-    """The images of a finished run, where it has not these yet."""
-    if images is None or launched().rank > 0 or IMAGES[images] in run.manifest["outputs"]:
+def _add_images(run: Run, images: str | None, decode: dict | None, device: str) -> None:
+    """The images of a finished run, where it has not these yet, or has them by another decoder."""
+    if images is None or launched().rank > 0:
+        return
+    before = run.manifest.get("free", {}).get("decode")
+    if IMAGES[images] in run.manifest["outputs"] and decode == before:
         return
     run.claim()
     held = load_tensors(run.directory / SAMPLES, "x", "c", "seed")
-    check_images(images, tuple(held["x"].shape[1:]))
-    labelled = run.manifest.get("num_classes") != 0
-    run.add(save_images(run.directory / IMAGES[images], **held, labelled=labelled))
+    pictures = pictures_of(decode, tuple(held["x"].shape[1:]), pick_device(device))
+    check_images(images, pictures.shape)
+    labelled, place = run.manifest.get("num_classes") != 0, run.directory / IMAGES[images]
+    run.add(save_images(place, **held, labelled=labelled, as_bytes=pictures.bytes))
 
 
 def _levels(of_ranks: list, sampler: str, trajectories: int) -> list[float]:

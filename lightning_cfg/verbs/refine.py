@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_cfg.config import (
     AtLeast,
+    Decode,
     Filled,
     Free,
     NonNegative,
@@ -25,6 +26,7 @@ from lightning_cfg.data.pairs import Pairs
 from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.sample_sets import Samples, SampleSet, read_set
+from lightning_cfg.latents.pictures import Pictures, pictures_of
 from lightning_cfg.refinement.condition import ByScale, ClassVectors, Condition, condition_of
 from lightning_cfg.refinement.solver import Solver, refined
 from lightning_cfg.runs import checkpoints
@@ -81,6 +83,7 @@ class _Ready:
     source: SampleSet
     scale: float | None
     extrapolated: bool
+    pictures: Pictures
 
     def moved(self, x: Tensor, c: Tensor) -> tuple[Tensor, list[int]]:
         """A batch at the end of its way, and the evaluations of every flow."""
@@ -114,9 +117,10 @@ def _ready(config: dict) -> _Ready:
     source = read_set(samples, model, as_bytes=False)
     if not source.labelled:
         raise UserError(f"{samples} says no classes, and the flow moves samples by class")
-    check_images(images, model.shape)
+    pictures = pictures_of(config["decode"], model.shape, pick_device(config["device"]))
+    check_images(images, pictures.shape)
     scale, extrapolated = _told_scale(config, source, legs)
-    return _Ready(legs, source, scale, extrapolated)
+    return _Ready(legs, source, scale, extrapolated, pictures)
 
 
 def _leg(part: str | dict, config: dict) -> _Leg:
@@ -184,6 +188,7 @@ def refine(
     at: Annotated[float, Real] | None = None,
     extrapolate: bool = False,
     images: Annotated[Literal["folder", "zip"] | None, Free] = None,
+    decode: Annotated[Decode | None, Free] = None,
     batch_size: Annotated[int, AtLeast(1)] = 1000,
     device: Annotated[str, Free] = "auto",
     seed: Annotated[Seed, Free] = 0,
@@ -205,6 +210,7 @@ def refine(
                      between two of its sources' is told by the class vectors between theirs
     extrapolate      beyond its sources' scales the nearest of them is told; false refuses
     images           also as 8-bit PNGs, in samples/images/ or samples/images.zip
+    decode           what makes these of latents
     trust            modules of one's own that a checkpoint may name; see docs/security.md
     force            does a finished run again
     """
@@ -214,7 +220,7 @@ def refine(
     asked = {"flow": flow, "samples": samples, "weights": weights, "method": method}
     asked |= {"steps": steps, "rtol": rtol, "atol": atol, "max_evaluations": max_evaluations}
     asked |= {"strength": strength, "scale": scale, "at": at, "extrapolate": extrapolate}
-    ready = _ready({**asked, "images": images, "device": device})
+    ready = _ready({**asked, "images": images, "decode": decode, "device": device})
     source, total = ready.source, len(ready.source)
     names = ["flow", *(f"flow_{i}" for i in range(2, len(ready.legs) + 1))]
     run.check_room(4.0 * total * prod(source.shape))
@@ -242,7 +248,8 @@ def refine(
     out = [save_tensors(run.directory / SAMPLES, x=x, c=source.c, seed=source.seeds)]
     if images is not None:
         place, labelled = run.directory / IMAGES[images], ready.legs[0].model.num_classes > 0
-        out.append(save_images(place, x=x, c=source.c, seed=source.seeds, labelled=labelled))
+        saved = {"x": x, "c": source.c, "seed": source.seeds, "labelled": labelled}
+        out.append(save_images(place, **saved, as_bytes=ready.pictures.bytes))
     seconds = cost.pop("seconds")
     facts = {"evaluations": cost, "seconds_per_sample": seconds, "extrapolated": ready.extrapolated}
     each = zip(names, ready.legs, strict=True)

@@ -18,7 +18,9 @@ from lightning_cfg.runs.ranks import alone
 from lightning_cfg.sampling.guided import named as named_guidance
 from lightning_cfg.sampling.network import told
 from lightning_cfg.studies import checks
+from lightning_cfg.studies.absent import absent
 from lightning_cfg.studies.cost import cost
+from lightning_cfg.studies.flops import forecast
 from lightning_cfg.studies.graph import Graph, Scored, Stage, drawn_by, graphs_of
 from lightning_cfg.studies.schema import (
     FRESH,
@@ -120,16 +122,7 @@ def study(
     """
     alone("study")
     written = methods
-    methods = {
-        name: {
-            **section,
-            "scales": scales if section["scales"] is None else section["scales"],
-            "generation": changed(
-                Generation, generation, section["generation"], f"methods.{name}.generation"
-            ),
-        }
-        for name, section in methods.items()
-    }
+    methods = _whole(methods, scales, generation)
     asked = {
         "title": title, "data": data, "cases": cases, "fits": fits, "fit_data": fit_data,
         "methods": methods, "discriminators": discriminators, "scales": scales, "flows": flows,
@@ -141,15 +134,17 @@ def study(
     asked["seed"] = None if seeds else seed or 0
     root = Path(run_dir)
     stages = Stages(root, VERBS, only="" if plan else stage, force=force)
-    first = (seeds or [seed or 0])[0]
-    data_sets = {name: build_data(drawn_by(first, part)) for name, part in _cases(asked).items()}
+    data_sets = _data_sets(asked)
     checks.check_exact(list(data_sets.values()), methods, trace)
     graphs = _graphs(asked, recipes, data_sets)
     every = {name: stage for graph in graphs for name, stage in graph.stages.items()}
     shape = next(iter(data_sets.values())).shape
-    stages.check(every, stage)
+    if not (not_here := absent(asked, [*fits, *discriminators])):
+        stages.check(every, stage)
     if plan != "json":
-        print(cost(every, generation["sampler"], shape), flush=True)
+        print(cost(every, generation["sampler"], shape), *forecast(every, shape), sep="\n")
+    if not_here:
+        return _without(not_here, root, plan)
     if plan:
         stages.run(every)
         _print_plan(every, stages.states, as_json=plan == "json")
@@ -170,12 +165,46 @@ def study(
     return root
 
 
+def _whole(methods: dict, scales: list[float], generation: dict) -> dict[str, dict]:
+    """The methods with all that they leave out to the study."""
+    return {
+        name: {
+            **section,
+            "scales": scales if section["scales"] is None else section["scales"],
+            "generation": changed(
+                Generation, generation, section["generation"], f"methods.{name}.generation"
+            ),
+        }
+        for name, section in methods.items()
+    }
+
+
+def _without(not_here: dict[str, str], root: Path, plan: bool | str) -> Path:
+    """A plan says what is to be brought first; UserError where the study is to start."""
+    name, how = next(iter(not_here.items()))
+    if not plan:
+        more = f"; {len(not_here) - 1} more are listed by plan=true" if len(not_here) > 1 else ""
+        raise UserError(f"{name} is not here: {how}{more}")
+    if plan == "json":
+        raise UserError(f"{name} is not here, so no stage can be told by what it depends on: {how}")
+    print("not here, and to be brought before the stages can be told:")
+    for name, how in not_here.items():
+        print(f"  {name}: {how}")
+    return root
+
+
 def _print_plan(stages: dict[str, Stage], states: dict[str, str], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(as_plan(stages.values(), states), indent=1))
         return
     for name, state in states.items():
         print(f"{name}: {state}")
+
+
+def _data_sets(asked: dict) -> dict[str, Any]:
+    """By case, those of the first seed."""
+    first = (asked["seeds"] or [asked["seed"]])[0]
+    return {name: build_data(drawn_by(first, part)) for name, part in _cases(asked).items()}
 
 
 def _cases(asked: dict) -> dict[str, dict]:
@@ -216,8 +245,8 @@ def _graphs(asked: dict, recipes: dict[str, dict], data_sets: dict[str, Any]) ->
     """One for each case and seed."""
     out = []
     for name, data in _cases(asked).items():
-        classes = data_sets[name].num_classes
-        out += graphs_of(asked, recipes, case=name, data=data, classes=classes)
+        classes, real = data_sets[name].num_classes, data_sets[name].has_points
+        out += graphs_of(asked, recipes, case=name, data=data, classes=classes, real=real)
     return out
 
 
@@ -240,7 +269,8 @@ def _found(graph: Graph, data_set: object, places: dict[str, Path]) -> Case:
         if scored.traced is not None:
             paths = places[scored.sets["before", ""]] / TRAJECTORIES
             found.traced[name, scale] = Traced.read(paths, places[scored.traced])
-    found.rows.extend(_rows(places[graph.real], "real", ("real", None, "real", ""), NOTHING))
+    if graph.real:
+        found.rows.extend(_rows(places[graph.real], "real", ("real", None, "real", ""), NOTHING))
     return found
 
 

@@ -11,7 +11,7 @@ from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.runs.inert_pickle import open_pickle
 from lightning_cfg.runs.pickled import MAGIC, Module, check_inside, mapping
 from lightning_cfg.runs.tensors import kind_of
-from lightning_cfg.weights import adm, nvidia
+from lightning_cfg.weights import adm, nvidia, torchvision
 from lightning_cfg.weights.published import Published, refuse_said
 
 ADM = ("guided_diffusion", "otcfm")  # whose names are the same: which it is has to be said
@@ -77,6 +77,8 @@ def _known(content: Any, kind: str | None, told: dict) -> Published:
     state = _state(held["ema_model"] if flow else held)
     if {"x_embedder.proj.weight", "blocks.0.attn.qkv.weight"} <= state.keys():
         raise UserError("it is a DiT, which is not built here: diffusers has it")
+    if torchvision.NAMES <= state.keys():
+        return torchvision.published(state, **told)
     if not {"input_blocks.0.0.weight", "time_embed.0.weight"} <= state.keys():
         names = ", ".join(map(str, list(state or held)[:3])) or "none"
         raise UserError(f"it holds no network that is known here; its first names are {names}")

@@ -10,6 +10,7 @@ from lightning_cfg.weights.asset import Asset
 NVIDIA = "https://nvlabs-fi-cdn.nvidia.com"
 OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021"
 TONG = "https://github.com/atong01/conditional-flow-matching/releases/download/1.0.4"
+RESNET = "https://download.pytorch.org/models/resnet50-11ad3fa6.pth"
 
 EDM = (
     *(f"cifar10-32x32-{c}-{form}" for c in ("cond", "uncond") for form in ("vp", "ve")),
@@ -37,7 +38,7 @@ EDM2 = {  # size and thousands of images seen: relative widths of the average, o
 
 
 def networks() -> Iterator[Asset]:
-    """EDM's, EDM2's post-hoc reconstructions, Dhariwal & Nichol's, Tong et al.'s."""
+    """EDM's, EDM2's post-hoc reconstructions, Dhariwal & Nichol's, Tong et al.'s; a ResNet-50."""
     for name in EDM:
         url = f"{NVIDIA}/edm/pretrained/edm-{name}.pkl"
         yield _network(f"edm-{name}", url, "EDM", "CC BY-NC-SA 4.0", {})
@@ -48,6 +49,9 @@ def networks() -> Iterator[Asset]:
     for name, told in _openai():
         url = f"{OPENAI}/{name}.pt"
         yield _network(f"adm-{name.replace('_', '-')}", url, "Dhariwal & Nichol", "MIT", told)
+    yield _network(
+        "resnet50-imagenet", RESNET, "torchvision", "BSD-3-Clause", {"shape": [3, 512, 512]}
+    )
     flow = {"shape": [3, 32, 32], "head_channels": 64}
     for name in ("otcfm", "cfm", "fm"):
         url = f"{TONG}/{name}_cifar10_weights_step_400000.pt"

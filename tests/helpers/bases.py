@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from helpers.latents import latent_zip, vae_folder
 from lightning_cfg.config import resolve
 from lightning_cfg.config.schema import choices
 from lightning_cfg.metrics.needs import OF_A_SPACE, needs
 from lightning_cfg.verbs.adopt import adopt
+from lightning_cfg.verbs.encode import encode
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
@@ -78,11 +81,12 @@ def all_bases(root: Path, runs: dict[str, tuple[Callable, dict]]) -> dict[str, B
     root, runs  what `faults.chain` makes there
     """
     images(root / "images")
+    vae(root)
     makers = {
         "data": data, "nets": net, "diffusion.models": model, "training.learners": learner,
         "guidance": method, "guidance.schedules": at("guidance", "scale"),
         "diffusion.samplers": at("sampler"), "diffusion.noise": at("sampler", "levels"),
-        "metrics": metric, "evaluation.features": features,
+        "metrics": metric, "evaluation.features": features, "latents": latents,
     }  # fmt: skip
     found = {
         f"lightning_cfg.{module}.{name}": make(root, name)
@@ -116,8 +120,20 @@ def all_bases(root: Path, runs: dict[str, tuple[Callable, dict]]) -> dict[str, B
              "samples": str(root / "samples")},
             ("flow", 0),
         ),
+        "lightning_cfg.verbs.encode.encode": (*latents(root, "EDM2VAE")[:2], ()),
         "lightning_cfg.verbs.adopt.adopt": (adopt, {"file": str(PUBLISHED)}, ()),
     }  # fmt: skip
+
+
+def vae(root: Path) -> None:
+    """A VAE, colour images of two classes, and latents in a zip."""
+    if (root / "vae").exists():
+        return
+    for label in ("a", "b"):
+        (root / "colours" / label).mkdir(parents=True)
+        Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save(root / f"colours/{label}/0.png")
+    vae_folder(root / "vae")
+    latent_zip(root / "latents.zip", torch.ones(4, 8, 8, 8), [0, 1, 0, 1])
 
 
 def images(folder: Path) -> None:
@@ -138,6 +154,11 @@ def data(root: Path, name: str) -> Base:
     if name in ("ImageFolder", "ImageZip"):
         section["path"] = str(root / ("images" if name == "ImageFolder" else "images.zip"))
         config |= {"net": {"name": "UnshuffleUNet", **SMALL["UnshuffleUNet"]}}
+    elif name == "LatentZip":
+        section["path"] = str(root / "latents.zip")
+        config |= {"net": {"name": "UnshuffleUNet", **SMALL["UnshuffleUNet"]}}
+    elif name == "Described":
+        section |= {"shape": [2], "num_classes": 2}
     elif name == "Mixture":
         section |= MIXTURE
     elif name == "Pairs":
@@ -152,10 +173,17 @@ def data(root: Path, name: str) -> Base:
     return fit, config, ("data",)
 
 
+def latents(root: Path, name: str) -> Base:
+    """Diffusers' VAEs; where it is not installed they are refused."""
+    section = {"name": name, "path": str(root / "vae")}
+    data = {"name": "ImageFolder", "path": str(root / "colours")}
+    return encode, {"data": data, "decode": section}, ("decode",)
+
+
 def net(root: Path, name: str) -> Base:
     section = {"name": name, **SMALL.get(name, {})}
     config = {**TRAINING, "data": HALVES if name in SMALL else MIXTURE}
-    if name in ("ADMEncoder", "ConvNet", "Linear"):
+    if name in ("ADMEncoder", "ConvNet", "Linear", "ResNet"):
         config |= CLASSIFICATION
     return fit, {**config, "net": section}, ("net",)
 

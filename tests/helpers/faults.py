@@ -35,13 +35,16 @@ from helpers.bases import (
     STUDY,
     TRAINING,
     all_bases,
+    vae,
 )
 from helpers.dying import Dying
 from helpers.killed import Killed
+from helpers.latents import TOY
 from helpers.runs import assert_same
 from lightning_cfg.cli import main
 from lightning_cfg.runs.checkpoints import LAST
 from lightning_cfg.runs.files import sha256
+from lightning_cfg.verbs.encode import encode
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
@@ -207,6 +210,10 @@ def chain(root: Path) -> dict[str, tuple[Callable, dict]]:
         "table": (
             evaluate, {**scored, "real": 8, "bank": 8, "metrics": ["negative_log_density"]},
         ),
+        "encoded": (
+            encode,
+            {"data": {"name": "ImageFolder", "path": str(root / "colours")}, "decode": TOY},
+        ),
         "traced": (trace, {**scored, "classifiers": {"b": "exact"}}),
     }  # fmt: skip
 
@@ -337,6 +344,8 @@ KINDS = {"numbers": numbers, "kills": kills, "flips": flips}
 
 def prepared(root: Path) -> None:
     """The runs that are damaged, or read, in `root`."""
+    root.mkdir(exist_ok=True)
+    vae(root)
     for name, (verb, config) in chain(root).items():
         answer = call(verb, {**config, "run_dir": str(root / name)})
         assert answer.status == 0, answer

@@ -11,10 +11,11 @@ VERBS = {
     "sweep",
     "assets",
     "adopt",
+    "encode",
 }
 ORDER = [  # a folder may import those on its own line and on the lines above
     {"errors", "interfaces", "config", "__init__"},
-    {"diffusion", "runs"},
+    {"diffusion", "runs", "latents"},
     {"sampling", "guidance", "nets", "data", "metrics", "refinement"},
     {"evaluation", "weights"},
     {"reports", "training"},
