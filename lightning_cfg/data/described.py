@@ -9,6 +9,9 @@ from lightning_cfg.interfaces import DataSet
 class Described(DataSet):
     """A shape and a number of classes, in the place of data too large to be here.
 
+    shape        of a sample
+    num_classes  0: none
+
     A study of published networks has such data where `evaluation.statistics` are all that samples
     are compared with, as of EDM2's ImageNet-512: then no real points are scored beside them.
     """

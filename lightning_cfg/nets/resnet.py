@@ -23,7 +23,8 @@ class ResNet(nn.Module):
     class are accepted, as by every net, and ignored: this net judges finished images. Its batch
     normalisation is that of the published weights and does not learn.
 
-    side  to which images are resized
+    depth  18, 34, 50, 101 or 152: layers with weights
+    side   to which images are resized
     shape (3, H, W), otherwise UserError.
     """
 

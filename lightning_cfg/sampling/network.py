@@ -60,7 +60,7 @@ def decodes(models: dict) -> dict[str, dict]:
 
 def told(named: str | dict) -> str:
     """A network of `models` in a few words."""
-    path, weights, weaken = network_of(named)
+    path, weights, weaken, _ = network_of(named)
     of = [] if weights is None else [f"weights {told_weights(weights)}"]
     of += [] if weaken is None else [f"weakened by {weaken['name']}"]
     return f"{path} ({', '.join(of)})" if of else path
