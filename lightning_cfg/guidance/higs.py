@@ -11,6 +11,7 @@ from lightning_cfg.config import Between, NonNegative, Share, ordered
 from lightning_cfg.diffusion.trajectories import time_of
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.composed import Of
+from lightning_cfg.guidance.history import History
 from lightning_cfg.guidance.scales import Scale, scale_at
 from lightning_cfg.guidance.unguided import unguided
 from lightning_cfg.interfaces import Denoiser, as_guided, expand_like
@@ -49,29 +50,19 @@ def higs(
     if not t_min < t_max:
         raise UserError(f"guidance.t_min={t_min:g} must be below t_max={t_max:g}")
     within = as_guided(of(model))
-    before: Tensor | None = None  # g of the steps before
-    latest: Tensor | None = None  # and with this one
-    begun = False
+    history = History("higs", within)
 
     def begin_step(i: int, sigma: float) -> None:
-        nonlocal before, latest, begun
-        before = None if i == 0 else before if latest is None else latest
-        latest, begun = None, True
-        if within.begin_step is not None:
-            within.begin_step(i, sigma)
+        history.begin_step(i, sigma)
 
     def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
-        nonlocal latest
         w, D = scale_at(scale, sigma), within(x, sigma, c)
         if not isinstance(w, Tensor) and w == 1:
             return D
-        if not begun:
-            raise UserError("higs is for a sampler with steps, which has not begun one")
-        if latest is None:
-            latest = alpha * D + (1 - alpha) * before if before is not None else alpha * D
-        if before is None:
+        g = history.remember(lambda g: alpha * D if g is None else alpha * D + (1 - alpha) * g)
+        if g is None:
             return D
-        d = D - before
+        d = D - g
         along = (d * D).flatten(1).sum(1) / D.square().flatten(1).sum(1)
         d = d - (1 - eta) * expand_like(along, D) * D
         t = time_of(sigma)

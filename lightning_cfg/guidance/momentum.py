@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_cfg.config import Between, Share, ordered
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.composed import Of
+from lightning_cfg.guidance.history import History
 from lightning_cfg.guidance.scales import Scale, scale_at
 from lightning_cfg.guidance.unguided import unguided
 from lightning_cfg.interfaces import Denoiser, as_guided, expand_like
@@ -40,28 +41,18 @@ def momentum(
     if not from_t < to_t:
         raise UserError(f"guidance.from_t={from_t:g} must be below to_t={to_t:g}")
     within = as_guided(of(model))
-    m: Tensor | None = None  # of the steps before
-    latest: Tensor | None = None  # and with this one
-    begun = False
+    history = History("momentum", within)
 
     def begin_step(i: int, sigma: float) -> None:
-        nonlocal m, latest, begun
-        m = None if i == 0 else m if latest is None else latest
-        latest, begun = None, True
-        if within.begin_step is not None:
-            within.begin_step(i, sigma)
+        history.begin_step(i, sigma)
 
     def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
-        nonlocal latest
         w, D = scale_at(scale, sigma), within(x, sigma, c)
         if not isinstance(w, Tensor) and w == 1:
             return D
-        if not begun:
-            raise UserError("momentum is for a sampler with steps, which has not begun one")
         t = 1 / (1 + sigma)
         v = (D - expand_like(t, x) * x) / expand_like(1 - t, x)
-        if latest is None:
-            latest = v if m is None else (1 - beta) * v + beta * m
+        m = history.remember(lambda m: v if m is None else (1 - beta) * v + beta * m)
         if m is None:
             return D
         weight = expand_like((w - 1) * (1 - t) * ((t >= from_t) & (t <= to_t)), x)
