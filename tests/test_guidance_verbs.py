@@ -101,7 +101,7 @@ def test_an_override_gives_a_network_its_weights(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("guidance: autoguidance\nsampler: euler\nn: 4\nmodels: {model: P, weak: P}\n")
     config = load(generate, file, ["models.weak.weights=raw"])
-    weak = {"path": "P", "weights": "raw", "weaken": None}
+    weak = {"path": "P", "weights": "raw", "weaken": None, "decode": None}
     assert config["models"] == {"model": "P", "weak": weak}
     assert load(generate, file)["models"] == {"model": "P", "weak": "P"}
 

@@ -99,24 +99,24 @@ def check_together(guidance: dict, sampler: dict) -> None:
         if "." in inner["name"]:
             return
         inner = inner.get("of")
-    stand_in = _StandIn()
+    stand_in = StandIn()
     asks = guide(guidance, {role: stand_in for role in _roles(guidance)})
     asks = replace(asks, denoise=stand_in, candidates=1)
     for _ in sample(sampler, asks, *seeded([0], (1,), 1)):
         pass
 
 
-class _StandIn:
+class StandIn:
     """In place of a network that is not there yet: it answers x, and embeds classes."""
 
     def __call__(self, x: Tensor, *_: Tensor) -> Tensor:
         return x
 
     def class_vectors(self, c: Tensor) -> Tensor:
-        return torch.zeros(len(c), 1)
+        return torch.zeros(len(c), 2)
 
     def scaled_classes(self, c: Tensor, w: Tensor) -> Tensor:
-        return torch.zeros(len(c), 1)
+        return torch.zeros(len(c), 2)
 
 
 def named(guidance: dict) -> str:

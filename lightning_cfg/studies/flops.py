@@ -15,7 +15,7 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.latents.vae import untrained
 from lightning_cfg.nets import EDM2UNet, ResNet
 from lightning_cfg.runs.checkpoints import build_model, load
-from lightning_cfg.sampling.guided import guide
+from lightning_cfg.sampling.guided import StandIn, guide
 from lightning_cfg.sampling.network import decodes, path_and_weights
 from lightning_cfg.sampling.sample import sample
 from lightning_cfg.sampling.seeds import seeded
@@ -40,8 +40,8 @@ def evaluations(guidance: dict, sampler: dict, roles: list[str]) -> Counter[str]
     return spent
 
 
-class _Counting:
-    num_classes, label_dropout, clean, class_vectors = 2, 1.0, False, None
+class _Counting(StandIn):
+    num_classes, label_dropout, clean = 2, 1.0, False
 
     def __init__(self, role: str, spent: Counter[str]):
         self.role, self.spent = role, spent

@@ -70,7 +70,7 @@ def fault_of(asset: Asset, file: Path) -> str | None:
         return f"{size:,} bytes, not {asset.size:,}"
     if asset.file.endswith((".zip", ".npz")) and not zipfile.is_zipfile(file):
         return "no archive in it (the page of a proxy or a login?)"
-    if asset.file.endswith((".pkl", ".pt", ".pth")) and not _is_pickled(file):
+    if asset.file.endswith((".pkl", ".pt")) and not _is_pickled(file):
         return "no pickle and no file of torch in it (the page of a proxy or a login?)"
     expected = asset.sha256 or recorded(asset)
     if expected is None or (found := sha256(file)) == expected:
