@@ -9,6 +9,7 @@ from lightning_cfg.reports.panels import Drawn, framed
 from lightning_cfg.reports.rows import Rows
 
 PLACE, MASS = "outliers", "energy_distance"
+ACROSS = 5  # panels, so that a page can be read
 SAYS = (
     "What refinement repairs: across the share of outliers (place), up the energy distance to "
     "held-out real data (mass), both logarithmic; an arrow for each guidance scale, from before to "
@@ -26,19 +27,22 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
 
 
 def arrows(averages: Rows, trained: list[float]) -> Any:
-    """A row per method, a column per flow; an arrow per scale."""
+    """Rows of at most ACROSS flows for each method; an arrow per scale."""
     after = averages.where(stage="after")
     methods = list(dict.fromkeys(cell.method for cell in after))
     flows, scales = list(dict.fromkeys(cell.flow for cell in after)), after.scales()
-    size = (1.75 * len(flows) + 0.9, 1.75 * len(methods) + 0.5)
+    parts = [flows[i : i + ACROSS] for i in range(0, len(flows), ACROSS)]
+    shown, columns = [(method, part) for method in methods for part in parts], len(parts[0])
+    size = (1.75 * columns + 0.9, 1.9 * len(shown) + 0.5)
     legend = {"loc": "outside right upper"}
-    with framed(len(methods), len(flows), size, legend, sharex=True, sharey=True) as (
-        figure,
-        panels,
-    ):
-        for row, method in zip(panels, methods, strict=True):
+    with framed(len(shown), columns, size, legend, sharex=True, sharey=True) as (figure, panels):
+        for row, (method, part) in zip(panels, shown, strict=True):
             row[0].set_ylabel(f"{method}: {MASS.replace('_', ' ')}")
-            for panel, flow in zip(row, flows, strict=True):
+            for panel in row[len(part) :]:
+                panel.set_visible(False)
+            for panel, flow in zip(row, part, strict=False):
+                panel.set_title({"all": "the study's own"}.get(flow, flow))
+                panel.set_xlabel(PLACE)
                 _floor(panel, averages.real)
                 for i, scale in enumerate(scales):
                     for cell, end in after.where(method=method, flow=flow, scale=scale).items():
@@ -46,10 +50,6 @@ def arrows(averages: Rows, trained: list[float]) -> Any:
                         _arrow(panel, averages[cell.before], end, colour, scale, scale in trained)
                 panel.set(xscale="log", yscale="log")
                 panel.grid(alpha=0.3, lw=0.4)
-        for panel, flow in zip(panels[0], flows, strict=True):
-            panel.set_title({"all": "the study's own"}.get(flow, flow))
-        for panel in panels[-1]:
-            panel.set_xlabel(PLACE)
     return figure
 
 
