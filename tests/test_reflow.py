@@ -10,7 +10,7 @@ import torch
 from lightning_cfg.config import load
 from lightning_cfg.data import Pairs, Reflow
 from lightning_cfg.diffusion.draws import Draws, keyed
-from lightning_cfg.diffusion.models import OneStep
+from lightning_cfg.diffusion.models import Flow, OneStep
 from lightning_cfg.errors import UserError
 from lightning_cfg.nets import MLP
 from lightning_cfg.refinement.condition import condition_of
@@ -79,6 +79,30 @@ def test_ends_are_those_of_the_flow(tmp_path, trained, monkeypatch):
     ends = scipy.integrate.solve_ivp(field, (0, 1), batch["x0"][:, 0].numpy(), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(batch["y"][:, 0].numpy(), ends.y[:, -1], atol=0.02)
     assert (batch["y"] - same["y"]).abs().mean() > 0.1  # not the pairs' own targets
+
+
+def test_ends_do_not_depend_on_what_was_asked_before(tmp_path, trained, monkeypatch):
+    """To the last bit; and one row asks for its own block only, as before a training begins."""
+    monkeypatch.setattr("lightning_cfg.data.reflow.ROWS", 64)
+    path = write(tmp_path, scales=[1.0, 2.0, 3.0])
+    flow = trained("flow", {"name": "Pairs", "path": path}, steps=20)
+    first, second = (Reflow(path=path, flow=flow) for _ in range(2))
+    velocity, moved = Flow.velocity, []
+
+    def counted(self: Flow, x: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        moved.append(len(x))
+        return velocity(self, x, t, c)
+
+    monkeypatch.setattr(Flow, "velocity", counted)
+    first.batch(Draws(seed=0, step=0, batch_size=1))
+    assert sum(moved) == 64 * 16  # 8 steps of Heun
+    for step in range(40):
+        first.batch(Draws(seed=0, step=step, batch_size=100))
+    assert sum(moved) == 400 * 4 * 16  # each once
+    late = {"seed": 0, "step": 40, "batch_size": 100}
+    theirs = second.batch(Draws(**late))
+    for name, value in first.batch(Draws(**late)).items():
+        assert torch.equal(value, theirs[name])
 
 
 def test_the_loss_of_one_step_by_hand():

@@ -14,10 +14,8 @@ from lightning_cfg.diffusion.ode import integrate_in_steps
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.checkpoints import restore
 from lightning_cfg.runs.inputs import Checkpoint, PairFile
-from lightning_cfg.runs.progress import progress
-from lightning_cfg.runs.ranks import launched
 
-ROWS = 4096  # taken along the flow at once
+ROWS = 512  # taken along the flow at once
 
 
 class Reflow(Pairs):
@@ -33,7 +31,8 @@ class Reflow(Pairs):
     flow   a run of `fit` with learner Refinement, told the same of them
     steps  of Heun's method on it, two evaluations each, in float32
     told   where the pairs are told scales between: ends of each source, each told another
-    Ends are found once, before the first step, and kept: k of them take k N numbers a dimension.
+    Ends are found once, as they are first asked for, and kept: k of them take k N numbers a
+    dimension, in every process.
     UserError where the flow is of other samples: another shape, other classes or scales.
     """
 
@@ -47,7 +46,7 @@ class Reflow(Pairs):
     ):
         super().__init__(path=path)
         self.flow, self.steps, self.told = flow, steps, told
-        self._device = torch.device("cpu")
+        self._device, self._known = torch.device("cpu"), set[int]()
 
     def to(self, device: Any) -> None:
         """The flow works where the training does."""
@@ -55,33 +54,55 @@ class Reflow(Pairs):
         self._device = torch.device(device)
 
     @cached_property
-    def _ends(self) -> dict[str, Tensor]:
-        """Of every source k ends (N, k, *shape), and what the flow was told for each (N, k)."""
-        told, n, k = {}, len(self._file["x"]), self.told if self._between else 1
+    def _asked(self) -> dict[str, Tensor]:
+        """Of every end, (N k,): which source it is of, its class, and what the flow is told."""
+        n, k = len(self._file["x"]), self._ends_each
         of = torch.arange(n).repeat_interleave(k)
+        told = {}
         if self._between:
             told = self._beside(of, torch.rand(n * k, generator=keyed("reflow", k)))
-        asked = [self._classes(of), *told.values()]
-        ends, teacher = [], _teacher(self).to(self._device)
-        with torch.no_grad(), progress(n * k, " ends", shown=launched().rank == 0) as bar:
-            for rows in torch.arange(n * k).split(ROWS):
-                some = [self._file["x"][of[rows]], *(part[rows] for part in asked)]
-                some = [part.to(self._device) for part in some]
-                ends.append(self._moved(teacher, *some).cpu())
-                bar.update(len(rows))
-        found = {"y": torch.cat(ends), **told}
-        return {name: value.unflatten(0, (n, k)) for name, value in found.items()}
+        return {"of": of, "c": self._classes(of), **told}
 
-    def _moved(self, teacher: Flow, x: Tensor, c: Tensor, *between: Tensor) -> Tensor:
-        told, steps = teacher.told(c, *between), {"steps": self.steps, "order": 2}
-        return integrate_in_steps(teacher.velocity, x, told, 0.0, 1.0, **steps)
+    @property
+    def _ends_each(self) -> int:
+        return self.told if self._between else 1
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        """Every end, (N k, *shape), of those blocks of ROWS that are in `_known`."""
+        return torch.empty(len(self._asked["of"]), *self.shape)
+
+    @cached_property
+    def _flow(self) -> Flow:
+        return _teacher(self)
+
+    def _found(self, ends: Tensor) -> Tensor:
+        """These ends (b,), (b, *shape): their blocks are taken along the flow where they are new.
+
+        Always in the same blocks, as a row's last bits depend on the others beside it: so a run
+        that goes on trains on the very ends of one that was not cut off.
+        """
+        for block in (ends // ROWS).unique().tolist():
+            if block not in self._known:
+                rows = slice(block * ROWS, (block + 1) * ROWS)
+                of, c, *between = (part[rows] for part in self._asked.values())
+                some = (part.to(self._device) for part in (self._file["x"][of], c, *between))
+                self._ends[rows] = _moved(self._flow.to(self._device), self.steps, *some).cpu()
+                self._known.add(block)
+        return self._ends[ends]
 
     def batch(self, draws: Draws) -> dict[str, Tensor]:
         """As of `Pairs`, y (b, *shape) the flow's end."""
-        i, ends = draws.permuted(len(self._file["x"])), self._ends
-        j = draws.integers(ends["y"].shape[1])
-        batch = {"x0": self._file["x"][i], "c": self._classes(i)}
-        return batch | {name: value[i, j] for name, value in ends.items()}
+        i, k = draws.permuted(len(self._file["x"])), self._ends_each
+        chosen = i * k + draws.integers(k)
+        asked = {name: part[chosen] for name, part in self._asked.items() if name != "of"}
+        return {"x0": self._file["x"][i], "y": self._found(chosen), **asked}
+
+
+@torch.no_grad()
+def _moved(flow: Flow, steps: int, x: Tensor, c: Tensor, *between: Tensor) -> Tensor:
+    told = flow.told(c, *between)
+    return integrate_in_steps(flow.velocity, x, told, 0.0, 1.0, steps=steps, order=2)
 
 
 def _teacher(data: Reflow) -> Flow:
