@@ -170,6 +170,9 @@ def test_a_flow_of_other_samples_is_refused(tmp_path, trained, training):
     for path, words in ((told, r"told the scales \[1.0, 2.0\]"), (wide, r"shape \(2,\)")):
         with pytest.raises(UserError, match=f"data.flow: .* is a flow of samples of .*{words}"):
             Reflow(path=path, flow=flow).batch(Draws(**DRAWS))
+    step = trained("step", {"name": "Pairs", "path": plain}, "OneStep", steps=2)
+    with pytest.raises(UserError, match=f"data.flow: {step} is of one step"):
+        Reflow(path=plain, flow=step).batch(Draws(**DRAWS))
     base = {**training(trainer={"max_steps": 2})}
     (tmp_path / "base.yaml").write_text(json.dumps(base))
     base = str(fit(**load(fit, tmp_path / "base.yaml", [f"run_dir={tmp_path / 'base'}"])))

@@ -110,6 +110,8 @@ def _teacher(data: Reflow) -> Flow:
     teacher = restore(data.flow)
     if not teacher.refines or not isinstance(teacher, Flow):
         raise UserError(f"data.flow: {data.flow} is no refinement flow")
+    if teacher.one_step:
+        raise UserError(f"data.flow: {data.flow} is of one step (model OneStep), with no way to go")
     condition = None if data.condition is None else data.condition.state()
     classes = data.num_classes // (1 if data.condition is None else data.condition.values)
     asked = (data.shape, classes, _scales(condition))

@@ -38,6 +38,18 @@ def write_report(folder: Path, runs: list[tuple[Values, list[dict]]]) -> str:
     return f"{table}\n{folder}: {sum(bool(found) for _, found in runs)} of {len(runs)} runs"
 
 
+def best_of(runs: list[tuple[Values, list[dict]]], metric: dict) -> str:
+    """A line of the run that is best by a sweep's metric, {name, goal}; runs as of write_report."""
+    name, sign = metric["name"], -1 if metric.get("goal") == "maximize" else 1
+    found = [(sign * one[name], i) for i, (_, several) in enumerate(runs) for one in several
+             if one.get("samples") != FLOOR and isinstance(one.get(name), int | float)]  # fmt: skip
+    if not found:
+        return f"no run has the metric {name}"
+    value, i = min(found)
+    said = ", ".join(f"{key}={one}" for key, one in runs[i][0].items())
+    return f"best {name}, {sign * value:.6g}: {said}"
+
+
 def number(value: Any) -> Any:
     """A value of a sweep file: 1e-4 is a number to the verbs, and a text to who reads it there."""
     if isinstance(value, str):

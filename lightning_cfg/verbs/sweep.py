@@ -39,7 +39,6 @@ from lightning_cfg.runs.run import identity
 KEYS = ("program", "command", "method", "parameters", "metric", "name", "description", "project")
 KEYS += ("entity", "run_cap")  # of W&B's schema; what else it has is refused
 COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")  # W&B's default
-FLOOR = "real"  # the label that `evaluate` gives a fresh draw of real data
 SOURCE = "sweep_file.txt"  # the path of the sweep file, in the folder of its table
 WANDB, QUIET = "logger=wandb", "logger=csv"  # a sweep file says wandb for the agents' sake
 
@@ -134,20 +133,6 @@ def _check_settings(file: str | Path, sweep: dict) -> None:
     goal = metric.get("goal", "minimize") if named else None
     if goal not in ("minimize", "maximize") or not metric.keys() <= {"name", "goal"}:
         raise UserError(f"{file}: metric must be {{name: NAME, goal: minimize or maximize}}")
-
-
-def best_of(rows: list[Row], metric: dict | None) -> str | None:
-    """A line of the run that is best by a sweep's metric, None where no run has it."""
-    if metric is None:
-        return None
-    name, sign = metric["name"], -1 if metric.get("goal") == "maximize" else 1
-    found = [(sign * one[name], i) for i, row in enumerate(rows) for one in row.found
-             if one.get("samples") != FLOOR and isinstance(one.get(name), int | float)]  # fmt: skip
-    if not found:
-        return f"no run has the metric {name}"
-    value, i = min(found)
-    said = ", ".join(f"{key}={one}" for key, one in rows[i].values.items())
-    return f"best {name}, {sign * value:.6g}: {said}"
 
 
 def rows_of(sweep: dict, extra: list[str]) -> list[Row]:
@@ -248,9 +233,7 @@ def main(argv: list[str]) -> int:
         if "--report" not in flags:
             run_all(rows)
         if index is None:
-            report(rows, lock.directory)
-            if told := best_of(rows, sweep.get("metric")):
-                print(told)
+            report(rows, lock.directory, sweep.get("metric"))
     finally:
         lock.release()
     failed = [row for row in rows if row.failed]
@@ -277,14 +260,18 @@ def run_all(rows: list[Row]) -> None:
         run(row)
 
 
-def report(rows: list[Row], folder: Path) -> None:
-    """Write table and plot of what has finished; results of other settings are left out."""
+def report(rows: list[Row], folder: Path, metric: dict | None) -> None:
+    """Write table and plot of what has finished, and tell the best by the file's metric; results
+    of other settings are left out."""
     for row in rows:
         other = None if row.failed else outdated(row)
         if other is not None:
             told = f"{row.directory}: left out, its result is of other settings ({other})"
             print(told, file=sys.stderr)
         row.found = [] if row.failed or other is not None else results(row.directory)
-    from lightning_cfg.reports.sweep import write_report  # it draws
+    from lightning_cfg.reports.sweep import best_of, write_report  # it draws
 
-    print(write_report(folder, [(row.values, row.found) for row in rows]))
+    runs = [(row.values, row.found) for row in rows]
+    print(write_report(folder, runs))
+    if metric is not None:
+        print(best_of(runs, metric))
