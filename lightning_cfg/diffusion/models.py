@@ -38,6 +38,7 @@ class OfNet(Model):
         super().__init__()
         self.net = net = complete(net, Net, f"net {type(net).__name__}")
         self.label_dropout = label_dropout
+        self.autocast: torch.dtype | None = None  # in sampling; in training it is Lightning's
         if label_dropout > 0 and not net.null_class:
             raise UserError(
                 f"model.label_dropout={label_dropout} needs a network with a null class: "
@@ -52,10 +53,14 @@ class OfNet(Model):
     def run(self, x: Tensor, noise: Tensor, c: Tensor | None, *augment: Tensor) -> Tensor:
         """The network in its own dtype, its answer in x's: (B, *shape), or (B, classes).
 
+        Where `autocast` is a dtype, its products are computed in that one.
         UserError for another shape, which would be broadcast and trained on without a word.
         """
         dtype = next(self.net.parameters()).dtype
-        answer = self.net(x.to(dtype), noise.to(dtype), c, *(a.to(dtype) for a in augment))
+        net = self.net
+        if self.autocast is not None:
+            net = torch.autocast(x.device.type, self.autocast)(net)
+        answer = net(x.to(dtype), noise.to(dtype), c, *(a.to(dtype) for a in augment))
         shape = x.shape
         if self.classifies:
             shape = len(x), *((self.num_classes,) if self.num_classes else answer.shape[-1:])

@@ -19,6 +19,7 @@ from lightning_cfg.runs.inputs import Weights
 from lightning_cfg.runs.ranks import launched
 from lightning_cfg.sampling.checked import check_answer
 from lightning_cfg.sampling.decoded import of_decoded
+from lightning_cfg.sampling.faster import Precision, Speed
 from lightning_cfg.sampling.guided import check_roles, guide
 from lightning_cfg.sampling.network import Networks, decodes, network_of
 from lightning_cfg.sampling.sample import sample
@@ -65,6 +66,8 @@ def prepare(
     class_label: int | None = None,
     weights: Weights = "ema",
     device: str = "auto",
+    precision: Precision = "32-true",
+    compile: bool = False,
 ) -> Prepared:
     """Restore the networks and put them together, as `generate` describes them.
 
@@ -72,7 +75,7 @@ def prepare(
     """
     check_roles(guidance, models)
     place = pick_device(device)
-    networks = _restored(models, data, weights, place)
+    networks = _restored(models, data, weights, place, Speed(precision, compile))
     shape, classes = _agree(networks)
     if class_label is not None and not 0 <= class_label < max(1, classes):
         raise UserError(f"class_label={class_label} is outside 0 ... {max(1, classes) - 1}")
@@ -81,7 +84,9 @@ def prepare(
     return Prepared(networks, denoise, limited, shape, classes, class_label, place)
 
 
-def _restored(models: Networks, data: dict | None, weights: Weights, place: torch.device) -> dict:
+def _restored(
+    models: Networks, data: dict | None, weights: Weights, place: torch.device, speed: Speed
+) -> dict:
     """The networks by role; a classifier of images with what makes them of the model's latents."""
     found = {}
     for role, named_so in models.items():
@@ -93,6 +98,7 @@ def _restored(models: Networks, data: dict | None, weights: Weights, place: torc
             raise UserError(f"models.{role}.weaken: exact is no network that could be weakened")
         if weaken is not None:
             build("lightning_cfg.sampling.weakened", weaken, net)
+    speed.give(*found.values())
     for role, section in decodes(models).items():
         found[role] = of_decoded(f"models.{role}", found[role], section, found["model"])
     return {

@@ -16,6 +16,7 @@ from lightning_cfg.config import (
     Decode,
     Free,
     Guidance,
+    Newer,
     NonNegative,
     Sampler,
     Seed,
@@ -32,6 +33,7 @@ from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import Ranks, launched, sharing
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
+from lightning_cfg.sampling.faster import Precision
 from lightning_cfg.sampling.guided import check_roles, check_together
 from lightning_cfg.sampling.network import Networks
 from lightning_cfg.sampling.prepared import Prepared, pick_device, prepare
@@ -65,6 +67,7 @@ def _prepared(config: dict) -> tuple[Prepared, Pictures]:
     check_roles(config["guidance"], config["models"])
     check_seeds(config["seed"], config["n"])
     keys = ("models", "guidance", "sampler", "data", "class_label", "weights", "device")
+    keys += ("precision", "compile")
     ready = prepare(**{key: config[key] for key in keys})
     pictures = pictures_of(config["decode"], ready.shape, ready.device)
     check_images(config["images"], pictures.shape)
@@ -87,6 +90,8 @@ def generate(
     class_label: Annotated[int, NonNegative] | None = None,
     weights: Weights = "ema",
     batch_size: Annotated[int, AtLeast(1)] = 1000,
+    precision: Annotated[Precision, Newer] = "32-true",
+    compile: Annotated[bool, Free] = False,
     trajectories: Annotated[int, NonNegative] = 0,
     images: Annotated[Literal["folder", "zip"] | None, Free] = None,
     decode: Annotated[Decode | None, Free] = None,
@@ -105,6 +110,9 @@ def generate(
     weights      ema, raw, the half-life in images of the average wanted, or its relative width
                  {std: 0.15}, which is made of the snapshots of a `fit`, also as of an earlier step:
                  {std: 0.15, step: 1000}
+    precision    of the networks: 32-true, or bf16-mixed, which is faster on GPUs and newer CPUs;
+                 the sampler's steps are in float64 always
+    compile      the networks, by torch.compile: a minute at the start, then faster
     trajectories  of the first so many samples are kept: samples/trajectories.safetensors with
                   path (trajectories, steps + 1, *shape), sigma (steps + 1,) falling to 0, c, seed
     images       also as 8-bit PNGs (`save_images`), in samples/images/ or samples/images.zip; a
@@ -123,6 +131,7 @@ def generate(
 
     asked = {"models": models, "guidance": guidance, "sampler": sampler, "data": data}
     asked |= {"class_label": class_label, "weights": weights, "device": device, "images": images}
+    asked |= {"precision": precision, "compile": compile}
     ready, pictures = _prepared({**asked, "decode": decode, "n": n, "seed": seed})
     states = n + trajectories * sampler.get("steps", 1)
     run.check_room(4.0 * states * prod(ready.shape))

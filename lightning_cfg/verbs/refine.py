@@ -14,6 +14,7 @@ from lightning_cfg.config import (
     Decode,
     Filled,
     Free,
+    Newer,
     NonNegative,
     Positive,
     Real,
@@ -37,6 +38,7 @@ from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import sharing
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import save_tensors
+from lightning_cfg.sampling.faster import Precision, Speed
 from lightning_cfg.sampling.prepared import pick_device
 
 Method = Literal["dopri5", "euler", "heun"]
@@ -131,6 +133,12 @@ def _leg(part: str | dict, config: dict) -> _Leg:
     solver = Solver(**{key: asked[key] for key in keys})
     model = _flow(asked["path"], asked["weights"]).to(pick_device(config["device"]))
     solver.check(model)
+    if asked["precision"] == "bf16-mixed" and solver.method == "dopri5":
+        raise UserError(
+            "precision=bf16-mixed is for method=euler and heun: dopri5 would take its rounding for "
+            "the flow's own roughness"
+        )
+    Speed(asked["precision"], asked["compile"]).give(model)
     return _Leg(model, solver, _condition(model))
 
 
@@ -190,6 +198,8 @@ def refine(
     images: Annotated[Literal["folder", "zip"] | None, Free] = None,
     decode: Annotated[Decode | None, Free] = None,
     batch_size: Annotated[int, AtLeast(1)] = 1000,
+    precision: Annotated[Precision, Newer] = "32-true",
+    compile: Annotated[bool, Free] = False,
     device: Annotated[str, Free] = "auto",
     seed: Annotated[Seed, Free] = 0,
     trust: Annotated[list[str], Free] = [],
@@ -211,6 +221,9 @@ def refine(
     extrapolate      beyond its sources' scales the nearest of them is told; false refuses
     images           also as 8-bit PNGs, in samples/images/ or samples/images.zip
     decode           what makes these of latents
+    precision        of the network: 32-true, or bf16-mixed, which is for euler and heun: dopri5
+                     would take its rounding for the flow's own roughness
+    compile          the network, by torch.compile: a minute at the start, then faster
     trust            modules of one's own that a checkpoint may name; see docs/security.md
     force            does a finished run again
     """
@@ -220,6 +233,7 @@ def refine(
     asked = {"flow": flow, "samples": samples, "weights": weights, "method": method}
     asked |= {"steps": steps, "rtol": rtol, "atol": atol, "max_evaluations": max_evaluations}
     asked |= {"strength": strength, "scale": scale, "at": at, "extrapolate": extrapolate}
+    asked |= {"precision": precision, "compile": compile}
     ready = _ready({**asked, "images": images, "decode": decode, "device": device})
     source, total = ready.source, len(ready.source)
     names = ["flow", *(f"flow_{i}" for i in range(2, len(ready.legs) + 1))]
