@@ -29,6 +29,21 @@ Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]  # v(x, t, c)
 Features = Callable[[Tensor], Tensor]  # x in [-1, 1] -> (B, d) float32
 
 
+@dataclass(frozen=True)
+class Along:
+    """How a model's own pipeline steps: along these noise levels, which fall and are above 0.
+
+    start  of the trajectory: x = start levels[0] n of unit normals n
+    end    the level that the last step goes to, and
+    scale  the sample is scale x there
+    """
+
+    levels: list[float]
+    start: float = 1.0
+    end: float = 0.0
+    scale: float = 1.0
+
+
 class Known:
     """What guidance may know of a network, and the answer of one that does not say.
 
@@ -40,6 +55,8 @@ class Known:
     clean          a classifier that was trained on clean samples only
     sigma_min      the noise levels that it was trained for, up to sigma_max
     step           of its training, at which it was saved; None of what is in closed form
+    along          of so many steps what its own pipeline does, for a sampler's `levels: model`
+    confusable     (K, K) bool, of a classifier: which classes may be taken for which; None: all
     """
 
     shape: tuple[int, ...] | None = None
@@ -51,6 +68,8 @@ class Known:
     sigma_min: float = 0.0
     sigma_max: float = math.inf
     step: int | None = None
+    along: Callable[[int], Along] | None = None
+    confusable: Tensor | None = None
 
     def __init__(self, net: Callable[..., Tensor]):
         self.net = net
@@ -175,6 +194,11 @@ class Model(nn.Module):
     refines: bool = False  # it starts from samples instead of noise
     step: int | None = None  # of its training, at which its checkpoint was written
     conditioned: dict | None = None  # the state of its `refinement.condition.Condition`
+    autocast: torch.dtype | None = None  # in which its network's products are, in sampling
+    along: Callable[[int], Along] | None = None  # as `Known` has it, and
+    confusable: Tensor | None = None
+    # called with the run's data, None without, by a model that is not of a run of ours
+    take_data: Callable[[Any], None] | None = None
 
     @property
     def class_vectors(self) -> Callable[[Tensor], Tensor] | None:
@@ -199,6 +223,7 @@ class DataSet:
     augment_dim: int = 0  # numbers in batch["augment"] that say how a point was augmented
     has_points: bool = True  # False: nothing of it is here but shape and classes
     has_sources: bool = False  # batches have x0, of which y is the target
+    confusable: Tensor | None = None  # (K, K) bool: which classes may be taken for which
     condition: Any = None  # a `refinement.condition.Condition`: what a flow on it is told too
     # of images the bytes of a split, the rows that are in it, and their classes; see `Images.rows`
     rows: Callable[..., tuple[Any, Tensor, Tensor]] | None = None

@@ -95,7 +95,9 @@ def modules() -> dict[str, set[str]]:
     for file in FILES:
         own = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         asked = {
-            part.removeprefix("lightning_cfg.") for part in imported((PACKAGE / file).read_text())
+            part.removeprefix("lightning_cfg.")
+            for part in imported((PACKAGE / file).read_text())
+            if part.startswith("lightning_cfg.")  # and not others' of the same name
         }
         named = asked | {part.rpartition(".")[0] for part in asked}
         found[own] = (named & names) - {own}

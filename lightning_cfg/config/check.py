@@ -207,6 +207,8 @@ def _check_section(mark: Choice | Keywords | Verb, value: Any, path: str) -> dic
         rules = rules_of(resolve("", mark.callable))
         return check_keys(value, keys, path, mark.callable, free=free, fill=False, rules=rules)
     if mark.short and "name" in value:  # an override has made a section of the text
+        if mark.short in value:
+            raise Wrong(path, f"{path} has both name and {mark.short}: one of them")
         value = {mark.short if key == "name" else key: item for key, item in value.items()}
     rules = rules_of(resolve("", mark.callable))
     return check_keys(value, mark.keys(), path, mark.name, rules=rules)

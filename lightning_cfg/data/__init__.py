@@ -7,6 +7,7 @@ from lightning_cfg.data.latent_zip import LatentZip
 from lightning_cfg.data.mixtures import Fractal, Mixture
 from lightning_cfg.data.mnist import MNIST
 from lightning_cfg.data.pairs import Pairs
+from lightning_cfg.data.prompts import Prompts
 from lightning_cfg.data.real_or_generated import RealOrGenerated
 from lightning_cfg.data.reflow import Reflow
 
@@ -20,6 +21,7 @@ __all__ = [
     "LatentZip",
     "Mixture",
     "Pairs",
+    "Prompts",
     "RealOrGenerated",
     "Reflow",
 ]

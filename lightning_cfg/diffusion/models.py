@@ -38,7 +38,6 @@ class OfNet(Model):
         super().__init__()
         self.net = net = complete(net, Net, f"net {type(net).__name__}")
         self.label_dropout = label_dropout
-        self.autocast: torch.dtype | None = None  # in sampling; in training it is Lightning's
         if label_dropout > 0 and not net.null_class:
             raise UserError(
                 f"model.label_dropout={label_dropout} needs a network with a null class: "

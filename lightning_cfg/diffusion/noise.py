@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_cfg.config import Between, Choice, NonNegative, Sigma, Steps, resolve
 from lightning_cfg.errors import UserError
 
-__all__ = ["karras", "linear_betas", "uniform_t"]  # what a config can name
+__all__ = ["karras", "linear_betas", "model", "uniform_t"]  # what a config can name
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # where neither a config nor a model names limits
 
@@ -80,6 +80,15 @@ def uniform_t(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
         raise UserError(f"sampler.steps must be at least 1, not {steps}")
     t = torch.linspace(1 / (1 + sigma_max), 1, steps + 1, dtype=torch.float64)
     return (1 - t) / t
+
+
+def model(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """The levels of the model's own pipeline, where it has one: of diffusers, its scheduler's.
+
+    With its start too, and with its end where that is above 0. Whoever samples takes them from the
+    model (`interfaces.Along`); a sampler by itself knows no model, which is a UserError.
+    """
+    raise UserError("sampler.levels=model: the model has no levels of its own; name others")
 
 
 def noise_levels(

@@ -82,11 +82,18 @@ def confusion(
     D: Tensor,
     confidence: Confidence,
 ) -> tuple[Tensor, Tensor]:
-    """The most probable other class r of each sample, (B,), and how confused u in [0, 1], (B,)."""
+    """The most probable other class r of each sample, (B,), and how confused u in [0, 1], (B,).
+
+    Where the classifier has `confusable` (K, K), r is one that may be taken for c.
+    """
     if given == "noisy":
         logits = classifier(x, sigma)
     else:
         logits = classifier(D.detach(), torch.zeros_like(sigma))
+    may_be = Known(classifier).confusable
+    if may_be is not None:
+        others = may_be.to(c.device)[c].scatter(1, c[:, None], True)
+        logits = logits.masked_fill(~others, -torch.inf)
     own = logits.gather(1, c[:, None])[:, 0]
     other, r = logits.scatter(1, c[:, None], -torch.inf).max(1)
     if confidence == "pairwise":

@@ -1,9 +1,6 @@
 """Stability's VAE and its kind, by diffusers: weights from a folder, in safetensors only."""
 
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +10,7 @@ from torch import Tensor
 from lightning_cfg.config import Filled, Input, Positive, Real
 from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.latents.decoder import Decoder
+from lightning_cfg.latents.from_folder import first_of, network_of_folder
 from lightning_cfg.runs.pngs import quantised, signed
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -165,19 +163,7 @@ def autoencoder(folder: Path) -> Any:
     """The network of a folder; UserError where diffusers is absent or the files do not fit."""
     kind = _class(folder, _config(folder))
     _check_size(folder)
-    try:
-        with _quietly():
-            net, told = kind.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
-                output_loading_info=True,
-            )  # fmt: skip
-    except Exception as error:  # whatever damaged files or odd numbers make of it
-        raise UserError(f"{folder} holds no VAE that diffusers reads: {_first(error)}") from error
-    wrong = [f"{what.split('_')[0]} {told[what][0]}" for what in SHOULD_BE_NONE if told.get(what)]
-    if wrong:
-        raise UserError(f"{folder}: {WEIGHTS} does not fit its {CONFIG}: {wrong[0]}")
-    if not all(value.isfinite().all() for value in net.state_dict().values()):
-        raise UserError(f"{folder}: its weights hold NaN or infinity")
+    net = network_of_folder(kind, folder, "VAE", CONFIG, WEIGHTS)
     return net.float().eval().requires_grad_(False)
 
 
@@ -189,7 +175,7 @@ def _check_size(folder: Path) -> None:
     except UserError:
         raise
     except Exception as error:  # whatever numbers that nobody would write make a class raise
-        raise UserError(f"{folder}: its {CONFIG} makes no network: {_first(error)}") from error
+        raise UserError(f"{folder}: its {CONFIG} makes no network: {first_of(error)}") from error
     size = (folder / WEIGHTS).stat().st_size
     if asked > size:
         raise UserError(
@@ -206,9 +192,6 @@ def untrained(folder: Path) -> Any:
     name = folder.name
     config = PUBLISHED[name][1] if name in PUBLISHED and not folder.exists() else _config(folder)
     return _class(folder, config).from_config(config)
-
-
-SHOULD_BE_NONE = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
 def _class(folder: Path, config: dict) -> Any:
@@ -233,20 +216,3 @@ def _config(folder: Path) -> dict:
     if not isinstance(found, dict):
         raise UserError(f"{folder / CONFIG} is damaged: it holds no mapping")
     return found
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the warnings of diffusers, whose causes are told as errors here."""
-    log = logging.getLogger("diffusers")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
-
-
-def _first(error: Exception) -> str:
-    text = one_line(error)
-    return text if len(text) <= 200 else text[:197] + "..."

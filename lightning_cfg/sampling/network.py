@@ -5,8 +5,12 @@ from typing import Annotated, NamedTuple
 from lightning_cfg.config import Choice, Decode, Newer, Verb
 from lightning_cfg.runs.inputs import Checkpoint, Weights, told_weights
 
+Elsewhere = Annotated[dict, Choice("lightning_cfg.diffusers")]  # or anyone's, by its dotted path
 Networks = dict[
-    str, Checkpoint | Annotated[dict, Verb("lightning_cfg.sampling.network.network", short="path")]
+    str,
+    Checkpoint
+    | Elsewhere
+    | Annotated[dict, Verb("lightning_cfg.sampling.network.network", short="path")],
 ]
 
 
@@ -20,6 +24,7 @@ class Network(NamedTuple):
     weights: Weights | None = None
     weaken: dict | None = None
     decode: dict | None = None
+    section: dict | None = None  # of one that is no run of ours
 
 
 def network(
@@ -44,7 +49,14 @@ def network(
 
 def network_of(named: str | dict) -> Network:
     """A network of `models`."""
-    return network(**named) if isinstance(named, dict) else Network(named)
+    if not isinstance(named, dict):
+        return Network(named)
+    return Network(said(named), section=named) if "name" in named else network(**named)
+
+
+def said(section: dict) -> str:
+    """A network that is no run of ours, in a word or two."""
+    return " ".join(str(section[key]) for key in ("name", "path") if key in section)
 
 
 def path_and_weights(named: str | dict) -> tuple[str, Weights | None]:
@@ -58,9 +70,14 @@ def decodes(models: dict) -> dict[str, dict]:
     return {role: section for role, section in sections.items() if section is not None}
 
 
+def others(models: dict) -> bool:
+    """Whether one of the networks is no run of ours: then the run's data are told to it."""
+    return any(isinstance(named, dict) and "name" in named for named in models.values())
+
+
 def told(named: str | dict) -> str:
     """A network of `models` in a few words."""
-    path, weights, weaken, _ = network_of(named)
+    path, weights, weaken, *_ = network_of(named)
     of = [] if weights is None else [f"weights {told_weights(weights)}"]
     of += [] if weaken is None else [f"weakened by {weaken['name']}"]
     return f"{path} ({', '.join(of)})" if of else path

@@ -19,12 +19,15 @@ from lightning_cfg.runs.inputs import Weights
 from lightning_cfg.runs.ranks import launched
 from lightning_cfg.sampling.checked import check_answer
 from lightning_cfg.sampling.decoded import of_decoded
+from lightning_cfg.sampling.elsewhere import elsewhere
 from lightning_cfg.sampling.faster import Precision, Speed
 from lightning_cfg.sampling.guided import check_roles, guide
-from lightning_cfg.sampling.network import Networks, decodes, network_of
+from lightning_cfg.sampling.levels import ends_above, of_pipeline
+from lightning_cfg.sampling.network import Networks, decodes, network_of, others
 from lightning_cfg.sampling.sample import sample
 from lightning_cfg.sampling.seeds import seeded
 
+ROUNDING = 1e-6  # of levels that others have kept in float32
 STRENGTH = "models.strength"  # what a learned strength of guidance stands as
 
 
@@ -39,6 +42,7 @@ class Prepared:
     classes: int
     class_label: int | None
     device: torch.device
+    start_scale: float = 1.0  # of the noise, where the levels are those of a model's own pipeline
 
     @property
     def steps(self) -> dict[str, int]:
@@ -54,6 +58,7 @@ class Prepared:
         noise, c, draw = seeded(
             seeds.tolist(), self.shape, self.classes, self.class_label, self.device
         )
+        noise = noise * self.start_scale if self.start_scale != 1 else noise
         return c, sample(self.sampler, self.denoise, noise, c, draw, rows)
 
 
@@ -80,8 +85,10 @@ def prepare(
     if class_label is not None and not 0 <= class_label < max(1, classes):
         raise UserError(f"class_label={class_label} is outside 0 ... {max(1, classes) - 1}")
     denoise = guide(guidance, networks)
+    sampler, along = of_pipeline(sampler, networks["model"])
     limited = within_limits(sampler, networks["model"].net)
-    return Prepared(networks, denoise, limited, shape, classes, class_label, place)
+    denoise = ends_above(denoise, along)
+    return Prepared(networks, denoise, limited, shape, classes, class_label, place, along.start)
 
 
 def _restored(
@@ -89,11 +96,18 @@ def _restored(
 ) -> dict:
     """The networks by role; a classifier of images with what makes them of the model's latents."""
     found = {}
+    told = build_data(data) if data is not None and others(models) else None
     for role, named_so in models.items():
-        path, own, weaken, _ = network_of(named_so)
+        path, own, weaken, _, section = network_of(named_so)
         classifies = role in CLASSIFIERS
         own = weights if own is None else own
-        net = found[role] = network(f"models.{role}", path, data, own, classifies=classifies)
+        if section is None:
+            net = network(f"models.{role}", path, data, own, classifies=classifies)
+        else:
+            net = elsewhere(f"models.{role}", section, told, classifies=classifies)
+        if classifies and told is not None and net.confusable is None:
+            net.confusable = told.confusable
+        found[role] = net
         if weaken is not None and path == "exact":
             raise UserError(f"models.{role}.weaken: exact is no network that could be weakened")
         if weaken is not None:
@@ -152,7 +166,7 @@ def within_limits(sampler: dict, model: Model) -> dict:
         elif name in takes.parameters and not isinstance(levels, list):
             out[name] = own if 0 < own < float("inf") else default
     for name, level in given:
-        if not low <= level <= high:
+        if not low * (1 - ROUNDING) <= level <= high * (1 + ROUNDING):
             raise UserError(
                 f"sampler.{name}={level} is outside the model's noise levels, "
                 f"{low:.4g} ... {high:.4g}"

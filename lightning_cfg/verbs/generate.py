@@ -35,15 +35,16 @@ from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
 from lightning_cfg.sampling.faster import Precision
 from lightning_cfg.sampling.guided import check_roles, check_together
-from lightning_cfg.sampling.network import Networks
+from lightning_cfg.sampling.network import Networks, others
 from lightning_cfg.sampling.prepared import Prepared, pick_device, prepare
 from lightning_cfg.sampling.sample import check_finite
 from lightning_cfg.sampling.seeds import check_seeds
 
 
 def _unread(config: dict, key: str) -> bool:
-    """Data are read for their closed form only."""
-    return key.startswith("data.") and "exact" not in config["models"].values()
+    """Data are read for their closed form, and for what they tell networks that no run trained."""
+    models = config["models"]
+    return key.startswith("data.") and not ("exact" in models.values() or others(models))
 
 
 def _tried(config: dict) -> dict[str, Any]:

@@ -17,7 +17,7 @@ ORDER = [  # a folder may import those on its own line and on the lines above
     {"errors", "interfaces", "config", "__init__"},
     {"diffusion", "runs", "latents"},
     {"sampling", "guidance", "nets", "data", "metrics", "refinement"},
-    {"evaluation", "weights"},
+    {"evaluation", "weights", "diffusers"},
     {"reports", "training"},
     {"studies"},
     {"verbs"},
