@@ -24,11 +24,17 @@ LIBRARIES = ("diffusers", "transformers")  # whose classes a part may be of
 
 def pipeline_folder(text: str) -> Path:
     """The folder of a pipeline, by whose content a run knows it; UserError where it is none."""
+    folder = existing_folder(text)
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{text} holds no {INDEX}: it is no folder of a pipeline of diffusers")
+    return folder
+
+
+def existing_folder(text: str) -> Path:
+    """The folder of this path; UserError where there is none."""
     folder = Path(text).expanduser()
     if not folder.is_dir():
         raise UserError(f"{text}: no such folder; `hf download NAME --local-dir {text}` makes it")
-    if not (folder / INDEX).is_file():
-        raise UserError(f"{text} holds no {INDEX}: it is no folder of a pipeline of diffusers")
     return folder
 
 

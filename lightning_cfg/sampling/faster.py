@@ -1,7 +1,7 @@
 """How networks are asked in sampling: at which precision, and compiled or not."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ class Speed:
         """Let networks be asked so, in place; UserError where none of the models is a network."""
         if self == Speed():
             return
-        own = [model for model in models if isinstance(getattr(model, "net", None), nn.Module)]
+        own: list[Any] = [m for m in models if isinstance(getattr(m, "net", None), nn.Module)]
         if not own:
             raise UserError(
                 f"precision={self.precision} compile={str(self.compile).lower()}: a closed form is "
@@ -35,4 +35,4 @@ class Speed:
         for model in own:
             model.autocast = torch.bfloat16 if self.precision == "bf16-mixed" else None
             if self.compile:
-                model.net.compile()  # type: ignore[union-attr, operator]
+                model.net.compile()

@@ -113,6 +113,9 @@ def _restored(
         if weaken is not None:
             build("lightning_cfg.sampling.weakened", weaken, net)
     speed.give(*found.values())
+    for net in found.values():
+        if net.shape is None:  # of a classifier of whatever the model makes
+            net.shape = found["model"].shape
     for role, section in decodes(models).items():
         found[role] = of_decoded(f"models.{role}", found[role], section, found["model"])
     return {
