@@ -184,9 +184,11 @@ def ready_for(
 
 def seeds_of(seeds: Iterable[int]) -> Tensor:
     """Seeds (n,); UserError for what is none."""
-    if isinstance(seeds, int) or (isinstance(seeds, Tensor) and seeds.ndim != 1):
-        raise UserError(f"seeds are several, such as range(16), not {_told(seeds)}")
-    found = torch.tensor([int(seed) for seed in seeds], dtype=torch.long)
+    try:
+        found = torch.tensor([int(seed) for seed in seeds], dtype=torch.long)
+    except (TypeError, ValueError):
+        told = f"seeds are several integers, such as range(16), not {_told(seeds)}"
+        raise UserError(told) from None
     if not len(found):
         raise UserError("seeds are none: range(16), say")
     if not 0 <= int(found.min()) <= int(found.max()) < SEEDS:
@@ -209,9 +211,13 @@ def labels_of(
 
 
 def _labels(labels: int | Iterable[int], n: int) -> Tensor:
-    c = torch.as_tensor(labels if isinstance(labels, int | Tensor) else list(labels)).cpu()
+    try:
+        c = torch.as_tensor(labels if isinstance(labels, int | Tensor) else list(labels)).cpu()
+    except (TypeError, ValueError):
+        c = torch.empty(0)
     if c.is_floating_point() or c.ndim > 1 or (c.ndim == 1 and len(c) != n):
-        raise UserError(f"labels are one class, or one of each of the {n} samples, not {_told(c)}")
+        told = f"labels are one class, or one of each of the {n} samples, not {_told(labels)}"
+        raise UserError(told)
     return c.long().expand(n).clone()
 
 

@@ -19,6 +19,7 @@ def progress(total: int | None, unit: str, *, shown: bool = True, **how: Any) ->
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that without ipywidgets the bar is one of text
             from tqdm.auto import tqdm
+        how = {"mininterval": 1.0, **how}  # a notebook keeps every line of a bar of text
     else:
         from tqdm import tqdm
 
