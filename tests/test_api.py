@@ -22,6 +22,7 @@ from lightning_cfg.config import Guidance, asked
 from lightning_cfg.diffusion.trajectories import straightness
 from lightning_cfg.metrics import frechet
 from lightning_cfg.runs.names import METRICS, SAMPLES, SUMMARY, TRAJECTORIES
+from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.tensors import load_tensors
 from lightning_cfg.sampling.guided import guide
 from lightning_cfg.sampling.prepared import ExactClassifier
@@ -388,6 +389,7 @@ X = torch.zeros(4, 2)
         (lambda r, t: lc.refined(X, lc.load(r.flow), labels=0, at=2.0), "not conditioned"),
         (lambda r, t: lc.refined([1.0], lc.load(r.flow)), "not list"),
         (lambda r, t: lc.score(X, t), "not a GaussianMixture"),
+        (lambda r, t: lc.score(X, 3), "real lacks shape"),
         (lambda r, t: lc.score(X, X[:, :1]), "shape"),
         (lambda r, t: lc.score(X, X, metrics=["frechte"]), "did you mean 'frechet'"),
         (lambda r, t: lc.score(X, X, metrics=["class_accuracy"]), "needs logits"),
@@ -425,3 +427,23 @@ def test_pictures_are_saved(four, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.pdf", "a.png"]
     with Image.open(path) as image:
         assert image.format == "PNG"
+
+
+# In a notebook
+
+
+class Kernel:
+    config = {"IPKernelApp": {}}  # noqa: RUF012
+
+
+@pytest.mark.parametrize(
+    "shell, shown", [(Kernel(), True), (SimpleNamespace(config={}), False), (None, False)]
+)
+def test_bars_are_shown_in_a_notebook(monkeypatch, capsys, shell, shown):
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    with progress(3, "sample") as bar:
+        bar.update(3)
+    assert ("3/3" in capsys.readouterr().err) == shown
+    with progress(3, "sample", shown=False) as bar:
+        bar.update(3)
+    assert capsys.readouterr().err == ""

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_cfg import verbs
 from lightning_cfg.api.networks import device_of
 from lightning_cfg.api.pictures import Pictures, pictured
 from lightning_cfg.config import Sampler, asked
+from lightning_cfg.config.schema import keys_of
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance import require_null
 from lightning_cfg.interfaces import NULL, Denoiser, Known, Model, as_guided
@@ -233,9 +235,6 @@ def _check_fits(held: Samples, model: Model) -> None:
 
 def _checked(verb: str, numbers: dict[str, Any]) -> dict[str, Any]:
     """Keys of a verb, as its schema has them."""
-    from lightning_cfg import verbs
-    from lightning_cfg.config.schema import keys_of
-
     kinds = keys_of(getattr(verbs, verb))[0]
     return {key: asked(kinds[key][0], value, key) for key, value in numbers.items()}
 

@@ -124,7 +124,7 @@ def _real(real: Any) -> tuple[DataSet, dict[str, Any]]:
     if isinstance(real, str | dict):
         section = asked(Data, real, "real")
         return build_data(section), {"section": section, "content": content_of(section)[1]}
-    if isinstance(real, Model) or not hasattr(real, "shape"):
+    if isinstance(real, Model):
         raise UserError(
             f"real is a data set, a section {{name: ...}} or samples, not a {type(real).__name__}"
         )
