@@ -50,13 +50,15 @@ _IN = {  # of what is no folder: in which module it is
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_IN.get(name, name)}")
-    found = getattr(module, name) if name in _IN else module
-    globals()[name] = found
-    return found
+if not TYPE_CHECKING:  # to which any name would then be one
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(f"{__name__}.{_IN.get(name, name)}")
+        found = getattr(module, name) if name in _IN else module
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:

@@ -54,10 +54,11 @@ class Samples:
         return pictures({"": self})._repr_png_() if shown else None
 
 
+Labels = int | Iterable[int] | Tensor  # of all samples, or of each
 Held = Samples | Tensor | tuple[Tensor, Tensor]  # samples, x alone, or x and c
 
 
-def as_samples(held: Held, labels: int | Iterable[int] | None = None) -> Samples:
+def as_samples(held: Held, labels: Labels | None = None) -> Samples:
     """Samples of anyone's: x alone has the class NULL, unless labels say another."""
     if isinstance(held, Samples):
         found = held
@@ -84,10 +85,10 @@ def pictures(sets: Held | Mapping[str, Held], *, columns: int = 10) -> Pictures:
 @torch.inference_mode(False)
 def sample(
     denoiser: Denoiser,
-    seeds: Iterable[int],
+    seeds: Iterable[int] | Tensor,
     *,
     sampler: str | dict[str, Any] = "heun",
-    labels: int | Iterable[int] | None = None,
+    labels: Labels | None = None,
     like: Model | None = None,
     batch_size: int = 1000,
     device: str | torch.device | None = None,
@@ -114,7 +115,7 @@ def refined(
     x: Held,
     flow: Model | list[Model],
     *,
-    labels: int | Iterable[int] | None = None,
+    labels: Labels | None = None,
     method: str = "dopri5",
     steps: int = 8,
     strength: float = 1.0,
@@ -184,7 +185,7 @@ def ready_for(
     )
 
 
-def seeds_of(seeds: Iterable[int]) -> Tensor:
+def seeds_of(seeds: Iterable[int] | Tensor) -> Tensor:
     """Seeds (n,); UserError for what is none."""
     try:
         found = torch.tensor([int(seed) for seed in seeds], dtype=torch.long)
@@ -198,9 +199,7 @@ def seeds_of(seeds: Iterable[int]) -> Tensor:
     return found
 
 
-def labels_of(
-    labels: int | Iterable[int] | None, n: int, ready: Prepared, model: Denoiser
-) -> Tensor | None:
+def labels_of(labels: Labels | None, n: int, ready: Prepared, model: Denoiser) -> Tensor | None:
     """The classes (n,) that are asked for; UserError for one that the model does not know."""
     if labels is None:
         return None
@@ -212,7 +211,7 @@ def labels_of(
     return c
 
 
-def _labels(labels: int | Iterable[int], n: int) -> Tensor:
+def _labels(labels: Labels, n: int) -> Tensor:
     try:
         c = torch.as_tensor(labels if isinstance(labels, int | Tensor) else list(labels)).cpu()
     except (TypeError, ValueError):

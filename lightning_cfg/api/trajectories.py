@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.api.networks import device_of
-from lightning_cfg.api.samples import Samples, labels_of, ready_for, seeds_of
+from lightning_cfg.api.samples import Labels, Samples, labels_of, ready_for, seeds_of
 from lightning_cfg.diffusion.trajectories import straightness
 from lightning_cfg.evaluation.traced import check_fits, check_noisy, traced
 from lightning_cfg.interfaces import Classifier, Denoiser, Model
@@ -60,10 +60,10 @@ class Trajectories:
 @torch.inference_mode(False)
 def trajectory(
     denoiser: Denoiser,
-    seeds: Iterable[int],
+    seeds: Iterable[int] | Tensor,
     *,
     sampler: str | dict[str, Any] = "heun",
-    labels: int | Iterable[int] | None = None,
+    labels: Labels | None = None,
     like: Model | None = None,
     batch_size: int = 1000,
     device: str | torch.device | None = None,

@@ -45,7 +45,7 @@ def keywords_of(
     if config is None and not overrides and not any("." in key for key in plain):
         return checked(verb, plain)
     if isinstance(config, str | os.PathLike):
-        document = read(config)
+        document = read(os.fspath(config))
         document.by = named
     elif config is None or isinstance(config, Mapping):
         document = Document(None, _plain(config or {}), by=named)

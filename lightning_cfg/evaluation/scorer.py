@@ -155,10 +155,12 @@ class Scorer:
             functions = [resolve("lightning_cfg.metrics", name) for name in names]
             return [(f, {}) for f in functions if needs(f) <= available]
         chosen = []
+        function: Callable[..., dict[str, float]]
         for section in sections:
-            section = {"name": section} if isinstance(section, str) else section
-            function, keys = section, {}
-            if not callable(section):
+            if callable(section):
+                function, keys = section, {}
+            else:
+                section = {"name": section} if isinstance(section, str) else section
                 function = resolve("lightning_cfg.metrics", section["name"])
                 keys = {k: v for k, v in section.items() if k != "name"}
             missing = sorted(needs(function) - available)

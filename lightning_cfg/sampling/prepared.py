@@ -133,7 +133,7 @@ class Counted(Known):
         return out
 
 
-def within_limits(sampler: dict, model: Model) -> dict:
+def within_limits(sampler: dict, model: Callable[..., Tensor]) -> dict:
     """The sampler section with the model's own noise limits where it names none.
 
     A list of levels has its own. Raises UserError for what the model was not trained for.

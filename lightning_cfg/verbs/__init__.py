@@ -47,10 +47,12 @@ class _Verbs(ModuleType):
 sys.modules[__name__].__class__ = _Verbs
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{name}"), name)
+if not TYPE_CHECKING:  # to which any name would then be one
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{name}"), name)
 
 
 def __dir__() -> list[str]:
