@@ -13,15 +13,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.bases import PUBLISHED
 from helpers.toys import Halves
 from PIL import Image
 from torch import Tensor
 
 import lightning_cfg as lc
+from lightning_cfg.api.networks import device_of
 from lightning_cfg.config import Guidance, asked
 from lightning_cfg.diffusion.trajectories import straightness
+from lightning_cfg.interfaces import Known
 from lightning_cfg.metrics import frechet
-from lightning_cfg.runs.names import METRICS, SAMPLES, SUMMARY, TRAJECTORIES
+from lightning_cfg.runs.names import LAST, METRICS, SAMPLES, SUMMARY, TRAJECTORIES
 from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.tensors import load_tensors
 from lightning_cfg.sampling.guided import guide
@@ -193,6 +196,17 @@ def test_a_method_of_ones_own(four):
         lc.sample(lambda x, s, c: x[:, :1], [1], like=four.truth)
 
 
+def test_a_published_network_that_adopt_made_a_run_of(tmp_path):
+    run = lc.verbs.adopt(PUBLISHED, run_dir=tmp_path / "run")
+    whole, file = lc.load(run, device="cpu"), lc.load(run / LAST, device="cpu")
+    found = lc.sample(whole, range(2), sampler=EULER)
+    assert found.x.shape == (2, *whole.shape)
+    assert torch.equal(found.x, lc.sample(file, range(2), sampler=EULER).x)
+    asked = {"models": {"model": run}, "guidance": "unguided", "sampler": EULER, "device": "cpu"}
+    made = lc.verbs.generate(asked, n=2, run_dir=tmp_path / "samples")
+    assert torch.equal(found.x, written(made)["x"])
+
+
 # Trajectories
 
 
@@ -334,6 +348,14 @@ def test_grad_mode_is_left_as_it_was(four):
         assert not torch.is_grad_enabled()
     lc.sample(four.truth, [0], sampler=EULER)
     assert torch.is_grad_enabled()
+
+
+def test_where_a_network_is(four, runs):
+    model = lc.load(runs.base, device="cpu").to("meta")
+    for network in (model, model.forward, Known(model), Known(Known(model))):
+        assert device_of(network) == torch.device("meta")
+    assert device_of(lambda x, sigma, c: x) == torch.device("cpu")
+    assert device_of(four.truth.logits) == torch.device("cpu")
 
 
 def test_on_a_device(four, runs):

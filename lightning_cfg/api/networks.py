@@ -48,6 +48,7 @@ def device_of(network: Any) -> torch.device:
     """Where a network's numbers lie; the CPU of one without any, such as a formula."""
     while isinstance(network, Known):
         network = network.net
+    network = getattr(network, "__self__", network)  # of a method, such as truth.logits
     held = chain(network.parameters(), network.buffers()) if isinstance(network, nn.Module) else ()
     first = next(iter(held), None)
     return torch.device("cpu") if first is None else first.device

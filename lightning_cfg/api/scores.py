@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_cfg.api.networks import device_of
 from lightning_cfg.api.samples import Held, Samples, as_samples
 from lightning_cfg.config import Data, Features, Metric, asked
 from lightning_cfg.data.build import build_data
@@ -71,7 +72,7 @@ def score(
     by_class: bool | None = None,
     batch_size: int = 512,
     cache: bool = True,
-    device: str | torch.device = "auto",
+    device: str | torch.device | None = None,
 ) -> Scores:
     """Score samples as `lc.verbs.evaluate` does: a row of metrics for every set and class.
 
@@ -81,11 +82,12 @@ def score(
                another set, as samples are given
     metrics    names or sections of lightning_cfg.metrics, or functions; left out, all that fit
     features   one feature space or several by label, for the metrics of features
-    classifier of clean samples, for class_accuracy and confidence
+    classifier  of clean samples, for class_accuracy and confidence
     reference  splits to compare with, held_out or bank
     per_class  points of each class of held_out, and `bank` of the bank; left out, all
     by_class   False scores all classes together; left out, where the samples say no classes
     cache      keep features of real data in the user's cache
+    device     of feature networks; left out, where the classifier is, or a GPU where there is one
     UserError for what does not fit together.
     """
     named = samples if isinstance(samples, Mapping) else {"samples": samples}
@@ -95,6 +97,8 @@ def score(
     if by_class is None:
         by_class = (labelled and data.num_classes > 0) or data.truth is not None
     side = side_of(data, **known, real=per_class, bank=bank, by_class=by_class)
+    if device is None:
+        device = "auto" if classifier is None else device_of(classifier)
     place = pick_device(str(device))
     scorer = scorer_of(
         metrics=None if metrics is None else [_metric(metric) for metric in metrics],
