@@ -112,6 +112,7 @@ class Guided:
     restarts    (sigma, steps) each: once a trajectory has ended, noise of this level is added and
                 it goes on from there in so many steps; the last one is the sample's
     begin_round called with 0 as the first of them begins, and with 1, 2, ... at every restart
+    of_model    which is guided, and says what is known of its samples: see `Known`
     """
 
     denoise: Denoiser
@@ -125,6 +126,7 @@ class Guided:
     resample: Callable[[float, float], Tensor | None] | None = None
     restarts: tuple[tuple[float, int], ...] = ()
     begin_round: Callable[[int], None] | None = None
+    of_model: Denoiser | None = None
 
     def __post_init__(self):
         if self.candidates > 1 and self.log_p is None:

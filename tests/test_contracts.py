@@ -312,6 +312,8 @@ def test_nobody_asks_whether_there_is_what_has_a_default():
     assert found <= {
         "runs/checkpoints.py: loss",  # of what is no Model
         # functions are denoisers too
+        "api/samples.py: classifies",
+        "api/samples.py: refines",
         "guidance/cads.py: class_vectors",
         "guidance/gfcg.py: clean",
         "guidance/needs.py: label_dropout",

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -286,7 +287,8 @@ class Elsewhere(Ranks):
 
 
 def test_where_ranks_share_no_disk_features_are_kept_in_memory(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_cfg.verbs.pair.sharing", lambda: nullcontext(Elsewhere()))
+    module = sys.modules["lightning_cfg.verbs.pair"]
+    monkeypatch.setattr(module, "sharing", lambda: nullcontext(Elsewhere()))
     pair(**config, run_dir=str(tmp_path / "apart"))
     assert counted(tmp_path) == BANK + SAMPLES + 1
     assert list((tmp_path / "one").iterdir()) == []

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -281,7 +282,8 @@ def seen(figure: object) -> np.ndarray:
 def test_contact_sheet_of_generated_images_has_a_row_per_class(made, tmp_path, monkeypatch):
     drawings = []
     monkeypatch.setattr(
-        "lightning_cfg.verbs.generate.save",
+        sys.modules["lightning_cfg.verbs.generate"],
+        "save",
         lambda f, *a, **k: (drawings.append(f), save(f, *a, **k)),
     )
     run = drawn(made.edm, tmp_path / "run", n=12)

@@ -7,7 +7,8 @@ torch is.
 """
 
 from lightning_cfg.config.arguments import Arguments, from_arguments, parse
-from lightning_cfg.config.check import changed, checked, completed
+from lightning_cfg.config.calls import completed, keywords_of
+from lightning_cfg.config.check import asked, changed, checked
 from lightning_cfg.config.domain import (
     AtLeast,
     Between,
@@ -58,7 +59,7 @@ __all__ = [
     "Features", "Filled", "Free", "Guidance", "Identity", "Infinite", "Input", "Keywords",
     "Learner", "Metric", "Model", "MultipleOf", "Net", "Newer", "NonNegative", "Odd", "Place",
     "Positive", "Real", "Sampler", "Scales", "Seed", "Share", "Sigma", "Steps", "TrainerKeys",
-    "Verb", "Width", "build", "changed", "checked", "completed", "dump", "from_arguments",
-    "help_of", "identity_difference", "identity_of", "load", "ordered", "parse", "read", "replaced",
-    "resolve", "set_key",
+    "Verb", "Width", "asked", "build", "changed", "checked", "completed", "dump", "from_arguments",
+    "help_of", "identity_difference", "identity_of", "keywords_of", "load", "ordered", "parse",
+    "read", "replaced", "resolve", "set_key",
 ]  # fmt: skip

@@ -1,6 +1,5 @@
 """A value against its annotation: the checked value, or one line that says what is wrong."""
 
-import functools
 import math
 import os
 import sys
@@ -23,7 +22,6 @@ from lightning_cfg.config.schema import (
     resolve,
     section_of,
 )
-from lightning_cfg.config.trust import trust_as_asked
 from lightning_cfg.errors import UserError, nearest
 
 SCALARS = (int, float, bool, str, types.NoneType)
@@ -53,16 +51,12 @@ def checked(function: Callable, config: dict) -> dict:
         raise UserError(str(wrong)) from None
 
 
-def completed(function: Callable) -> Callable:
-    """The function, called with its keywords as `checked` has them, from Python too."""
-
-    @functools.wraps(function)
-    def called(**config: Any) -> Any:
-        config = checked(function, config)
-        trust_as_asked(config)
-        return function(**config)
-
-    return called
+def asked(annotation: Any, value: Any, name: str) -> Any:
+    """A value, called so, as its annotation has it; UserError, in one line, where it is none."""
+    try:
+        return check(annotation, value, name)
+    except Wrong as wrong:
+        raise UserError(str(wrong)) from None
 
 
 def changed(annotation: Any, section: dict, change: dict, path: str) -> dict:

@@ -17,18 +17,24 @@ from lightning_cfg.errors import UserError, nearest, one_line
 
 @dataclass
 class Document:
-    """A config file with the overrides set in it, its interpolations not yet resolved."""
+    """A config with the overrides set in it, its interpolations not yet resolved.
 
-    file: Path
+    file  that it was read from; None of a call from Python that names none
+    by    who has given the overrides
+    """
+
+    file: Path | None
     values: dict
     given: set[str] = field(default_factory=set)  # the paths that overrides gave
+    by: str = "command line"
 
     def where(self, path: str) -> str:
-        """Who wrote what stands at a dotted path: the command line, or the file."""
+        """Who wrote what stands at a dotted path: the overrides, or the file."""
         ancestors = [path.split("[")[0]]
         while ancestors[-1]:
             ancestors.append(ancestors[-1].rpartition(".")[0])
-        return "command line" if self.given.intersection(ancestors) else str(self.file)
+        overridden = self.file is None or self.given.intersection(ancestors)
+        return self.by if overridden else str(self.file)
 
 
 def shipped() -> dict[str, Path]:
@@ -72,12 +78,19 @@ def read(file: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Docum
 def set_key(document: Document, override: str) -> None:
     """Set a dotted key to its value, a whole section too, by key=value; UserError as `read`."""
     key, equals, text = override.removeprefix("--").partition("=")
-    *parents, last = key.split(".")
-    if not equals or not last or not all(parents):
-        raise UserError(f"command line: '{override}' is not an override; write key=value")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"{document.by}: '{override}' is not an override; write key=value")
     if not text.strip():
         hint = f"write {key}=null, or {key}='\"\"' for an empty text"
-        raise UserError(f"command line: '{override}' has no value; {hint}")
+        raise UserError(f"{document.by}: '{override}' has no value; {hint}")
+    # None is how W&B's agents write null
+    value = None if text == "None" else _parse(text, f"{document.by}: '{override}'")
+    set_value(document, key, value)
+
+
+def set_value(document: Document, key: str, value: Any) -> None:
+    """Set a dotted key to its value, a whole section too; UserError where no section can be."""
+    *parents, last = key.split(".")
     section, path = document.values, ""
     inner: Any
     for parent in parents:
@@ -89,11 +102,10 @@ def set_key(document: Document, override: str) -> None:
         elif isinstance(inner, str) and "${" not in inner:
             inner = {"name": inner}  # the short form of a choice
         elif not isinstance(inner, dict):
-            raise UserError(f"command line: '{key}': {path} is {show(inner)}, not a section")
+            raise UserError(f"{document.by}: '{key}': {path} is {show(inner)}, not a section")
         section[parent] = inner
         section = inner
-    # None is how W&B's agents write null
-    section[last] = None if text == "None" else _parse(text, f"command line: '{override}'")
+    section[last] = value
     document.given.add(key)
 
 
@@ -131,7 +143,7 @@ def load(
     document = file if isinstance(file, Document) else read(file, overrides)
     (keys, _), name, rules = keys_of(verb), verb.__name__, rules_of(verb)
     config = dict(document.values)
-    if "run_dir" in keys:
+    if "run_dir" in keys and document.file is not None:
         config.setdefault("run_dir", f"runs/{document.file.stem}")
     try:
         # fills in what interpolations may refer to

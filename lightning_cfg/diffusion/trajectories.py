@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_cfg.diffusion.differentiable import differentiable
 from lightning_cfg.diffusion.models import ddpm_time, linear_beta_sigmas
 from lightning_cfg.interfaces import Classifier
 
@@ -59,9 +60,8 @@ def along(classifier: Classifier, path: Tensor, sigma: Tensor, c: int) -> Along:
     """Margin, confidence and distance to the boundary along trajectories of class c."""
     margins, confidences, distances = [], [], []
     for x, s in zip(path.double().unbind(1), sigma.double(), strict=True):
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            logits = classifier(leaf, s.expand(len(x)))
+        with differentiable(x, s) as (leaf, level):
+            logits = classifier(leaf, level.expand(len(x)))
             m = margin(logits, c)
             (gradient,) = torch.autograd.grad(m.sum(), leaf)
         slope = gradient.flatten(1).norm(dim=1) * (1 + s**2).sqrt()  # |d margin / du|

@@ -1,7 +1,7 @@
 """What `evaluate` and the evaluation of a training are made of: its scorer and its real side."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from lightning_cfg.evaluation.gather import ALL, Gathered
 from lightning_cfg.evaluation.reference import Real, published
 from lightning_cfg.evaluation.sample_sets import Generated, SampleSet, real_set
 from lightning_cfg.evaluation.scorer import Scorer
-from lightning_cfg.interfaces import check_same
+from lightning_cfg.interfaces import DataSet, Model, check_same
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.manifests import content_hash
@@ -37,7 +37,7 @@ def scorer_of(
     statistics: dict[str, str],
     reference: list[str],
     real: Real | None,
-    classifier: str | None,
+    classifier: str | Model | None,
     device: torch.device | str = "cpu",
     cache: bool = True,
     batch_size: int = 512,
@@ -80,8 +80,11 @@ def scorer_of(
     )
 
 
-def _hash_of(classifier: str | None) -> str:
-    return "" if classifier is None else content_hash(output_of(classifier, checkpoints.LAST))
+def _hash_of(classifier: str | Model | None) -> str:
+    """Of its file, where it is not in memory."""
+    if not isinstance(classifier, str):
+        return ""
+    return content_hash(output_of(classifier, checkpoints.LAST))
 
 
 def by_label(features: dict | None) -> dict[str, dict]:
@@ -103,11 +106,13 @@ def statistics_file(path: str) -> Path:
 Statistics = Annotated[str, Input(statistics_file)]  # which counts by its content
 
 
-def judge(path: str | None, side: Real | None, place: torch.device | str) -> Any:
-    """The classifier of clean samples; UserError where the data are none of its."""
-    if path is None or side is None:
+def judge(given: str | Model | None, side: Real | None, place: torch.device | str) -> Any:
+    """The classifier of clean samples, of a run or in memory; UserError where it is none of them,
+    or the data are none of its."""
+    if given is None or side is None:
         return None
-    reader = checkpoints.restore(path)
+    reader = checkpoints.restore(given) if isinstance(given, str) else given
+    path = given if isinstance(given, str) else type(given).__name__
     if not (reader.classifies and reader.clean):
         what = "noisy samples" if reader.classifies else "none, but generates them"
         raise UserError(
@@ -138,16 +143,25 @@ def real_side(
     data_set = build_data(section)
     decode = decode if decode is not None and decode.takes(data_set.shape) else None
     data_set = data_set if decode is None else decode.data(data_set)
+    known = {"content": content, "decode": () if decode is None else decode.known}
+    return side_of(data_set, section, real=real, bank=bank, by_class=by_class, **known)
+
+
+def side_of(
+    data_set: DataSet,
+    section: dict,
+    *,
+    real: int | None,
+    bank: int | None,
+    by_class: bool,
+    **known: Any,
+) -> Real:
+    """A data set as the real side, with so many points of each class; see `Real` for the others."""
     if not by_class and data_set.truth is not None:
         raise UserError("by_class=false is for data without a known density: it is the classes'")
-    return Real(
-        data_set,
-        section=section,
-        content=content,
-        per_class={"held_out": real, "bank": bank},
-        groups=list(range(max(1, data_set.num_classes))) if by_class else [ALL],
-        decode=() if decode is None else decode.known,
-    )
+    counts: dict[str, int | None] = {"held_out": real, "bank": bank}
+    groups = list(range(max(1, data_set.num_classes))) if by_class else [ALL]
+    return Real(data_set, section=section, per_class=counts, groups=groups, **known)
 
 
 def fresh_points(side: Real, per_class: int, seed: int = 0) -> tuple[SampleSet, Real | None]:
@@ -201,3 +215,24 @@ def gather_sets(
             found = ranks.raise_together(lambda own=own: scorer.gather(own, progress))
             numbered = {"draw": draw + 1} if parts[label] > 1 else {}
             yield label, numbered, own, found.all_gather()
+
+
+def scored(
+    pieces: Iterable[Piece], scorer: Scorer, others: Real | None
+) -> tuple[list[dict], list[dict]]:
+    """The rows of the table and of the numbers.
+
+    others  what fresh real points are compared with, in place of all real points
+    """
+    rows, numbers = [], []
+    for label, draw, some, found in pieces:
+        for group in scorer.groups:
+            n = len(found.of(group).c)
+            if not n:
+                source = some.about.get("source", label)
+                raise UserError(f"{source} holds no sample of class {group}")
+            row, records = scorer.score(found, group, others if label == "real" else None)
+            front = {"samples": label, "class": group, **draw}
+            rows.append({**front, "n": n, **row})
+            numbers += [{**front, **record, **some.about} for record in records]
+    return rows, numbers

@@ -23,7 +23,8 @@ from lightning_cfg.runs.ranks import Ranks
 class Scorer:
     """Scores sets of samples.
 
-    metrics     names or sections {name, ...} of lightning_cfg.metrics; None: all that fit
+    metrics     names or sections {name, ...} of lightning_cfg.metrics, or functions; None: all
+                that fit
     real        the real side; None where `statistics` are all of it
     spaces      feature spaces by label
     statistics  {label: (Moments, where from)}: the real side of that space's Fréchet distances,
@@ -36,7 +37,7 @@ class Scorer:
 
     def __init__(
         self,
-        metrics: list[dict] | None,
+        metrics: Sequence[Any] | None,
         *,
         real: Real | None,
         spaces: dict[str, Space],
@@ -146,7 +147,7 @@ class Scorer:
                         numbers.append({"metric": column, "value": value, "n": n, **about})
         return row, numbers
 
-    def _chosen(self, sections: list[dict] | None) -> list[tuple[Callable, dict]]:
+    def _chosen(self, sections: Sequence[Any] | None) -> list[tuple[Callable, dict]]:
         """The metric functions with their numbers; left to choose, all of the defaults that fit."""
         available = self._available()
         if sections is None:
@@ -154,16 +155,20 @@ class Scorer:
             functions = [resolve("lightning_cfg.metrics", name) for name in names]
             return [(f, {}) for f in functions if needs(f) <= available]
         chosen = []
+        function: Callable[..., dict[str, float]]
         for section in sections:
-            section = {"name": section} if isinstance(section, str) else section
-            function = resolve("lightning_cfg.metrics", section["name"])
+            if callable(section):
+                function, keys = section, {}
+            else:
+                section = {"name": section} if isinstance(section, str) else section
+                function = resolve("lightning_cfg.metrics", section["name"])
+                keys = {k: v for k, v in section.items() if k != "name"}
             missing = sorted(needs(function) - available)
             if missing:
                 raise UserError(
                     f"metric {function.__name__} needs {missing[0]}, "
                     f"which the config does not give{GIVEN_BY.get(missing[0], '')}"
                 )
-            keys = {k: v for k, v in section.items() if k != "name"}
             known = ((f, settings_of(f, given)) for f, given in chosen)
             if (function, settings_of(function, keys)) not in known:  # named twice, scored once
                 chosen.append((function, keys))

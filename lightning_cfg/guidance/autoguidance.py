@@ -2,10 +2,12 @@
 
 from torch import Tensor
 
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.scales import Scale, between, evaluate_where, scale_at
 from lightning_cfg.interfaces import Denoiser
 
 
+@method
 def autoguidance(model: Denoiser, weak: Denoiser, *, scale: Scale = 2.0) -> Denoiser:
     """D_w = D_weak + w (D - D_weak), same label (Karras et al. 2024).
 

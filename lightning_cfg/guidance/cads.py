@@ -11,10 +11,12 @@ from lightning_cfg.config import NonNegative, Share, ordered
 from lightning_cfg.diffusion.trajectories import time_of
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.composed import Changed, Of
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.unguided import unguided
 from lightning_cfg.interfaces import NULL, Denoiser, Draw, Known, as_guided
 
 
+@method
 @ordered("tau_1", "tau_2")
 def cads(
     model: Denoiser,

@@ -5,11 +5,13 @@ from typing import Literal
 from torch import Tensor
 
 from lightning_cfg.errors import UserError
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.needs import require_null
 from lightning_cfg.guidance.scales import Scale, between, scale_at, two_passes
 from lightning_cfg.interfaces import Denoiser, Guided
 
 
+@method
 def cfg_plus_plus(
     model: Denoiser,
     *,

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from lightning_cfg.config import AtLeast
 from lightning_cfg.errors import UserError
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.needs import require_null
 from lightning_cfg.guidance.scales import Scale, between, evaluate_where, scale_at, two_passes
 from lightning_cfg.interfaces import Denoiser, Guided, expand_like
 
 
+@method
 def cfg_zero_star(
     model: Denoiser, *, scale: Scale = 2.0, zero_steps: Annotated[int, AtLeast(0)] = 1
 ) -> Denoiser:

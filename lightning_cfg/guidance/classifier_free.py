@@ -2,11 +2,13 @@
 
 from torch import Tensor
 
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.needs import require_null
 from lightning_cfg.guidance.scales import Scale, between, scale_at, two_passes
 from lightning_cfg.interfaces import Denoiser
 
 
+@method
 def classifier_free(model: Denoiser, *, scale: Scale = 1.0) -> Denoiser:
     """D_w = D_u + w (D_c - D_u): classifier-free guidance (Ho & Salimans 2021).
 

@@ -5,11 +5,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_cfg.diffusion.differentiable import differentiable
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.needs import require_classes, require_null
 from lightning_cfg.guidance.scales import Scale, evaluate_where, scale_at
 from lightning_cfg.interfaces import NULL, Classifier, Denoiser, expand_like
 
 
+@method
 def classifier_gradient(
     model: Denoiser,
     classifier: Classifier,
@@ -30,9 +33,8 @@ def classifier_gradient(
         require_null(model, "classifier_gradient with base=unconditional")
 
     def gradient(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            log_p = classifier(leaf, sigma).log_softmax(1).gather(1, c[:, None])
+        with differentiable(x, sigma, c) as (leaf, level, label):
+            log_p = classifier(leaf, level).log_softmax(1).gather(1, label[:, None])
             return torch.autograd.grad(log_p.sum(), leaf)[0]
 
     def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:

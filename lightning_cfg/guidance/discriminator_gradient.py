@@ -3,12 +3,15 @@
 import torch
 from torch import Tensor
 
+from lightning_cfg.diffusion.differentiable import differentiable
 from lightning_cfg.guidance.composed import Changed, Of
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.scales import Scale, evaluate_where, scale_at
 from lightning_cfg.guidance.unguided import unguided
 from lightning_cfg.interfaces import Classifier, Denoiser, expand_like
 
 
+@method
 def discriminator_gradient(
     model: Denoiser, discriminator: Classifier, *, of: Of = unguided, scale: Scale = 2.0
 ) -> Denoiser:
@@ -24,9 +27,8 @@ def discriminator_gradient(
     """
 
     def gradient(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            logits = discriminator(leaf, sigma)
+        with differentiable(x, sigma) as (leaf, level):
+            logits = discriminator(leaf, level)
             return torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), leaf)[0]
 
     def corrected(x: Tensor, sigma: Tensor, c: Tensor, **rows: Tensor) -> Tensor:

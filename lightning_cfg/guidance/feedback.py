@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_cfg.config import Between, Share
 from lightning_cfg.errors import UserError
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.needs import require_null
 from lightning_cfg.guidance.scales import Scale, between, scale_at, two_passes
 from lightning_cfg.interfaces import Denoiser, Guided
@@ -15,6 +16,7 @@ from lightning_cfg.interfaces import Denoiser, Guided
 REFERENCE, ALPHA, MOST = 3.0, 10.0, 3.0  # lambda_ref, alpha and the bound on log p of the code
 
 
+@method
 def feedback(
     model: Denoiser,
     *,

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from lightning_cfg.config import Between, Real, Share
 from lightning_cfg.errors import UserError
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.needs import require_null
 from lightning_cfg.guidance.scales import between, two_passes
 from lightning_cfg.interfaces import Denoiser, Draw, Guided
 
 
+@method
 def feynman_kac(
     model: Denoiser,
     *,

@@ -9,6 +9,7 @@ from torch.nn.functional import conv1d, interpolate, pad
 
 from lightning_cfg.config import Real
 from lightning_cfg.errors import UserError
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.needs import require_null
 from lightning_cfg.guidance.scales import Scale, scale_at, two_passes
 from lightning_cfg.interfaces import Denoiser, expand_like
@@ -16,6 +17,7 @@ from lightning_cfg.interfaces import Denoiser, expand_like
 TAPS = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # of a Laplacian pyramid (Burt & Adelson 1983)
 
 
+@method
 def frequency_decoupled(
     model: Denoiser, *, scale: Scale = 10.0, low: Annotated[float, Real] = 4 / 9
 ) -> Denoiser:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_cfg.config import Real, Share
 from lightning_cfg.errors import UserError
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.needs import require_classes, require_null
 from lightning_cfg.guidance.scales import Scale, between, evaluate_where, scale_at, two_passes
 from lightning_cfg.interfaces import NULL, Classifier, Denoiser, Known, expand_like
@@ -16,6 +17,7 @@ Confidence = Literal["pairwise", "complement"]
 Input = Literal["denoised", "noisy"]
 
 
+@method
 def gfcg(
     model: Denoiser,
     classifier: Classifier,

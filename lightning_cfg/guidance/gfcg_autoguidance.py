@@ -7,11 +7,13 @@ from torch import Tensor
 
 from lightning_cfg.config import Real, Share
 from lightning_cfg.guidance.gfcg import Confidence, Input, Reference, check_input, confusion, is_one
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.needs import require_classes, require_null
 from lightning_cfg.guidance.scales import Scale, between, evaluate_where, scale_at
 from lightning_cfg.interfaces import NULL, Classifier, Denoiser
 
 
+@method
 def gfcg_autoguidance(
     model: Denoiser,
     weak: Denoiser,

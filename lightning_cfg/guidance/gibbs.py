@@ -5,11 +5,13 @@ from typing import Annotated
 from torch import Tensor
 
 from lightning_cfg.config import Between, Sigma, Steps
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.needs import require_null
 from lightning_cfg.guidance.scales import Scale, between, scale_at, two_passes
 from lightning_cfg.interfaces import Denoiser, Guided
 
 
+@method
 def gibbs(
     model: Denoiser,
     *,

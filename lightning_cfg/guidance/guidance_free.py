@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.errors import UserError
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.scales import Scale, scale_at
 from lightning_cfg.interfaces import Denoiser, Known
 
 
+@method
 def guidance_free(model: Denoiser, *, scale: Scale = 2.0) -> Denoiser:
     """D(x; sigma, c, w) of one pass, trained to be D_u + w (D_c - D_u): GFT (Chen et al. 2025).
 

@@ -12,6 +12,7 @@ from lightning_cfg.diffusion.trajectories import time_of
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.composed import Of
 from lightning_cfg.guidance.history import History
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.scales import Scale, scale_at
 from lightning_cfg.guidance.unguided import unguided
 from lightning_cfg.interfaces import Denoiser, as_guided, expand_like
@@ -19,6 +20,7 @@ from lightning_cfg.interfaces import Denoiser, as_guided, expand_like
 SHARPNESS = 50.0  # lambda of the filter
 
 
+@method
 @ordered("t_min", "t_max")
 def higs(
     model: Denoiser,

@@ -8,9 +8,11 @@ from torch import Tensor
 from lightning_cfg.config import Infinite, NonNegative, Positive, ordered
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.composed import Of
+from lightning_cfg.guidance.method import method
 from lightning_cfg.interfaces import Denoiser, as_guided
 
 
+@method
 @ordered("sigma_low", "sigma_high")
 def interval(
     model: Denoiser,

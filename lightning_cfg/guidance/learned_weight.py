@@ -2,11 +2,13 @@
 
 from torch import Tensor
 
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.needs import require_null
 from lightning_cfg.guidance.scales import Scale, between, scale_at, two_passes
 from lightning_cfg.interfaces import Denoiser
 
 
+@method
 def learned_weight(model: Denoiser, strength: Denoiser, *, scale: Scale = 2.0) -> Denoiser:
     """D_u + w (D_c - D_u), w = 1 + (scale - 1) (w(c, sigma) - 1), w(c, sigma) learned.
 

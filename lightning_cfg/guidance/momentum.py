@@ -10,11 +10,13 @@ from lightning_cfg.config import Between, Share, ordered
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.composed import Of
 from lightning_cfg.guidance.history import History
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.scales import Scale, scale_at
 from lightning_cfg.guidance.unguided import unguided
 from lightning_cfg.interfaces import Denoiser, as_guided, expand_like
 
 
+@method
 @ordered("from_t", "to_t")
 def momentum(
     model: Denoiser,

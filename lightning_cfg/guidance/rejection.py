@@ -9,10 +9,12 @@ from torch import Tensor
 from lightning_cfg.config import Between
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.composed import Of
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.unguided import unguided
 from lightning_cfg.interfaces import Classifier, Denoiser, as_guided
 
 
+@method
 def rejection(
     model: Denoiser,
     classifier: Classifier,

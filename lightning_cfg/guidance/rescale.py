@@ -9,9 +9,11 @@ from torch import Tensor
 from lightning_cfg.config import Share
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.composed import Changed, Of
+from lightning_cfg.guidance.method import method
 from lightning_cfg.interfaces import Denoiser, as_guided, expand_like
 
 
+@method
 def rescale(model: Denoiser, *, of: Of, phi: Annotated[float, Share] = 0.7) -> Denoiser:
     """D = (phi std(D_c) / std(D_w) + 1 - phi) D_w: rescaled guidance (Lin et al. 2024, sec. 3.4).
 

@@ -5,11 +5,13 @@ from dataclasses import replace
 from torch import Tensor
 
 from lightning_cfg.guidance.composed import Changed, Of
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.scales import Scale, evaluate_where, scale_at
 from lightning_cfg.guidance.unguided import unguided
 from lightning_cfg.interfaces import Denoiser, as_guided, expand_like
 
 
+@method
 def self_guidance(
     model: Denoiser, weak: Denoiser, *, of: Of = unguided, scale: Scale = 1.25
 ) -> Denoiser:

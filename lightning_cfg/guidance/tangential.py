@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.needs import require_null
 from lightning_cfg.guidance.scales import Scale, between, scale_at, two_passes
 from lightning_cfg.interfaces import Denoiser, expand_like
 
 
+@method
 def tangential(model: Denoiser, *, scale: Scale = 2.0) -> Denoiser:
     """CFG from a damped unconditional score: TCFG (Kwon et al. 2025).
 

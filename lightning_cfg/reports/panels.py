@@ -185,9 +185,7 @@ def save(figure: Any, stem: Path, colours: int = 64) -> None:
     from PIL import Image
 
     def png(path: Path) -> None:
-        pixels = io.BytesIO()
-        figure.savefig(pixels, format="png", dpi=DPI)
-        image = Image.open(pixels).convert("RGB")
+        image = Image.open(io.BytesIO(png_of(figure))).convert("RGB")
         if colours:  # this way of choosing keeps the rare ones, of thin lines
             image = image.quantize(colours, method=Image.Quantize.MAXCOVERAGE)
         image.save(path, optimize=True)
@@ -198,3 +196,13 @@ def save(figure: Any, stem: Path, colours: int = 64) -> None:
     with matplotlib.rc_context(STYLE):
         write(stem.with_name(f"{stem.name}.png"), png)
         write(stem.with_name(f"{stem.name}.pdf"), pdf)
+
+
+def png_of(figure: Any) -> bytes:
+    """A PNG file of the figure."""
+    import matplotlib
+
+    pixels = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(pixels, format="png", dpi=DPI)
+    return pixels.getvalue()

@@ -52,7 +52,7 @@ def points(
     across, down = 1 + len(scales), len(kinds)
     with framed(down, across, (1.85 * across + 0.25, 1.85 * down + 0.2)) as (figure, panels):
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-        _scatter(panels[0, 0], *real, frame, border)
+        scatter(panels[0, 0], *real, frame, border)
         panels[0, 0].set_title("ground truth")
         _note(panels[0, 0], averages.real)
         for panel in panels[1:, 0]:
@@ -68,7 +68,7 @@ def points(
                     panel.text(0.5, 0.5, "no flow\nof its own", color="#999999", ha="center")
                     continue
                 held = load_tensors(sets[cell], "x", "c")
-                _scatter(panel, held["x"], held["c"], frame, border)
+                scatter(panel, held["x"], held["c"], frame, border)
                 _note(panel, averages.get(cell, {}))
         _legend(panels[min(1, down - 1), 0], int(real[1].max()) + 1, border is not None)
     return figure
@@ -112,7 +112,8 @@ def boundary(truth: Any, frame: Frame, *, cells: int = 200) -> tuple | None:
     return xs, ys, margins[:1] if len(margins) == 2 else margins  # of two classes one is enough
 
 
-def _scatter(panel: Any, x: Tensor, c: Tensor, frame: Frame, border: Any) -> None:
+def scatter(panel: Any, x: Tensor, c: Tensor, frame: Frame, border: Any = None) -> None:
+    """Points x (n, 2) in the colours of their classes, those that lie within the frame."""
     left, right, bottom, top = frame
     inside = (x[:, 0] > left) & (x[:, 0] < right) & (x[:, 1] > bottom) & (x[:, 1] < top)
     # evenly among all, in an order that lets no class cover another one

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_cfg import __version__
-from lightning_cfg.config import Data, Identity, checked, dump, identity_difference, identity_of
-from lightning_cfg.config.trust import trust_as_asked
+from lightning_cfg.config import Data, Identity, completed, dump, identity_difference, identity_of
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.files import LOCK, is_empty, nearest_folder, sha256, write_text
 from lightning_cfg.runs.lock import Lock
@@ -40,21 +39,22 @@ def verb(
     *,
     tried: Tried = lambda config: {},
     one_process: bool = False,
+    short: str = "",
 ) -> Callable[[Callable], Callable[..., Path]]:
     """A verb, from its function: its keywords are checked and completed, and it is given its `Run`.
 
-    So it is the same run whether it is called from Python or by a command line.
+    So it is the same run whether it is called from Python (`config.completed`) or by a command
+    line.
     unread       which inputs do not count, since this verb does not read them
     tried        checks a config as the verb itself does, without its work, and says what the run
                  would hold; inputs may be `ToCome`. UserError as the verb raises it
     one_process  it refuses to be started on several
+    short        the key that a text stands for which is given it in the place of a config
     """
 
     def decorated(function: Callable) -> Callable[..., Path]:
         @functools.wraps(function)
-        def called(**config: object) -> Path:
-            config = checked(function, config)
-            trust_as_asked(config)
+        def run_of(**config: object) -> Path:
             if one_process:
                 alone(function.__name__)
             run = Run.of(called, config)
@@ -63,6 +63,7 @@ def verb(
             finally:
                 run.lock.release()
 
+        called = completed(run_of, short=short)
         called.unread, called.tried = unread, tried  # type: ignore[attr-defined]
         return called
 

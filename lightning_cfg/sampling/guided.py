@@ -29,10 +29,10 @@ def guide(guidance: dict, networks: Mapping[str, Callable[..., Tensor]]) -> Guid
     if isinstance(inner, dict):
         keys["of"] = lambda model: guide(inner, {**networks, "model": model})
     guided = function(*(networks[role] for role in _own_roles(guidance)), **keys)
-    return _checked(guided, f"guidance {guidance['name']}")
+    return looked_at(guided, f"guidance {guidance['name']}")
 
 
-def _checked(denoise: Denoiser, name: str) -> Guided:
+def looked_at(denoise: Denoiser, name: str) -> Guided:
     """What a method returned, whose first answer is looked at."""
     if not callable(denoise):
         raise UserError(f"{name} returns {type(denoise).__name__}, not a denoiser")

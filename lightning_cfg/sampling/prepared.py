@@ -50,14 +50,16 @@ class Prepared:
         steps = {role: net.step for role, net in self.networks.items()}
         return {role: step for role, step in steps.items() if step is not None}
 
-    def start(self, seeds: Tensor, rows: int = 0) -> tuple[Tensor, Trajectory]:
+    def start(
+        self, seeds: Tensor, rows: int = 0, labels: Tensor | None = None
+    ) -> tuple[Tensor, Trajectory]:
         """Classes (B,) and the sampler's steps (sigma, x), whose last x are the samples.
 
-        rows  of how many samples, the first, the trajectory is wanted; see `sample`
+        rows    of how many samples, the first, the trajectory is wanted; see `sample`
+        labels  (B,) their classes, in place of `class_label` and of what the seeds draw
         """
-        noise, c, draw = seeded(
-            seeds.tolist(), self.shape, self.classes, self.class_label, self.device
-        )
+        told = self.class_label if labels is None else labels
+        noise, c, draw = seeded(seeds.tolist(), self.shape, self.classes, told, self.device)
         noise = noise * self.start_scale if self.start_scale != 1 else noise
         return c, sample(self.sampler, self.denoise, noise, c, draw, rows)
 
@@ -154,7 +156,7 @@ class Counted(Known):
         return out
 
 
-def within_limits(sampler: dict, model: Model) -> dict:
+def within_limits(sampler: dict, model: Callable[..., Tensor]) -> dict:
     """The sampler section with the model's own noise limits where it names none.
 
     A list of levels has its own. Raises UserError for what the model was not trained for.

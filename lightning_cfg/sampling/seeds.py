@@ -25,19 +25,20 @@ def seeded(
     seeds: list[int],
     shape: tuple[int, ...],
     classes: int,
-    class_label: int | None = None,
+    class_label: int | Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor, "Draw"]:
     """Noise (B, *shape) float64, labels (B,) and later noise, each from its seed alone.
 
     EDM's convention: a CPU generator per seed draws the noise in float32, then the label, which
     is drawn even if it is overridden, and is 0 where there are no classes.
+    class_label  of all samples, or of each, (B,)
     """
     generators = [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
     noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
     labels = torch.stack([torch.randint(max(1, classes), (), generator=g) for g in generators])
     if class_label is not None:
-        labels.fill_(class_label)
+        labels.copy_(torch.as_tensor(class_label))
     return noise.double().to(device), labels.to(device), Draw(generators, shape, device)
 
 

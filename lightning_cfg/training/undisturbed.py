@@ -28,7 +28,7 @@ def undisturbed() -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
     with torch.random.fork_rng(devices), warnings.catch_warnings():
-        for advice in (".*srun.*", ".*LeafSpec.*", ".*GPU available.*"):
+        for advice in (".*srun.*", ".*LeafSpec.*", ".*GPU available.*", "IProgress.*"):
             warnings.filterwarnings("ignore", advice)
         for logger in loggers:
             logger.setLevel(logging.INFO if logger.name in ASKED_FOR else logging.WARNING)

@@ -35,7 +35,7 @@ def foreign_file(text: str) -> Path:
     return Path(text)
 
 
-@verb(one_process=True)
+@verb(one_process=True, short="file")
 def adopt(
     run: Run,
     /,

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,12 +22,12 @@ from lightning_cfg.config import (
 )
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.build import (
-    Piece,
     Statistics,
     check_set,
     fresh_points,
     gather_sets,
     real_side,
+    scored,
     scorer_of,
 )
 from lightning_cfg.evaluation.decoded import decoding_of
@@ -202,7 +202,7 @@ def evaluate(
                     scorer.read_real(ranks, others if label == "real" else None)
         if not ranks.first:
             return run.directory
-        rows, numbers = _scored(pieces, scorer, others)
+        rows, numbers = scored(pieces, scorer, others)
     rows = spread(rows)
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
     names = [metric.__name__ for metric, _ in scorer.metrics]
@@ -241,27 +241,6 @@ def _total(sets: dict[str, SampleSet], draws: int) -> int:
     """All samples, of which those of seeds are made anew for each draw."""
     drawn = {label: draws if isinstance(held, Generated) else 1 for label, held in sets.items()}
     return sum(len(held) * drawn[label] for label, held in sets.items())
-
-
-def _scored(
-    pieces: Iterable[Piece], scorer: Scorer, others: Real | None
-) -> tuple[list[dict], list[dict]]:
-    """The rows of the table and of the numbers.
-
-    others  what fresh real points are compared with, in place of all real points
-    """
-    rows, numbers = [], []
-    for label, draw, some, found in pieces:
-        for group in scorer.groups:
-            n = len(found.of(group).c)
-            if not n:
-                source = some.about.get("source", label)
-                raise UserError(f"{source} holds no sample of class {group}")
-            row, records = scorer.score(found, group, others if label == "real" else None)
-            front = {"samples": label, "class": group, **draw}
-            rows.append({**front, "n": n, **row})
-            numbers += [{**front, **record, **some.about} for record in records]
-    return rows, numbers
 
 
 def _written(directory: Path, rows: list[dict], numbers: list[dict]) -> list[Path]:

@@ -1,13 +1,11 @@
 """`generate`: seeds become samples under a guidance method."""
 
-import itertools
 import time
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor
 
 from lightning_cfg.config import (
     AtLeast,
@@ -22,22 +20,20 @@ from lightning_cfg.config import (
     Seed,
     ordered,
 )
-from lightning_cfg.errors import UserError
 from lightning_cfg.latents.pictures import Pictures, pictures_of
 from lightning_cfg.reports.contact_sheet import contact_sheet
 from lightning_cfg.reports.panels import save
 from lightning_cfg.runs.inputs import Weights
 from lightning_cfg.runs.names import SAMPLES, SHEET, TRAJECTORIES
 from lightning_cfg.runs.pngs import IMAGES, check_images, drawable, save_images
-from lightning_cfg.runs.progress import progress
-from lightning_cfg.runs.ranks import Ranks, launched, sharing
+from lightning_cfg.runs.ranks import launched, sharing
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import load_tensors, save_tensors
+from lightning_cfg.sampling.batches import levels_of, made
 from lightning_cfg.sampling.faster import Precision
 from lightning_cfg.sampling.guided import check_roles, check_together
 from lightning_cfg.sampling.network import Networks, others
 from lightning_cfg.sampling.prepared import Prepared, pick_device, prepare
-from lightning_cfg.sampling.sample import check_finite
 from lightning_cfg.sampling.seeds import check_seeds
 
 
@@ -141,13 +137,14 @@ def generate(
         ranks.check(n, f"n={n}")
         seeds = torch.arange(seed, seed + n)
         began = time.monotonic()
-        made = ranks.raise_together(lambda: _made(ready, ranks, seeds, batch_size, trajectories))
-        levels = _levels(ranks.all_gather_object(made[3]), sampler["name"], trajectories)
+        how: Any = {"batch_size": batch_size, "trajectories": trajectories, "ranks": ranks}
+        found = ranks.raise_together(lambda: made(ready, seeds, **how))
+        levels = levels_of(ranks.all_gather_object(found[3]), sampler["name"], trajectories)
         seconds = ranks.sum({"seconds": time.monotonic() - began})["seconds"] / n
         evaluations = {role: net.evaluations / n for role, net in ready.networks.items()}
         evaluations = ranks.sum(evaluations)
-        x, c = map(ranks.gather_rows, made[:2])
-        path = ranks.gather_rows(made[2]) if trajectories else made[2]
+        x, c = map(ranks.gather_rows, found[:2])
+        path = ranks.gather_rows(found[2]) if trajectories else found[2]
     if not ranks.first:
         return run.directory
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
@@ -186,44 +183,3 @@ def _add_images(run: Run, images: str | None, decode: dict | None, device: str) 
     check_images(images, pictures.shape)
     labelled, place = run.manifest.get("num_classes") != 0, run.directory / IMAGES[images]
     run.add(save_images(place, **held, labelled=labelled, as_bytes=pictures.bytes))
-
-
-def _levels(of_ranks: list, sampler: str, trajectories: int) -> list[float]:
-    """The noise levels of all batches with trajectories, which have to be the same."""
-    levels = list(itertools.chain(*of_ranks))
-    if any(sigmas != levels[0] for sigmas in levels):
-        raise UserError(
-            f"sampler {sampler} takes other steps in each batch, so its trajectories "
-            f"must be of one: batch_size={trajectories} or more, and one process"
-        )
-    return levels[0] if levels else []
-
-
-@torch.no_grad()
-def _made(
-    ready: "Prepared", ranks: Ranks, seeds: Tensor, batch_size: int, trajectories: int
-) -> tuple[Tensor, Tensor, Tensor, list[list[float]]]:
-    """This rank's samples and classes; its wanted trajectories' paths and each batch's levels.
-
-    trajectories  so many are wanted of all seeds, the first ones
-    """
-    xs, cs, paths, levels = [], [], [], []
-    own, wanted = ranks.share(seeds), len(ranks.share(seeds[:trajectories]))
-    with progress(len(seeds), "sample", shown=ranks.first) as bar:
-        for some in own.split(batch_size):
-            rows = min(max(0, wanted - sum(map(len, xs))), len(some))
-            c, steps = ready.start(some, rows)
-            path, sigmas = [], []
-            for sigma, x in steps:
-                if trajectories:
-                    path.append(x[:rows].float().cpu())
-                    sigmas.append(sigma)
-            check_finite(x, some)
-            xs.append(x.float().cpu())
-            cs.append(c.cpu())
-            if trajectories and (rows or not paths):
-                paths.append(torch.stack(path, 1))
-                levels.append(sigmas)
-            bar.update(len(some) * ranks.size)
-    path = torch.cat(paths) if trajectories else torch.zeros(len(own), 0)
-    return torch.cat(xs), torch.cat(cs), path, levels

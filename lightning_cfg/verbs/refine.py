@@ -23,13 +23,10 @@ from lightning_cfg.config import (
     Steps,
     Verb,
 )
-from lightning_cfg.data.pairs import Pairs
-from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.sample_sets import Samples, SampleSet, read_set
 from lightning_cfg.latents.pictures import Pictures, pictures_of
-from lightning_cfg.refinement.condition import ByScale, ClassVectors, Condition, condition_of
-from lightning_cfg.refinement.solver import Solver, refined
+from lightning_cfg.refinement.solver import Solver
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.inputs import Checkpoint, Weights
 from lightning_cfg.runs.names import SAMPLES
@@ -39,6 +36,7 @@ from lightning_cfg.runs.ranks import sharing
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import save_tensors
 from lightning_cfg.sampling.faster import Precision, Speed
+from lightning_cfg.sampling.flows import Leg, check_alike, leg_of, moved, told_scale
 from lightning_cfg.sampling.prepared import pick_device
 
 Method = Literal["dopri5", "euler", "heun"]
@@ -63,40 +61,14 @@ Legs = list[Checkpoint | Annotated[dict, Verb("lightning_cfg.verbs.refine.leg", 
 
 
 @dataclass(frozen=True)
-class _Leg:
-    """A flow, how it is followed, and what it is told beside the class."""
-
-    model: Flow
-    solver: Solver
-    condition: Condition | None
-
-    @property
-    def vectors(self) -> ClassVectors | None:
-        """The network's, of classes that lie on the CPU, as samples do until they are moved."""
-        own, place = self.model.class_vectors, next(self.model.parameters()).device
-        return None if own is None else lambda c: own(c.to(place))
-
-
-@dataclass(frozen=True)
 class _Ready:
     """Flows in a row, the samples that they move, and the guidance scale that they are told."""
 
-    legs: list[_Leg]
+    legs: list[Leg]
     source: SampleSet
     scale: float | None
     extrapolated: bool
     pictures: Pictures
-
-    def moved(self, x: Tensor, c: Tensor) -> tuple[Tensor, list[int]]:
-        """A batch at the end of its way, and the evaluations of every flow."""
-        spent = []
-        for leg in self.legs:
-            told = c
-            if leg.condition is not None:
-                told = leg.condition.told(x, c, self.scale, leg.vectors)
-            x, evaluations = refined(leg.model, x, told, leg.solver)
-            spent.append(evaluations)
-        return x, spent
 
 
 def _tried(config: dict) -> dict[str, Any]:
@@ -110,71 +82,34 @@ def _ready(config: dict) -> _Ready:
     """All that `refine` needs; UserError for keys that do not fit each other."""
     flow, samples, images = config["flow"], config["samples"], config["images"]
     legs = [_leg(part, config) for part in (flow if isinstance(flow, list) else [flow])]
-    shapes = {tuple(leg.model.shape): None for leg in legs}
-    if len(shapes) > 1:
-        raise UserError(
-            f"flow: these move samples of different shapes, {' and '.join(map(str, shapes))}"
-        )
+    check_alike(legs)
     model = legs[0].model
     source = read_set(samples, model, as_bytes=False)
     if not source.labelled:
         raise UserError(f"{samples} says no classes, and the flow moves samples by class")
     pictures = pictures_of(config["decode"], model.shape, pick_device(config["device"]))
     check_images(images, pictures.shape)
-    scale, extrapolated = _told_scale(config, source, legs)
+    scale, extrapolated = told_scale(
+        legs, samples, source.scale, source.method, at=config["at"], beyond=config["extrapolate"]
+    )
     return _Ready(legs, source, scale, extrapolated, pictures)
 
 
-def _leg(part: str | dict, config: dict) -> _Leg:
+def _leg(part: str | dict, config: dict) -> Leg:
     """One of the flows; what it does not say itself is as for all of them."""
     own: dict[str, Any] = {"path": part} if not isinstance(part, dict) else part
     asked = config | {key: value for key, value in own.items() if value is not None}
     keys = ("method", "steps", "rtol", "atol", "max_evaluations", "strength", "scale")
     solver = Solver(**{key: asked[key] for key in keys})
-    model = _flow(asked["path"], asked["weights"]).to(pick_device(config["device"]))
-    solver.check(model)
+    model = checkpoints.restore(asked["path"], weights=asked["weights"])
+    leg = leg_of(asked["path"], model.to(pick_device(config["device"])), solver)
     if asked["precision"] == "bf16-mixed" and solver.method == "dopri5":
         raise UserError(
             "precision=bf16-mixed is for method=euler and heun: dopri5 would take its rounding for "
             "the flow's own roughness"
         )
-    Speed(asked["precision"], asked["compile"]).give(model)
-    return _Leg(model, solver, _condition(model))
-
-
-def _told_scale(config: dict, source: SampleSet, legs: list[_Leg]) -> tuple[float | None, bool]:
-    """The scale that the flows are told, and whether it is beyond those of a flow's sources.
-
-    UserError where it is needed and not known, is another method's, or lies beyond them unasked.
-    """
-    samples, at, scale = config["samples"], config["at"], source.scale
-    told = [leg.condition for leg in legs if isinstance(leg.condition, ByScale)]
-    if at is not None and not told:
-        raise UserError(f"at={at:g}: the flow is not conditioned on the guidance scale")
-    if at is not None and scale is not None and at != scale:
-        raise UserError(f"at={at:g}: {samples} says that its guidance scale is {scale:g}")
-    scale = at if scale is None else scale
-    beyond = False
-    for condition in told:
-        if scale is None:
-            raise UserError(
-                f"{samples} does not say its guidance scale, on which the flow is conditioned: "
-                "say it by at="
-            )
-        if None not in (condition.method, source.method) and condition.method != source.method:
-            raise UserError(
-                f"{samples} was guided by {source.method}, and the flow knows the scales of "
-                f"{condition.method}: another method's are not the same thing"
-            )
-        if not condition.knows(scale):
-            beyond = True
-            low, high = condition.scales[0], condition.scales[-1]
-            if not config["extrapolate"]:
-                raise UserError(
-                    f"{samples} has guidance scale {scale:g}, and the flow knows those from "
-                    f"{low:g} to {high:g}: extrapolate=true takes the nearest of them"
-                )
-    return scale, beyond
+    Speed(asked["precision"], asked["compile"]).give(leg.model)
+    return leg
 
 
 @verb(tried=_tried)
@@ -246,8 +181,8 @@ def refine(
             parts, spent = [], [0] * len(names)
             with progress(total, "sample", shown=ranks.first) as bar:
                 for x, c in own.batches(batch_size):
-                    moved, evaluations = ready.moved(x, c)
-                    parts.append(moved)
+                    end, evaluations = moved(ready.legs, x, c, ready.scale)
+                    parts.append(end)
                     spent = [a + b for a, b in zip(spent, evaluations, strict=True)]
                     bar.update(len(x) * ranks.size)
             return torch.cat(parts), spent
@@ -271,24 +206,3 @@ def refine(
     beyond = ", by the nearest guidance scale that the flow knows" if ready.extrapolated else ""
     run.say(f"{total} samples, {sum(cost.values()):.0f} evaluations each{beyond}")
     return run.directory
-
-
-def _flow(path: str, weights: Weights) -> Flow:
-    """The trained network; UserError if it is no flow that refines samples."""
-    model = checkpoints.restore(path, weights=weights)
-    if not model.refines:
-        raise UserError(
-            f"{path} starts from noise: refine needs a flow that learner Refinement trained"
-        )
-    if not isinstance(model, Flow):
-        raise UserError(f"{path} is a {type(model).__name__}: refine needs model Flow")
-    return model
-
-
-def _condition(model: Flow) -> Condition | None:
-    """What the flow is told beside the class; checkpoints of version 0.1 name its pairs instead."""
-    if model.conditioned is None:
-        return None
-    if "pairs" in model.conditioned:
-        return Pairs(path=model.conditioned["pairs"]).condition
-    return condition_of(model.conditioned)

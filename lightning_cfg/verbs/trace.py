@@ -4,19 +4,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from torch import Tensor
-
 from lightning_cfg.config import Data, Free, Seed
-from lightning_cfg.diffusion.trajectories import (
-    Along,
-    along,
-    closest,
-    over_time,
-    straightness,
-    time_of,
-)
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.tables import as_csv
+from lightning_cfg.evaluation.traced import check_fits, check_noisy, traced
 from lightning_cfg.interfaces import Model
 from lightning_cfg.runs.files import output_of, write_text
 from lightning_cfg.runs.inputs import Checkpoint, Trajectories, Weights
@@ -33,7 +24,7 @@ def _tried(config: dict) -> dict[str, Any]:
         file = output_of(path, TRAJECTORIES)
         held = load_tensors(file, "path", "sigma", "c")
         for name, reader in readers.items():
-            _fits(file, held, name, reader)
+            check_fits(str(file), f"classifiers.{name}", reader, **held)
     return {}
 
 
@@ -94,21 +85,11 @@ def trace(
     for label, file in ((k, output_of(path, TRAJECTORIES)) for k, path in samples.items()):
         held = load_tensors(file, "path", "sigma", "c")
         for name, reader in readers.items():
-            _fits(file, held, name, reader)
-            for c in held["c"].unique().tolist():
-                own = held["c"] == c
-                path, sigma = held["path"][own].to(place), held["sigma"].to(place)
-                seen = along(reader, path, sigma, c)
-                front = {"samples": label, "class": c, "classifier": name}
-                rows.append({**front, "n": len(path), **_summary(path, sigma, seen)})
-                curves += [front | row for row in _curve(sigma, seen)]
-                boundaries += [
-                    {**front, "sigma": s, "t": t, "u": u}
-                    for s, t, zeros in zip(
-                        sigma.tolist(), time_of(sigma).tolist(), seen.zeros, strict=False
-                    )
-                    for u in zeros.tolist()
-                ]
+            check_fits(str(file), f"classifiers.{name}", reader, **held)
+            found = traced(reader, **held, device=place)
+            for table, new in zip((rows, curves, boundaries), found, strict=True):
+                front = {"samples": label, "class": 0, "classifier": name}  # in this order
+                table += [front | row for row in new]
     run.begin()
     outputs = []
     for name, table in ((SUMMARY, rows), (CURVES, curves), (BOUNDARIES, boundaries)):
@@ -121,68 +102,7 @@ def trace(
     return run.directory
 
 
-def _summary(path: Tensor, sigma: Tensor, seen: Along) -> dict[str, float | None]:
-    wrong = (seen.margin < 0).double()
-    return {
-        "straightness": straightness(path, sigma).mean().item(),
-        "closest": _number(closest(seen.distance, sigma).nanmean()),
-        "distance": _number(over_time(seen.distance, sigma).nanmean()),
-        "wrong_time": over_time(wrong, sigma).mean().item(),
-        "wrong_end": wrong[:, -1].mean().item(),
-        "confidence": seen.confidence[:, -1].mean().item(),
-    }
-
-
-def _curve(sigma: Tensor, seen: Along) -> list[dict[str, float | None]]:
-    quantiles = seen.distance.nanquantile(seen.distance.new_tensor([0.1, 0.5, 0.9]), 0)
-    columns = {
-        "sigma": sigma.double(),
-        "t": time_of(sigma),
-        "distance": seen.distance.nanmean(0),
-        "distance_10": quantiles[0],
-        "distance_50": quantiles[1],
-        "distance_90": quantiles[2],
-        "wrong": (seen.margin < 0).double().mean(0),
-        "confidence": seen.confidence.mean(0),
-    }
-    return [
-        {name: _number(column[i]) for name, column in columns.items()} for i in range(len(sigma))
-    ]
-
-
-def _number(value: Tensor) -> float | None:
-    """None where no trajectory meets a boundary: JSON has no NaN."""
-    return None if value.isnan() else value.item()
-
-
 def _reader(role: str, path: str, data: dict | None, weights: Weights) -> Model:
     reader = network(role, path, data, weights, classifies=True)
-    if reader.clean:
-        raise UserError(f"{role}: {path} reads finished samples only (model.clean), not noisy ones")
+    check_noisy(f"{role}: {path}", reader)
     return reader
-
-
-def _fits(file: Path, held: dict[str, Tensor], name: str, reader: Model) -> None:
-    """UserError unless these are trajectories that the classifier can read."""
-    path, sigma, c = held["path"], held["sigma"], held["c"]
-    if path.ndim < 3 or sigma.shape != path.shape[1:2] or c.shape != path.shape[:1]:
-        raise UserError(
-            f"{file}: path {tuple(path.shape)}, sigma {tuple(sigma.shape)} and c {tuple(c.shape)} "
-            "are not (n, levels, *shape), (levels,) and (n,)"
-        )
-    if not (sigma.diff() < 0).all() or sigma[-1] != 0:
-        raise UserError(f"{file}: sigma does not fall to 0")
-    if len(path) < 1 or len(sigma) < 2:
-        raise UserError(f"{file} holds {len(path)} trajectories of {len(sigma)} noise levels")
-    if reader.num_classes < 2:
-        raise UserError(f"classifiers.{name} knows one class only, so it has no boundary")
-    if tuple(path.shape[2:]) != tuple(reader.shape):
-        raise UserError(
-            f"{file} holds trajectories of shape {tuple(path.shape[2:])}, but classifiers.{name} "
-            f"reads {tuple(reader.shape)}"
-        )
-    if not 0 <= int(c.min()) <= int(c.max()) < reader.num_classes:
-        raise UserError(
-            f"{file} holds classes {int(c.min())} ... {int(c.max())}, classifiers.{name} knows "
-            f"0 ... {reader.num_classes - 1}"
-        )

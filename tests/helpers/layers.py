@@ -14,13 +14,14 @@ VERBS = {
     "encode",
 }
 ORDER = [  # a folder may import those on its own line and on the lines above
-    {"errors", "interfaces", "config", "__init__"},
+    {"errors", "interfaces", "config"},
     {"diffusion", "runs", "latents"},
     {"sampling", "guidance", "nets", "data", "metrics", "refinement"},
     {"evaluation", "weights", "diffusers"},
     {"reports", "training"},
     {"studies"},
     {"verbs"},
+    {"api"},
     {"cli"},
-    VERBS | {"__main__"},
+    VERBS | {"__main__", "__init__"},
 ]

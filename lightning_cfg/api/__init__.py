@@ -1,0 +1,1 @@
+"""What `import lightning_cfg as lc` has as functions, beside its folders; see docs/python.md."""
