@@ -138,7 +138,7 @@ class Generated(SampleSet):
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Samples and classes, in batches of the generation's own size."""
         for seeds in self._seeds.split(self._rows):
-            before = {role: net.evaluations for role, net in self._made.networks.items()}
+            before = self._made.spent()
             began = time.monotonic()
             c, steps = self._made.start(seeds)
             *_, (_, x) = steps
@@ -149,7 +149,7 @@ class Generated(SampleSet):
 
     def _cost(self, before: dict[str, int], began: float, n: int) -> None:
         """Say in `about` what the samples have cost so far, of which these n are the last."""
-        spent = {r: net.evaluations - before[r] for r, net in self._made.networks.items()}
+        spent = {r: evaluations - before[r] for r, evaluations in self._made.spent().items()}
         self._spent = {role: self._spent.get(role, 0) + k for role, k in spent.items()}
         self._seconds += time.monotonic() - began
         self._n += n

@@ -45,6 +45,10 @@ class Prepared:
         steps = {role: net.step for role, net in self.networks.items()}
         return {role: step for role, step in steps.items() if step is not None}
 
+    def spent(self) -> dict[str, int]:
+        """The evaluations of each network so far, in samples."""
+        return {role: net.evaluations for role, net in self.networks.items()}
+
     def start(self, seeds: Tensor, rows: int = 0) -> tuple[Tensor, Trajectory]:
         """Classes (B,) and the sampler's steps (sigma, x), whose last x are the samples.
 

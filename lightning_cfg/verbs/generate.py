@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,11 +27,12 @@ from lightning_cfg.reports.contact_sheet import contact_sheet
 from lightning_cfg.reports.panels import save
 from lightning_cfg.runs.inputs import Weights
 from lightning_cfg.runs.names import SAMPLES, SHEET, TRAJECTORIES
+from lightning_cfg.runs.parts import Parts, room
 from lightning_cfg.runs.pngs import IMAGES, check_images, drawable, save_images
 from lightning_cfg.runs.progress import progress
-from lightning_cfg.runs.ranks import Ranks, launched, sharing
+from lightning_cfg.runs.ranks import launched, sharing
 from lightning_cfg.runs.run import Run, verb
-from lightning_cfg.runs.tensors import load_tensors, save_tensors
+from lightning_cfg.runs.tensors import load_tensors
 from lightning_cfg.sampling.guided import check_roles, check_together
 from lightning_cfg.sampling.network import Networks
 from lightning_cfg.sampling.prepared import Prepared, pick_device, prepare
@@ -125,41 +126,24 @@ def generate(
     asked |= {"class_label": class_label, "weights": weights, "device": device, "images": images}
     ready, pictures = _prepared({**asked, "decode": decode, "n": n, "seed": seed})
     states = n + trajectories * sampler.get("steps", 1)
-    run.check_room(4.0 * states * prod(ready.shape))
+    run.check_room(room(4.0 * states * prod(ready.shape)))
 
     with sharing() as ranks:
         ranks.check(n, f"n={n}")
         seeds = torch.arange(seed, seed + n)
-        began = time.monotonic()
-        made = ranks.raise_together(lambda: _made(ready, ranks, seeds, batch_size, trajectories))
-        levels = _levels(ranks.all_gather_object(made[3]), sampler["name"], trajectories)
-        seconds = ranks.sum({"seconds": time.monotonic() - began})["seconds"] / n
-        evaluations = {role: net.evaluations / n for role, net in ready.networks.items()}
-        evaluations = ranks.sum(evaluations)
-        x, c = map(ranks.gather_rows, made[:2])
-        path = ranks.gather_rows(made[2]) if trajectories else made[2]
+        parts = Parts(run, ranks, batch_size=batch_size, device=ready.device)
+        with parts.kept(n, "samples"):
+            ranks.raise_together(lambda: _make(ready, parts, seeds, batch_size, trajectories))
+            out = _written(ready, parts, seeds, batch_size, trajectories, sampler["name"])
+            cost = {name: value / n for name, value in ranks.sum(parts.total()).items()}
     if not ranks.first:
         return run.directory
-    run.begin()  # only now: other settings, after an error above, are not refused as another run's
-    out = [save_tensors(run.directory / SAMPLES, x=x, c=c, seed=seeds)]
-    if trajectories:
-        kept = {"path": path, "sigma": torch.tensor(levels, dtype=torch.float64)}
-        kept |= {"c": c[:trajectories], "seed": seeds[:trajectories]}
-        out.append(save_tensors(run.directory / TRAJECTORIES, **kept))
-    if images is not None:
-        place, labelled = run.directory / IMAGES[images], ready.classes > 0
-        saved = {"x": x, "c": c, "seed": seeds, "labelled": labelled}
-        out.append(save_images(place, **saved, as_bytes=pictures.bytes))
-    if drawable(pictures.shape):
-        rows = ready.classes if class_label is None else 0
-        sheet = contact_sheet({"samples": pictures.first(x, c, 10, rows)}, rows, columns=10)
-        colours = 32 if pictures.shape[0] == 1 else 0
-        save(sheet, run.directory / "figures/samples", colours=colours)
-        out += [run.directory / name for name in SHEET]
-    facts = {"evaluations": evaluations, "seconds_per_sample": seconds}
+    with parts.kept(n, "samples"):
+        out += _drawn(run.directory, ready, pictures, images)
+    facts = {"seconds_per_sample": cost.pop("seconds"), "evaluations": cost}
     facts |= {"weights": weights, "num_classes": ready.classes, "steps": ready.steps}
     run.finish(*out, **facts, solver_dtype="float64")
-    run.say(f"{n} samples, {sum(evaluations.values()):.0f} evaluations each")
+    run.say(f"{n} samples, {sum(cost.values()):.0f} evaluations each")
     return run.directory
 
 
@@ -178,42 +162,91 @@ def _add_images(run: Run, images: str | None, decode: dict | None, device: str) 
     run.add(save_images(place, **held, labelled=labelled, as_bytes=pictures.bytes))
 
 
-def _levels(of_ranks: list, sampler: str, trajectories: int) -> list[float]:
+@torch.no_grad()
+def _make(ready: Prepared, parts: Parts, seeds: Tensor, batch_size: int, trajectories: int) -> None:
+    """This rank's samples, batch by batch, as far as they are not there yet.
+
+    A batch has x, c and, where trajectories of it are wanted and in a rank's first, path and sigma.
+    trajectories  so many are wanted of all seeds, the first ones
+    """
+    ranks = parts.ranks
+    own, wanted = ranks.share(seeds), len(ranks.share(seeds[:trajectories]))
+    with progress(len(seeds), " samples", shown=ranks.first) as bar:
+        for k, some in enumerate(own.split(batch_size)):
+            if str(k) not in parts:
+                rows = min(max(0, wanted - k * batch_size), len(some))
+                _make_batch(ready, parts, str(k), some, rows, trajectories and (rows or not k))
+            bar.update(len(some) * ranks.size)
+    if ranks.size > 1:
+        parts.flush()  # now, since a signal ends a rank that waits for others at once
+
+
+def _make_batch(
+    ready: Prepared, parts: Parts, name: str, seeds: Tensor, rows: int, with_path: bool | int
+) -> None:
+    """The samples of these seeds, and the paths of the first so many."""
+    began, before = time.monotonic(), ready.spent()
+    c, steps = ready.start(seeds, rows)
+    path, sigmas = [], []
+    for sigma, x in steps:
+        if with_path:
+            path.append(x[:rows].float().cpu())
+            sigmas.append(sigma)
+    check_finite(x, seeds)
+    made = {"x": x.float(), "c": c}
+    if with_path:
+        made |= {"path": torch.stack(path, 1)}
+        made |= {"sigma": torch.tensor(sigmas, dtype=torch.float64)}
+    spent = {role: evaluations - before[role] for role, evaluations in ready.spent().items()}
+    parts.keep(name, made, rows=len(seeds), seconds=time.monotonic() - began, **spent)
+
+
+def _written(
+    ready: Prepared, parts: Parts, seeds: Tensor, batch_size: int, trajectories: int, sampler: str
+) -> list[Path]:
+    """The files of all ranks' samples and of their paths, which the first rank writes."""
+    ranks, n, none = parts.ranks, len(seeds), torch.empty(0, *ready.shape)
+    batches = ceil(ceil(n / ranks.size) / batch_size)
+    levels = _levels(parts, batches, sampler, trajectories) if trajectories else []
+    if ranks.first:
+        parts.run.begin()  # only now, or by what was kept: after an error the place is free
+    shapes = {"x": ((n, *ready.shape), none.dtype), "c": ((n,), torch.int64)}
+    blocks = parts.in_order(batches, x=none, c=torch.empty(0, dtype=torch.int64))
+    out = [parts.joined(SAMPLES, shapes | {"seed": ((n,), torch.int64)}, blocks, seed=seeds)]
+    if trajectories:
+        kept = parts.in_order(batches, path=torch.empty(0, len(levels), *ready.shape))
+        sigma = torch.tensor(levels, dtype=torch.float64)
+        c = load_tensors(out[0], "c")["c"] if ranks.first else seeds
+        whole = {"sigma": sigma, "c": c[:trajectories], "seed": seeds[:trajectories]}
+        shapes = {name: (tuple(held.shape), held.dtype) for name, held in whole.items()}
+        shapes["path"] = (trajectories, len(levels), *ready.shape), none.dtype
+        out.append(parts.joined(TRAJECTORIES, shapes, kept, **whole))
+    return out
+
+
+def _drawn(directory: Path, ready: Prepared, pictures: Pictures, images: str | None) -> list[Path]:
+    """The images that are asked for, and the sheet of the first ones, of samples that are there."""
+    held, out = load_tensors(directory / SAMPLES, "x", "c", "seed"), []
+    if images is not None:
+        place, labelled = directory / IMAGES[images], ready.classes > 0
+        out.append(save_images(place, **held, labelled=labelled, as_bytes=pictures.bytes))
+    if drawable(pictures.shape):
+        rows = ready.classes if ready.class_label is None else 0
+        first = pictures.first(held["x"], held["c"], 10, rows)
+        sheet = contact_sheet({"samples": first}, rows, columns=10)
+        save(sheet, directory / "figures/samples", colours=32 if pictures.shape[0] == 1 else 0)
+        out += [directory / name for name in SHEET]
+    return out
+
+
+def _levels(parts: Parts, batches: int, sampler: str, trajectories: int) -> list[float]:
     """The noise levels of all batches with trajectories, which have to be the same."""
-    levels = list(itertools.chain(*of_ranks))
+    own = [parts[str(k)] for k in range(batches) if str(k) in parts]
+    told = [tensors["sigma"].tolist() for tensors in own if "sigma" in tensors]
+    levels = list(itertools.chain(*parts.ranks.all_gather_object(told)))
     if any(sigmas != levels[0] for sigmas in levels):
         raise UserError(
             f"sampler {sampler} takes other steps in each batch, so its trajectories "
             f"must be of one: batch_size={trajectories} or more, and one process"
         )
-    return levels[0] if levels else []
-
-
-@torch.no_grad()
-def _made(
-    ready: "Prepared", ranks: Ranks, seeds: Tensor, batch_size: int, trajectories: int
-) -> tuple[Tensor, Tensor, Tensor, list[list[float]]]:
-    """This rank's samples and classes; its wanted trajectories' paths and each batch's levels.
-
-    trajectories  so many are wanted of all seeds, the first ones
-    """
-    xs, cs, paths, levels = [], [], [], []
-    own, wanted = ranks.share(seeds), len(ranks.share(seeds[:trajectories]))
-    with progress(len(seeds), "sample", shown=ranks.first) as bar:
-        for some in own.split(batch_size):
-            rows = min(max(0, wanted - sum(map(len, xs))), len(some))
-            c, steps = ready.start(some, rows)
-            path, sigmas = [], []
-            for sigma, x in steps:
-                if trajectories:
-                    path.append(x[:rows].float().cpu())
-                    sigmas.append(sigma)
-            check_finite(x, some)
-            xs.append(x.float().cpu())
-            cs.append(c.cpu())
-            if trajectories and (rows or not paths):
-                paths.append(torch.stack(path, 1))
-                levels.append(sigmas)
-            bar.update(len(some) * ranks.size)
-    path = torch.cat(paths) if trajectories else torch.zeros(len(own), 0)
-    return torch.cat(xs), torch.cat(cs), path, levels
+    return levels[0]
