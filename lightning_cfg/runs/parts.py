@@ -2,7 +2,7 @@
 
 A batch is known by its name. Some of them stay in memory for a while and then go to a file in
 `parts/` of the run's directory, a rank's own; when the run has finished the folder is removed. What
-was made by another number of ranks or on another device is made again, to be the same to the last bit.
+was made by another number of ranks or on another device is made again, to the last bit.
 """
 
 import hashlib
@@ -88,8 +88,10 @@ class Parts:
             own = [key for key in file.keys() if key.startswith(start)]
             return {key.removeprefix(start): file.get_tensor(key) for key in own}
 
-    def facts(self, name: str) -> dict:
-        return self._facts[name]
+    @property
+    def rows(self) -> int:
+        """Of all batches that there are."""
+        return sum(facts["rows"] for facts in self._facts.values())
 
     def keep(self, name: str, tensors: dict[str, Tensor], **facts: Any) -> None:
         """Have a batch: its tensors, and numbers that are known of it."""
@@ -173,12 +175,11 @@ class Parts:
             raise
         except BaseException:
             self.flush()
-            done = sum(facts["rows"] for facts in self._facts.values())
-            if done:
+            if self.rows:
                 share = (
                     f", of this rank's {total // self.ranks.size}" if self.ranks.size > 1 else ""
                 )
-                self.run.kept = f"with {done} of {total} {what} kept{share}"
+                self.run.kept = f"with {self.rows} of {total} {what} kept{share}"
             raise
 
     def _withdraw(self) -> None:

@@ -171,12 +171,13 @@ def _make(ready: Prepared, parts: Parts, seeds: Tensor, batch_size: int, traject
     """
     ranks = parts.ranks
     own, wanted = ranks.share(seeds), len(ranks.share(seeds[:trajectories]))
-    with progress(len(seeds), " samples", shown=ranks.first) as bar:
+    done = parts.rows * ranks.size
+    with progress(len(seeds), " samples", shown=ranks.first, initial=done) as bar:
         for k, some in enumerate(own.split(batch_size)):
             if str(k) not in parts:
                 rows = min(max(0, wanted - k * batch_size), len(some))
                 _make_batch(ready, parts, str(k), some, rows, trajectories and (rows or not k))
-            bar.update(len(some) * ranks.size)
+                bar.update(len(some) * ranks.size)
     if ranks.size > 1:
         parts.flush()  # now, since a signal ends a rank that waits for others at once
 

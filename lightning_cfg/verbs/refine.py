@@ -256,7 +256,8 @@ def _make(ready: _Ready, parts: Parts, names: list[str], batch_size: int) -> Non
     """
     ranks, source = parts.ranks, ready.source
     own = ranks.share(torch.arange(len(source)))
-    with progress(len(source), " samples", shown=ranks.first) as bar:
+    done = parts.rows * ranks.size
+    with progress(len(source), " samples", shown=ranks.first, initial=done) as bar:
         for k, rows in enumerate(own.split(batch_size)):
             if str(k) not in parts:
                 began, (x, c) = time.monotonic(), next(source.chosen(rows).batches(len(rows)))
@@ -264,7 +265,7 @@ def _make(ready: _Ready, parts: Parts, names: list[str], batch_size: int) -> Non
                 spent = dict(zip(names, evaluations, strict=True))
                 seconds = time.monotonic() - began
                 parts.keep(str(k), {"x": moved}, rows=len(rows), seconds=seconds, **spent)
-            bar.update(len(rows) * ranks.size)
+                bar.update(len(rows) * ranks.size)
     if ranks.size > 1:
         parts.flush()  # now, since a signal ends a rank that waits for others at once
 
