@@ -15,7 +15,7 @@ from lightning_cfg.config import checked, dump
 from lightning_cfg.errors import UserError, did_you_mean
 from lightning_cfg.runs.files import is_empty, write_text
 from lightning_cfg.runs.lock import Lock
-from lightning_cfg.runs.manifests import fault_of, read_manifest, read_record
+from lightning_cfg.runs.manifests import fault_of, read_manifest, read_record, trained
 from lightning_cfg.runs.run import FORMAT, identity
 from lightning_cfg.runs.to_come import ToCome
 from lightning_cfg.studies.graph import Output, Stage
@@ -193,8 +193,8 @@ def _is_done(stage: Stage, settings: dict, directory: Path) -> bool:
     manifest = directory / "manifest.json"
     if not manifest.is_file() or stage.verb != "fit":
         return manifest.is_file()
-    steps = read_manifest(directory, "step")["step"]  # it may be asked for more than it has
-    return steps == settings["trainer"].get("max_steps")
+    # it may be asked for more steps than it has
+    return trained(read_manifest(directory, "step"), settings["trainer"].get("max_steps"))
 
 
 def in_order(stages: dict[str, Stage]) -> Iterator[Stage]:
