@@ -17,6 +17,7 @@ from lightning_cfg.runs.names import SAMPLES, TRAJECTORIES
 from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.run import Run
 from lightning_cfg.runs.tensors import save_rows, save_tensors
+from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
 from lightning_cfg.verbs.refine import refine
@@ -251,3 +252,32 @@ def test_what_another_number_of_ranks_has_made_is_made_again(tmp_path, capsys):
     assert "0" not in parts.Parts(run, Ranks(0, 1), device="cpu")
     assert "by another number of ranks" in capsys.readouterr().out
     assert list((tmp_path / "run/parts").iterdir()) == []
+
+
+def test_evaluate_goes_on_where_it_was(call, config, at_once):
+    """Every number is that of an evaluation that was not interrupted, and so is what it cost."""
+    made = {key: value for key, value in config.items() if key != "trajectories"}
+    asked = {"generate": {"mine": made}, "data": config["data"], "real": 20, "bank": 20}
+    asked |= {"metrics": ["frechet", "energy_distance"], "draws": 2}
+    assert call(evaluate, asked, "run_dir=whole").status == 0
+    assert batches == 2 * [5, 5, 5, 5, 3]
+    for cut_off in (3, 4):  # in the first draw, and in the second
+        batches.clear()
+        at.clear()
+        at[cut_off] = ctrl_c
+        cut = call(evaluate, asked, "run_dir=cut")
+        assert cut.status == 130, cut.err
+        done = {3: 15, 4: 15 + 5 + 3 + 10}[cut_off]
+        assert f"with {done} of 46 samples kept; started again it goes on" in cut.err
+    batches.clear()
+    at.clear()
+    assert call(evaluate, asked, "run_dir=cut").status == 0
+    assert batches == [5, 5, 3]
+    same("whole", "cut", "metrics/metrics.json")
+    numbers = [
+        json.loads(Path(run, "metrics/numbers.json").read_text()) for run in ("whole", "cut")
+    ]
+    for one, two in zip(*numbers, strict=True):
+        for row in (one, two):
+            row.pop("seconds_per_sample")
+        assert one == two

@@ -88,6 +88,9 @@ class Parts:
             own = [key for key in file.keys() if key.startswith(start)]
             return {key.removeprefix(start): file.get_tensor(key) for key in own}
 
+    def facts(self, name: str) -> dict:
+        return self._facts[name]
+
     @property
     def rows(self) -> int:
         """Of all batches that there are."""

@@ -19,7 +19,7 @@ from lightning_cfg.runs.inputs import Weights
 from lightning_cfg.runs.ranks import launched
 from lightning_cfg.sampling.checked import check_answer
 from lightning_cfg.sampling.decoded import of_decoded
-from lightning_cfg.sampling.guided import check_roles, guide
+from lightning_cfg.sampling.guided import check_roles, guide, spare
 from lightning_cfg.sampling.network import Networks, decodes, network_of
 from lightning_cfg.sampling.sample import sample
 from lightning_cfg.sampling.seeds import seeded
@@ -69,12 +69,15 @@ def prepare(
     class_label: int | None = None,
     weights: Weights = "ema",
     device: str = "auto",
+    spare_models: bool = False,
 ) -> Prepared:
     """Restore the networks and put them together, as `generate` describes them.
 
     Raises UserError where they do not fit each other, the guidance, or the sampler.
     """
-    check_roles(guidance, models)
+    check_roles(guidance, models, more=spare_models)
+    left_out = spare(guidance, models)
+    models = {role: named_so for role, named_so in models.items() if role not in left_out}
     place = pick_device(device)
     networks = _restored(models, data, weights, place)
     shape, classes = _agree(networks)

@@ -33,7 +33,7 @@ from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import launched, sharing
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.runs.tensors import load_tensors
-from lightning_cfg.sampling.guided import check_roles, check_together
+from lightning_cfg.sampling.guided import check_roles, check_together, spare
 from lightning_cfg.sampling.network import Networks
 from lightning_cfg.sampling.prepared import Prepared, pick_device, prepare
 from lightning_cfg.sampling.sample import check_finite
@@ -63,9 +63,10 @@ def _prepared(config: dict) -> tuple[Prepared, Pictures]:
 
     UserError for keys of `generate` that do not fit each other.
     """
-    check_roles(config["guidance"], config["models"])
+    check_roles(config["guidance"], config["models"], more=config["spare_models"])
     check_seeds(config["seed"], config["n"])
     keys = ("models", "guidance", "sampler", "data", "class_label", "weights", "device")
+    keys += ("spare_models",)
     ready = prepare(**{key: config[key] for key in keys})
     pictures = pictures_of(config["decode"], ready.shape, ready.device)
     check_images(config["images"], pictures.shape)
@@ -92,6 +93,7 @@ def generate(
     images: Annotated[Literal["folder", "zip"] | None, Free] = None,
     decode: Annotated[Decode | None, Free] = None,
     device: Annotated[str, Free] = "auto",
+    spare_models: Annotated[bool, Free] = False,
     trust: Annotated[list[str], Free] = [],
     force: bool = False,
 ) -> Path:
@@ -112,10 +114,12 @@ def generate(
                  finished run makes them of its samples
     decode       what makes images of latents, which the samples remain: for `images` and
                  figures/samples.png
+    spare_models  `models` may name networks that the guidance does not use, and they are left out:
+                 so that one config serves a sweep over methods
     trust        modules of one's own that a checkpoint may name; see docs/security.md
     force        does a finished run again
     """
-    check_roles(guidance, models)
+    check_roles(guidance, models, more=spare_models)
     if run.finished():
         _add_images(run, images, decode, device)
         run.say(f"finished already, {n} samples")
@@ -124,6 +128,9 @@ def generate(
 
     asked = {"models": models, "guidance": guidance, "sampler": sampler, "data": data}
     asked |= {"class_label": class_label, "weights": weights, "device": device, "images": images}
+    asked |= {"spare_models": spare_models}
+    for role in spare(guidance, models):
+        run.say(f"models.{role} is left out, guidance {guidance['name']} does not use it")
     ready, pictures = _prepared({**asked, "decode": decode, "n": n, "seed": seed})
     states = n + trajectories * sampler.get("steps", 1)
     run.check_room(room(4.0 * states * prod(ready.shape)))
