@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,13 +105,13 @@ def test_generate_goes_on_where_it_was(call, config, at_once, what, status):
     same("whole", "cut", SAMPLES, TRAJECTORIES)
     told = [json.loads(Path(run, "manifest.json").read_text()) for run in ("whole", "cut")]
     assert told[0]["evaluations"] == told[1]["evaluations"] == {"model": 7.0}
-    assert not Path("cut/parts").exists()
+    assert not Path("cut/.parts").exists()
 
 
 def test_without_time_for_a_part_an_interrupt_writes_what_is_in_memory(call, config):
     at[2] = ctrl_c
     assert call(generate, config, "run_dir=cut").status == 130
-    assert len(list(Path("cut/parts").iterdir())) == 1
+    assert len(list(Path("cut/.parts").iterdir())) == 1
     batches.clear()
     at.clear()
     assert call(generate, config, "run_dir=cut").status == 0
@@ -129,7 +130,7 @@ def test_a_killed_process_loses_what_was_not_written(call, config, at_once):
     other = call(generate, config, "run_dir=cut", "seed=5")
     assert other.status == 2
     assert "belongs to another run (settings.seed" in other.err
-    first, second, _ = sorted(Path("cut/parts").iterdir())
+    first, second, _ = sorted(Path("cut/.parts").iterdir())
     content = bytearray(first.read_bytes())
     content[-1] ^= 1
     first.write_bytes(content)
@@ -251,7 +252,38 @@ def test_what_another_number_of_ranks_has_made_is_made_again(tmp_path, capsys):
     assert capsys.readouterr().out == ""
     assert "0" not in parts.Parts(run, Ranks(0, 1), device="cpu")
     assert "by another number of ranks" in capsys.readouterr().out
-    assert list((tmp_path / "run/parts").iterdir()) == []
+    assert list((tmp_path / "run/.parts").iterdir()) == []
+
+
+def waits(denoise, noise, c, *, steps: int = 2) -> Iterator:
+    """Heun's steps; the third batch waits for a signal, as long as nobody has said `go`."""
+    batches.append(len(noise))
+    if len(batches) == 3 and not Path("go").exists():
+        Path(f"waits_{os.environ['RANK']}").touch()
+        time.sleep(100)
+    yield from heun(denoise, noise, c, steps=steps)
+
+
+def test_several_ranks_go_on_where_they_were(together, config):
+    """Each with what it had; the files are those of as many ranks that nobody interrupted."""
+    asked = {**config, "sampler": {"name": f"{HERE}.waits"}, "n": 31, "batch_size": 4}
+    cut = together(generate, asked, "run_dir=cut")
+    until = time.monotonic() + 120
+    while not all((cut.folder / f"waits_{rank}").exists() for rank in (0, 1)):
+        assert time.monotonic() < until, cut.said("err")
+        time.sleep(0.1)
+    for process in cut.processes:
+        os.kill(process.pid, signal.SIGTERM)
+    assert cut.wait() == [75, 75], cut.said("err")
+    for err in cut.said("err"):
+        assert "SIGTERM ended it, with 8 of 31 samples kept, of this rank's 15" in err
+    (cut.folder / "go").touch()
+    again = together(generate, asked, "run_dir=cut")
+    assert again.wait() == [0, 0], again.said("err")
+    whole = together(generate, asked, "run_dir=whole")
+    assert whole.wait() == [0, 0], whole.said("err")
+    same(str(cut.folder / "whole"), str(cut.folder / "cut"), SAMPLES, TRAJECTORIES)
+    assert not (cut.folder / "cut/.parts").exists()
 
 
 def test_evaluate_goes_on_where_it_was(call, config, at_once):

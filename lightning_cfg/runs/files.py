@@ -17,7 +17,7 @@ from lightning_cfg.errors import NotWritten, UserError
 from lightning_cfg.runs.to_come import ToCome
 
 LOCK = ".lock"  # of `lock`, in a directory that somebody writes
-PARTS = "parts"  # of `parts`, what an unfinished run has made
+PARTS = ".parts"  # of `parts`, what an unfinished run has made
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.[^.]+)?")  # as `write` and `write_folder` name them
 
 

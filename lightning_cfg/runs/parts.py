@@ -1,7 +1,7 @@
 """What an unfinished run has made, batch by batch: interrupted, it goes on where it was.
 
 A batch is known by its name. Some of them stay in memory for a while and then go to a file in
-`parts/` of the run's directory, a rank's own; when the run has finished the folder is removed. What
+`.parts/` of the run's directory, a rank's own; when the run has finished it is removed. What
 was made by another number of ranks or on another device is made again, to the last bit.
 """
 

@@ -133,7 +133,7 @@ class Told(EachStep):
             new = step % trainer.log_every_n_steps == 0
         else:
             new = self.scores.due(step, trainer.max_steps)
-            if new and trainer.world_size > 1:  # only the first rank has scored
+            if new and self.callbacks and trainer.world_size > 1:  # only the first rank has scored
                 told = self.stop.broadcast((learner.scores, learner.scored_at))
                 learner.scores, learner.scored_at = told
                 learner.publish(learner.scores)

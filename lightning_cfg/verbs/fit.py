@@ -128,6 +128,7 @@ def fit(
         None if run.again else _start(resume, run.directory / LAST, recipe, trainer["max_steps"])
     )
 
+    run.kept = "" if start is None else f"with what {start} holds kept"
     # only now: Lightning takes seconds to import, and a study reads this verb's keys too
     from lightning_cfg.training.train import train
 
