@@ -10,6 +10,10 @@ class UserError(Exception):
     """A mistake of the user's: one line that names the thing and what would be right (exit 2)."""
 
 
+class NotWritten(UserError):
+    """A full disk, or a place that cannot be written: what was made before is kept (exit 2)."""
+
+
 class Diverged(Exception):
     """Too many steps not finite: the run stops, its last good checkpoint stays (exit 1)."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_cfg.data.images import Images
 from lightning_cfg.diffusion.draws import keyed
-from lightning_cfg.errors import UserError
+from lightning_cfg.errors import Interrupted, UserError
 from lightning_cfg.evaluation import kept
 from lightning_cfg.evaluation.build import real_side
 from lightning_cfg.evaluation.features import Space
@@ -219,7 +219,7 @@ def interrupted(*, file: str) -> Space:
 
 def test_what_was_cut_off_is_not_there(config, tmp_path):
     asked = {**config, "features": {**config["features"], "name": f"{HERE}.interrupted"}}
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         pair(**asked, run_dir=str(tmp_path / "stopped"))
     assert list((tmp_path / "one").iterdir()) == []
     counted(tmp_path)

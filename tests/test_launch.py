@@ -96,6 +96,17 @@ def test_a_run_that_was_asked_to_end_is_requeued(commands, tmp_path, monkeypatch
     ]  # fmt: skip
 
 
+def test_samples_that_were_asked_to_end_are_requeued(commands, tmp_path, monkeypatch):
+    put(commands, "srun", 'printf "%s|" "$@" >words; exit 75')
+    put(commands, "scontrol", 'echo "$@" >>log; [[ $1 != show ]] || echo "JobState=RUNNING R"')
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    done = called("slurm_verb.sbatch", "generate", "--config", "x.yaml", cwd=tmp_path)
+    assert done.returncode == 75
+    assert (tmp_path / "log").read_text().splitlines() == ["show job 7", "requeue 7"]
+    words = (tmp_path / "words").read_text().split("|")
+    assert words[1:-1] == ["python", "-m", "lightning_cfg.generate", "--config", "x.yaml"]
+
+
 def test_a_run_that_fails_is_not_requeued(commands, tmp_path, monkeypatch):
     put(commands, "srun", "exit 2")
     put(commands, "scontrol", "touch log")

@@ -11,6 +11,7 @@ from lightning_cfg.config import load
 from lightning_cfg.errors import UserError
 from lightning_cfg.studies.cost import cost
 from lightning_cfg.studies.graph import Output, Stage, graph_of
+from lightning_cfg.studies.left import Taken
 from lightning_cfg.studies.stages import in_order
 from lightning_cfg.verbs.study import _check, study
 
@@ -123,3 +124,30 @@ def test_a_fit_may_have_data_of_its_own():
         graph("fit_data={judge: {limit: 500}}")
     with pytest.raises(UserError, match=r"fit_data.base.limits"):
         graph("fit_data={base: {limits: 500}}")
+
+
+def test_what_is_left_is_told_by_what_was_measured():
+    """By images, evaluations and samples: with the rates of the stages that are done."""
+    fit = {"batch_size": 10, "trainer": {"max_steps": 100}}
+    more = {"batch_size": 20, "trainer": {"max_steps": 300}}
+    heun = {"name": "heun", "steps": 3}  # 5 evaluations
+    made = {"models": {"model": "a"}, "sampler": heun, "n": 100}
+    both = {"models": {"model": "a", "weak": "b"}, "sampler": heun, "n": 30}
+    stages = {
+        "fit a": Stage("fit a", "fit", fit),
+        "fit b": Stage("fit b", "fit", more),
+        "one": Stage("one", "generate", made),
+        "two": Stage("two", "generate", both),
+        "refine": Stage("refine", "refine", {"samples": Output("two")}),
+        "refine one": Stage("refine one", "refine", {"samples": Output("one")}),
+    }
+    taken = Taken(stages)
+    assert taken.left(stages.values()) == ""
+    taken.add(stages["fit a"], 50.0)
+    taken.add(stages["one"], 10.0)
+    # of "fit b" 6000 images at 20 a second; of "two" 300 evaluations at 50 a second
+    assert taken.left([stages["fit b"], stages["two"]]) == "about 0:05:06"
+    assert taken.left([stages["two"], stages["refine"]]) == "at least 0:00:06"
+    taken.add(stages["refine"], 3.0)
+    assert taken.left([stages["refine one"]]) == "about 0:00:10"
+    assert taken.left([]) == ""

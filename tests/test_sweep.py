@@ -21,6 +21,7 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.reports.sweep import against, axis, number, shortened
 from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.lock import Lock
+from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.verbs import sweep
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
@@ -303,6 +304,40 @@ def test_a_sweep_of_a_verb_without_a_logger(here, within, trained):
         run = yaml.safe_load(Path(f"runs/made_{scale}/config.yaml").read_text())
         assert run["guidance"]["scale"] == scale
         assert run["class_label"] is None
+
+
+def test_methods_that_need_other_networks(here, within, trained, capsys):
+    """One config names all of them, and each method takes its own; the samples are the same."""
+    made = yaml.safe_load(Path("evaluate.yaml").read_text())["generate"]["guided"]
+    made["models"] = {"model": trained["base"], "weak": trained["base"]}
+    alone = {**made, "models": {"model": trained["base"]}, "run_dir": "alone"}
+    made |= {"spare_models": True, "run_dir": "runs/made_${guidance.name}"}
+    made["guidance"]["scale"] = 2.0
+    alone["guidance"] = {"name": "classifier_free", "scale": 2.0}
+    Path("made.yaml").write_text(yaml.safe_dump(made))
+    Path("alone.yaml").write_text(yaml.safe_dump(alone))
+    write(
+        name="two methods", description="each with its networks",
+        command=["${env}", "${interpreter}", "-m", "lightning_cfg.generate", "--config",
+                 "made.yaml", "${args_no_hyphens}"],
+        parameters={"guidance.name": {"values": ["classifier_free", "autoguidance"]}},
+    )  # fmt: skip
+    assert sweep.main(["sweep.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("models.weak is left out, guidance classifier_free does not use it") == 1
+    assert (
+        Path("runs/sweep/table.md")
+        .read_text()
+        .startswith("two methods: each with its networks\n\n|")
+    )
+    sys.argv = ["generate", "--config", "alone.yaml"]
+    main(resolve("", "lightning_cfg.verbs.generate.generate"))
+    same = [Path(run, SAMPLES).read_bytes() for run in ("alone", "runs/made_classifier_free")]
+    assert same[0] == same[1]
+    made["spare_models"] = False
+    Path("made.yaml").write_text(yaml.safe_dump(made))
+    assert sweep.main(["sweep.yaml"]) == 1
+    assert "spare_models=true leaves it out" in capsys.readouterr().err
 
 
 def test_a_number_that_yaml_takes_for_a_text():

@@ -507,7 +507,9 @@ def all_counted(out: str, stages: dict) -> bool:
 def test_second_call_reuses_every_stage(small_study, mixture, capsys):
     assert not any(stage["reused"] for stage in small_study.stages.values())
     again = run_study(small_study.root, mixture)
-    assert all_counted(capsys.readouterr().out, again)
+    out = capsys.readouterr().out
+    assert all_counted(out, again)
+    assert " left)" not in out  # nothing takes time
     assert all(stage["reused"] for stage in again.values())
     assert {n: s["hash"] for n, s in again.items()} == {
         n: s["hash"] for n, s in small_study.stages.items()

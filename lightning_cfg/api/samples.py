@@ -23,6 +23,7 @@ from lightning_cfg.runs.tensors import save_tensors
 from lightning_cfg.sampling.batches import made
 from lightning_cfg.sampling.flows import check_alike, leg_of, moved, told_scale
 from lightning_cfg.sampling.guided import looked_at
+from lightning_cfg.sampling.levels import ends_above, of_pipeline
 from lightning_cfg.sampling.prepared import Prepared, pick_device, within_limits
 from lightning_cfg.sampling.seeds import SEEDS
 
@@ -106,8 +107,8 @@ def sample(
     """
     ready, own = ready_for(denoiser, sampler, like, device), seeds_of(seeds)
     told = labels_of(labels, len(own), ready, like or denoiser)
-    x, c, *_ = made(ready, own, batch_size=batch_size, labels=told)
-    return Samples(x, c, own)
+    found, _ = made(ready, own, batch_size=batch_size, labels=told)
+    return Samples(found["x"], found["c"], own)
 
 
 @torch.inference_mode(False)
@@ -174,14 +175,16 @@ def ready_for(
         what = "a classifier" if getattr(model, "classifies", False) else "a flow: use lc.refined"
         raise UserError(f"samples are made by a denoiser, and this is {what}")
     place = device_of(model) if device is None else torch.device(device)
+    section, along = of_pipeline(asked(Sampler, sampler, "sampler"), known)
     return Prepared(
         {},
-        looked_at(guided, "the denoiser"),
-        within_limits(asked(Sampler, sampler, "sampler"), model),
+        ends_above(looked_at(guided, "the denoiser"), along),
+        within_limits(section, model),
         tuple(known.shape),
         known.num_classes or 0,
         None,
         pick_device(str(place)),
+        along.start,
     )
 
 

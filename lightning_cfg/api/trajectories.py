@@ -74,7 +74,6 @@ def trajectory(
     """
     ready, own = ready_for(denoiser, sampler, like, device), seeds_of(seeds)
     told = labels_of(labels, len(own), ready, like or denoiser)
-    how: dict[str, Any] = {"batch_size": batch_size, "trajectories": len(own), "labels": told}
-    _, c, path, levels = made(ready, own, **how)
+    found, levels = made(ready, own, batch_size=batch_size, trajectories=True, labels=told)
     sigma = torch.tensor(levels_of([levels], ready.sampler["name"], len(own)), dtype=torch.float64)
-    return Trajectories(path, sigma, c, own)
+    return Trajectories(found["path"], sigma, found["c"], own)

@@ -26,7 +26,7 @@ USUAL = {  # what a key means everywhere, where a docstring says nothing of its 
     "learner": "how it is trained: what it is for, learning rate, averages of the weights",
     "levels": "the noise levels: a schedule by name, a list, or a function of one's own",
     "log_every": "steps between rows of the log",
-    "logger": "csv, tensorboard or wandb",
+    "logger": "csv, tensorboard or wandb; or a section {name, ...}, or a list of these",
     "max_evaluations": "after which an adaptive integration gives up",
     "model": "the parametrisation and its loss",
     "n": "samples in all",

@@ -16,9 +16,18 @@ REQUIRED = inspect.Parameter.empty
 
 @dataclass(frozen=True)
 class Choice:
-    """Section {name, ...}: a name in `module` or a dotted path, and the numbers that it takes."""
+    """Section {name, ...}: a name in `module` or a dotted path, and the numbers that it takes.
+
+    every  also those that it takes by position, as others' classes do; otherwise by keyword only
+    """
 
     module: str
+    every: bool = False
+
+    def keys(self, function: Callable) -> tuple["Keys", bool]:
+        """The keys of what it names, and whether others may stand there too."""
+        by_position = self.every or hasattr(function, "from_datasets")  # a LightningDataModule
+        return keys_of(function, by_position)
 
     def __str__(self):
         return f"a name in {self.module} or a section {{name: ...}}"

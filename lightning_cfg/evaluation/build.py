@@ -14,7 +14,7 @@ from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.decoded import Decoding
 from lightning_cfg.evaluation.features import as_space
-from lightning_cfg.evaluation.gather import ALL, Gathered
+from lightning_cfg.evaluation.gather import ALL, Gathered, Kept
 from lightning_cfg.evaluation.reference import Real, published
 from lightning_cfg.evaluation.sample_sets import Generated, SampleSet, real_set
 from lightning_cfg.evaluation.scorer import Scorer
@@ -22,6 +22,7 @@ from lightning_cfg.interfaces import DataSet, Model, check_same
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.manifests import content_hash
+from lightning_cfg.runs.parts import Parts
 from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.weights.catalogue import ASSETS
 from lightning_cfg.weights.store import find
@@ -205,14 +206,19 @@ def gather_sets(
     scorer: Scorer,
     ranks: Ranks,
     progress: Callable[[int], Any],
+    made: Parts,
 ) -> Iterator[Piece]:
-    """Every set's every draw, gathered by all ranks: (label, {draw}, the samples, all of them)."""
+    """Every set's every draw, gathered by all ranks: (label, {draw}, the samples, all of them).
+
+    made  what an interrupted call has gathered, and what this one does
+    """
     for label, held in sets.items():
         for draw in range(parts[label]):
             some = held.part(draw, parts[label]) if parts[label] > 1 else held
             ranks.check(len(some), label)
             own = some.shared(ranks) if ranks.size > 1 else some
-            found = ranks.raise_together(lambda own=own: scorer.gather(own, progress))
+            kept = Kept(made, f"{label}/{draw}")
+            found = ranks.raise_together(lambda own=own, k=kept: scorer.gather(own, progress, k))
             numbered = {"draw": draw + 1} if parts[label] > 1 else {}
             yield label, numbered, own, found.all_gather()
 

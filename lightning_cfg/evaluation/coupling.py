@@ -102,7 +102,7 @@ def _nearest(
     moments  are added up over the bank
     """
     queries = points.space(x)
-    with progress(len(points), " real", shown=launched().rank == 0) as bar:
+    with progress(len(points), " real points", shown=launched().rank == 0) as bar:
 
         def seen(features: Tensor) -> None:
             bar.update(len(features))

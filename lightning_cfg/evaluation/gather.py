@@ -1,5 +1,6 @@
 """One pass over a set of samples: all that its metrics need of it, in every feature space."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from lightning_cfg.evaluation.features import Space
 from lightning_cfg.evaluation.sample_sets import SampleSet, all_of
 from lightning_cfg.interfaces import Classifier
 from lightning_cfg.metrics.frechet import Moments
+from lightning_cfg.runs.parts import Parts
 from lightning_cfg.runs.ranks import Ranks
 
 ALONE = Ranks()
@@ -71,6 +73,30 @@ class Gathered:
         return Gathered(*parts, moments=moments)
 
 
+@dataclass
+class Kept:
+    """What an earlier call has found of a set's batches, and what this one finds, in `parts`.
+
+    name  of the set among all that the run goes over
+    """
+
+    parts: Parts
+    name: str
+
+    def before(self, samples: SampleSet) -> Iterator[dict[str, Tensor]]:
+        """The first batches, as far as they are there; the samples say what they have cost."""
+        for k in itertools.count():
+            if f"{self.name}/{k}" not in self.parts:
+                return
+            if spent := self.parts.facts(f"{self.name}/{k}")["spent"]:
+                samples.spent = spent
+            yield self.parts[f"{self.name}/{k}"]
+
+    def add(self, k: int, found: dict[str, Tensor], samples: SampleSet) -> None:
+        rows = len(found["c"])
+        self.parts.keep(f"{self.name}/{k}", found, rows=rows, spent=samples.spent)
+
+
 def gather(
     samples: SampleSet,
     wanted: set[str],
@@ -82,39 +108,43 @@ def gather(
     batch_size: int = 512,
     progress: Callable[[int], Any] = lambda n: None,
     ranks: Ranks = ALONE,
+    kept: Kept | None = None,
 ) -> Gathered:
     """Read the samples once and keep what is wanted: x, logits, features, moments, head_logits.
 
     The features of a batch are computed once for each space, whatever is made of them. Results lie
     on the CPU; only Moments are kept of what nobody else wants, so memory does not grow with n.
     ranks  share the embedding of samples that all of them have, and keep the same; without logits
+    kept   of one process: batches that are there are not gone over again
     """
-    kept: dict[Any, list[Tensor]] = {}
+    parts: dict[str, list[Tensor]] = {}
     moments = {name: {group: Moments() for group in groups} for name in spaces}
     if not wanted & {"features", "moments", "head_logits"}:
         spaces = {}
-    read = embedded(
-        samples, spaces, device=device, batch_size=batch_size, ranks=ranks, with_x="x" in wanted
-    )
-    for x, c, of_spaces in read:
-        found: dict[Any, Tensor] = {"c": c, "x": x} if "x" in wanted else {"c": c}
-        if "logits" in wanted:
-            assert classifier is not None
-            found["logits"] = _logits(classifier, x.to(device))
-        for name, space in spaces.items():
-            f = of_spaces[name]
-            if "features" in wanted:
-                found[name, "features"] = f
-            if "head_logits" in wanted and space.head is not None:
-                found[name, "head_logits"] = space.head(f.to(space.device)).detach()
-            if "moments" in wanted:
-                _add(moments[name], f, c)
+    before = [] if kept is None else [len(found["c"]) for found in kept.before(samples)]
+
+    def fresh() -> Iterator[dict[str, Tensor]]:
+        read = embedded(
+            samples, spaces, device=device, batch_size=batch_size, ranks=ranks,
+            with_x="x" in wanted, first=len(before),
+        )  # fmt: skip
+        for k, (x, c, of_spaces) in enumerate(read, len(before)):
+            found = _found(x, c, of_spaces, wanted, spaces, classifier, device)
+            if kept is not None:
+                kept.add(k, found, samples)
+            progress(len(c))
+            yield found
+
+    already = [] if kept is None else kept.before(samples)
+    for found in itertools.chain(already, fresh()):
+        for name in spaces if "moments" in wanted else ():
+            _add(moments[name], found[f"features/{name}"].to(device), found["c"])
         for key, value in found.items():
-            kept.setdefault(key, []).append(value.cpu())
-        progress(len(c))
-    whole = {key: torch.cat(parts) for key, parts in kept.items()}
+            if "features" in wanted or not key.startswith("features/"):
+                parts.setdefault(key, []).append(value.cpu())
+    whole = {key: torch.cat(values) for key, values in parts.items()}
     features, head_logits = (
-        {name: whole[name, what] for name in spaces if (name, what) in whole}
+        {name: whole[f"{what}/{name}"] for name in spaces if f"{what}/{name}" in whole}
         for what in ("features", "head_logits")
     )
     for by_group in moments.values():
@@ -130,6 +160,29 @@ def gather(
     )
 
 
+def _found(
+    x: Tensor,
+    c: Tensor,
+    of_spaces: dict[str, Tensor],
+    wanted: set[str],
+    spaces: dict[str, Space],
+    classifier: Classifier | None,
+    device: torch.device | str,
+) -> dict[str, Tensor]:
+    """What is wanted of a batch, by name: c, x, logits, features/SPACE, head_logits/SPACE."""
+    found = {"c": c, "x": x} if "x" in wanted else {"c": c}
+    if "logits" in wanted:
+        assert classifier is not None
+        found["logits"] = _logits(classifier, x.to(device))
+    for name, space in spaces.items():
+        f = of_spaces[name]
+        if wanted & {"features", "moments"}:
+            found[f"features/{name}"] = f
+        if "head_logits" in wanted and space.head is not None:
+            found[f"head_logits/{name}"] = space.head(f.to(space.device)).detach()
+    return found
+
+
 def embedded(
     samples: SampleSet,
     spaces: dict[str, Space],
@@ -138,16 +191,18 @@ def embedded(
     batch_size: int = 512,
     ranks: Ranks = ALONE,
     with_x: bool = False,
+    first: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
     """x, classes and, on the device, features in each space, batch by batch.
 
     with_x  False: x may be of no samples, where other ranks read them
+    first   batch of one process, where those before are known
     Of several ranks each embeds a batch in turn and tells the others. The batches are those of one
     process, so all get what it gets, to the last bit. All join, and a UserError of one is raised on
     all.
     """
     if ranks.size == 1:
-        for x, c in samples.batches(batch_size):
+        for x, c in samples.batches(batch_size, first):
             on_device = x.to(device)
             yield x, c, {name: space(on_device) for name, space in spaces.items()}
         return

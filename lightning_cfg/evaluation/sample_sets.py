@@ -71,9 +71,18 @@ class SampleSet:
         plain = None if self.guidance is None else with_scale(self.guidance, 1.0)
         return None if plain is None else _section(plain)
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Samples x (b, *shape) float32 and their classes (b,), in order."""
-        for rows in torch.arange(len(self)).split(size):
+    @property
+    def spent(self) -> dict:
+        """What they have cost so far, where they are made while they are read."""
+        return {}
+
+    @spent.setter
+    def spent(self, spent: dict) -> None:
+        """What an earlier call has spent on the first of them."""
+
+    def batches(self, size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Samples x (b, *shape) float32 and their classes (b,), in order, from this batch on."""
+        for rows in torch.arange(len(self)).split(size)[first:]:
             yield self._read(rows), self.c[rows]
 
     def decoded(self, decode: Decoding | None) -> "SampleSet":
@@ -116,8 +125,7 @@ class Generated(SampleSet):
         decode: Decoding | None = None,
     ):
         self._made, self._seeds, self._rows, self._decode = made, seeds, batch_size, decode
-        self._spent: dict[str, int] = {}  # evaluations of each network
-        self._seconds, self._n = 0.0, 0
+        self._spent: dict = {}
         self.shape = made.shape if decode is None else decode.shape(made.shape)
         first, last = int(seeds[0]), int(seeds[-1])
         self.about = {"source": "generated", **about, "seeds": f"{first} ... {last}"}
@@ -135,10 +143,10 @@ class Generated(SampleSet):
         return self._made.steps
 
     @torch.no_grad()
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Samples and classes, in batches of the generation's own size."""
-        for seeds in self._seeds.split(self._rows):
-            before = {role: net.evaluations for role, net in self._made.networks.items()}
+        for seeds in self._seeds.split(self._rows)[first:]:
+            before = self._made.spent()
             began = time.monotonic()
             c, steps = self._made.start(seeds)
             *_, (_, x) = steps
@@ -149,12 +157,22 @@ class Generated(SampleSet):
 
     def _cost(self, before: dict[str, int], began: float, n: int) -> None:
         """Say in `about` what the samples have cost so far, of which these n are the last."""
-        spent = {r: net.evaluations - before[r] for r, net in self._made.networks.items()}
-        self._spent = {role: self._spent.get(role, 0) + k for role, k in spent.items()}
-        self._seconds += time.monotonic() - began
-        self._n += n
-        evaluations = {role: k / self._n for role, k in self._spent.items()}
-        self.about |= cost(evaluations, self._seconds / self._n)
+        own = {r: evaluations - before[r] for r, evaluations in self._made.spent().items()}
+        before_it = self._spent or {"of": {}, "seconds": 0.0, "n": 0}
+        of_each = {role: before_it["of"].get(role, 0) + k for role, k in own.items()}
+        seconds = before_it["seconds"] + time.monotonic() - began
+        self.spent = {"of": of_each, "seconds": seconds, "n": before_it["n"] + n}
+
+    @property
+    def spent(self) -> dict:
+        """The evaluations of each network and the seconds of the first n samples."""
+        return self._spent
+
+    @spent.setter
+    def spent(self, spent: dict) -> None:
+        self._spent, n = spent, spent["n"]
+        evaluations = {role: k / n for role, k in spent["of"].items()}
+        self.about |= cost(evaluations, spent["seconds"] / n)
 
     def shared(self, ranks: Ranks) -> "Generated":
         """Those of this rank's own seeds; what they cost is told of them alone."""

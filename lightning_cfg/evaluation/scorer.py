@@ -8,7 +8,7 @@ import torch
 from lightning_cfg.config import resolve
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.features import Space
-from lightning_cfg.evaluation.gather import ALL, ALONE, Gathered, gather
+from lightning_cfg.evaluation.gather import ALL, ALONE, Gathered, Kept, gather
 from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import SampleSet
 from lightning_cfg.interfaces import Classifier
@@ -80,11 +80,16 @@ class Scorer:
         found = {"features": spaces} if spaces else {}
         return found if self.classifier is None else found | {"classifier": self.classifier.step}
 
-    def gather(self, held: SampleSet, progress: Callable[[int], Any] = lambda n: None) -> Gathered:
+    def gather(
+        self,
+        held: SampleSet,
+        progress: Callable[[int], Any] = lambda n: None,
+        kept: Kept | None = None,
+    ) -> Gathered:
         """One pass over a set, which keeps what these metrics want of it."""
         return gather(
             held, self.wanted, self.spaces, classifier=self.classifier, groups=self.groups,
-            progress=progress, **self.how,
+            progress=progress, kept=kept, **self.how,
         )  # fmt: skip
 
     def read_real(self, ranks: Ranks, real: Real | None = None) -> None:

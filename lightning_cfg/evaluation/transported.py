@@ -49,7 +49,7 @@ class Transport:
         the mass that was left out.
         """
         rows = [torch.zeros(0, 2 + 3 * k, dtype=torch.float64)]
-        with progress(sum(len(block.samples) for block in blocks), "sample", shown=shown) as bar:
+        with progress(sum(len(block.samples) for block in blocks), " samples", shown=shown) as bar:
             for block in blocks:
                 rows.append(self._block(block, x, points, k))
                 bar.update(len(block.samples))

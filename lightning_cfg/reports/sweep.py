@@ -12,10 +12,11 @@ Values = dict[str, Any]  # of the swept parameters
 FLOOR = "real"  # the label that `evaluate` gives a fresh draw of real data
 
 
-def write_report(folder: Path, runs: list[tuple[Values, list[dict]]]) -> str:
+def write_report(folder: Path, runs: list[tuple[Values, list[dict]]], title: str = "") -> str:
     """Write table.csv, table.md and against_<parameter>.png and .pdf; the table as text.
 
-    runs  the values of each run and what it has found, nothing where it has not finished
+    runs   the values of each run and what it has found, nothing where it has not finished
+    title  what stands above the table
     """
     runs = [({name: number(value) for name, value in of.items()}, found) for of, found in runs]
     names = shortened([name for values, _ in runs for name in values])
@@ -28,7 +29,7 @@ def write_report(folder: Path, runs: list[tuple[Values, list[dict]]]) -> str:
     ]
     table = as_markdown(rows, len(names))
     write_text(folder / "table.csv", as_csv(rows))
-    write_text(folder / "table.md", table)
+    write_text(folder / "table.md", f"{title}\n\n{table}" if title else table)
     along = axis(
         [{names[k]: v for k, v in values.items() if names[k] in swept} for values, _ in runs]
     )

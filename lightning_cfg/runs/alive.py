@@ -43,7 +43,7 @@ def watched(rank: int, size: int, address: str, tell: Callable[[int], list]) -> 
     try:
         yield
         _say_goodbye(peers)
-    except UserError:  # which all of them raise
+    except (UserError, KeyboardInterrupt):  # which all of them raise, or hear of by themselves
         _say_goodbye(peers)
         raise
     finally:

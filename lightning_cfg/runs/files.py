@@ -13,17 +13,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
-from lightning_cfg.errors import UserError
+from lightning_cfg.errors import NotWritten, UserError
 from lightning_cfg.runs.to_come import ToCome
 
 LOCK = ".lock"  # of `lock`, in a directory that somebody writes
+PARTS = ".parts"  # of `parts`, what an unfinished run has made
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.[^.]+)?")  # as `write` and `write_folder` name them
 
 
 def write(path: str | Path, save: Callable[[Path], object]) -> Path:
     """save(temporary path), then rename it to `path`: a cut-off write leaves no half a file.
 
-    Raises UserError when the disk is full or the place cannot be written.
+    Raises NotWritten when the disk is full or the place cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
@@ -34,7 +35,7 @@ def write(path: str | Path, save: Callable[[Path], object]) -> Path:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path} could not be written: {error}") from error
+        raise NotWritten(f"{path} could not be written: {error}") from error
     finally:
         with suppress(OSError):  # of the place itself, which has been told
             temporary.unlink(missing_ok=True)
@@ -53,7 +54,7 @@ def write_folder(path: str | Path, save: Callable[[Path], object]) -> Path:
             shutil.rmtree(path)
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path} could not be written: {error}") from error
+        raise NotWritten(f"{path} could not be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path
@@ -67,7 +68,7 @@ def write_text(path: str | Path, text: str) -> Path:
 def is_empty(directory: Path) -> bool:
     """Whether a folder holds nothing but what a process of ours leaves that is killed at once.
 
-    That is a lock, temporary files, and folders of such.
+    That is a lock, parts, temporary files, and folders of such.
     """
     try:
         inside = list(directory.iterdir())
@@ -100,7 +101,7 @@ def remove_temporaries(directory: Path) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    return name == LOCK or TEMPORARY.fullmatch(name) is not None
+    return name in (LOCK, PARTS) or TEMPORARY.fullmatch(name) is not None
 
 
 def _of_a_run(folder: Path) -> bool:

@@ -15,6 +15,7 @@ MANIFEST, IDENTITY = "manifest.json", "identity.json"
 KINDS = {  # of what these files hold, by key
     "format": int, "verb": str, "settings": dict, "inputs": dict, "free": dict, "outputs": dict,
     "seconds": (int, float), "step": int, "evaluations": dict, "packages": dict, "stages": list,
+    "ended": dict,
 }  # fmt: skip
 
 
@@ -51,6 +52,12 @@ def read_manifest(directory: Path, *needed: str) -> dict:
     """The manifest of a finished run, with these keys; empty where there is none."""
     file = directory / MANIFEST
     return read_record(file, *needed) if file.is_file() else {}
+
+
+def trained(manifest: dict, max_steps: int | None) -> bool:
+    """Whether a training has all its steps, or as many as a callback wanted it to have of them."""
+    ended = manifest.get("ended") or {}
+    return manifest.get("step") == max_steps or ended.get("of", -1) == max_steps
 
 
 def read_table(file: Path) -> list[dict]:

@@ -150,10 +150,10 @@ class Ranks:
         try:
             found.append(work())
         except UserError as error:
-            trouble = str(error)
+            trouble = error
         for told in self.all_gather_object(trouble):
             if told is not None:
-                raise UserError(told)
+                raise told
         return found[0]
 
     def gather_rows(self, own: "Tensor") -> "Tensor":

@@ -13,8 +13,8 @@ from typing import Any
 
 from lightning_cfg import __version__
 from lightning_cfg.config import Data, Identity, completed, dump, identity_difference, identity_of
-from lightning_cfg.errors import UserError
-from lightning_cfg.runs.files import LOCK, is_empty, nearest_folder, sha256, write_text
+from lightning_cfg.errors import Interrupted, Preempted, UserError
+from lightning_cfg.runs.files import LOCK, PARTS, is_empty, nearest_folder, sha256, write_text
 from lightning_cfg.runs.lock import Lock
 from lightning_cfg.runs.manifests import (
     MANIFEST,
@@ -24,6 +24,7 @@ from lightning_cfg.runs.manifests import (
     read_record,
 )
 from lightning_cfg.runs.ranks import alone, launched
+from lightning_cfg.runs.signals import raised
 
 FORMAT = 2  # of identity.json: 1, which did not say so, wrote by hand what made runs the same
 PACKAGES = ("torch", "lightning", "torchvision", "faiss-gpu", "faiss-cpu", "torchdiffeq", "numpy")
@@ -59,7 +60,10 @@ def verb(
                 alone(function.__name__)
             run = Run.of(called, config)
             try:
-                return function(run, **config)
+                with raised():
+                    return function(run, **config)
+            except KeyboardInterrupt as error:
+                raise run.ended_by(str(error) or "SIGINT") from None
             finally:
                 run.lock.release()
 
@@ -112,6 +116,7 @@ class Run:
         self._start = time.monotonic()
         self.lock = Lock(self.directory)
         self._new = False  # whether nothing was there when it was begun
+        self.kept = ""  # what an interrupted run has kept, in words
         self._refuse_another()
 
     @classmethod
@@ -175,7 +180,7 @@ class Run:
     def begin(self) -> None:
         """Write config.yaml and identity.json, by which the directory is known from now on."""
         self.claim()  # again: where the file system has no locks another run may have begun
-        self._new = is_empty(self.directory)
+        self._new = self._holds_nothing()
         (self.directory / "manifest.json").unlink(missing_ok=True)
         write_text(self.directory / "identity.json", json.dumps(self.identity, indent=1))
         config = {**self.identity["settings"], **self.free}
@@ -194,8 +199,23 @@ class Run:
             elif path.name != LOCK:
                 path.unlink(missing_ok=True)
 
+    def _holds_nothing(self) -> bool:
+        """Whether there is no more than what an earlier call has begun with."""
+        begun = ("identity.json", "config.yaml")
+        if not self.directory.is_dir():
+            return True
+        return is_empty(self.directory) or all(
+            path.name in (*begun, LOCK, PARTS) for path in self.directory.iterdir()
+        )
+
+    def ended_by(self, signal: str) -> Preempted:
+        """What a run says that a signal has ended."""
+        kind = Interrupted if signal == "SIGINT" else Preempted
+        goes_on = f"{self.kept}; started again it goes on" if self.kept else "nothing of it is kept"
+        return kind(f"{self.directory}: {signal} ended it, {goes_on}")
+
     def finish(self, *outputs: Path, **facts: object) -> dict:
-        """Write manifest.json: from now on the run is not done again."""
+        """Write manifest.json: from now on the run is not done again, and needs no parts."""
         manifest = {
             **self.identity,
             "free": self.free,
@@ -206,6 +226,8 @@ class Run:
             "git": checkout(),
         }
         write_text(self.directory / "manifest.json", json.dumps(manifest, indent=1, default=str))
+        if (self.directory / PARTS).is_dir():
+            shutil.rmtree(self.directory / PARTS)
         return manifest
 
     def add(self, *outputs: Path) -> None:

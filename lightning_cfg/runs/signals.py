@@ -88,6 +88,31 @@ def nothing_lost(why: str) -> Iterator[None]:
 
 
 @contextmanager
+def raised() -> Iterator[None]:
+    """The first signal that asks a process to end raises KeyboardInterrupt, with its name.
+
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1, as far as nobody else handles or ignores them. Those that
+    follow at once, as torchrun passes on what the terminal has sent, change nothing.
+    """
+    came: list[int] = []
+
+    def hear(number: int, frame: object) -> None:
+        came.append(number)
+        if len(came) == 1:
+            raise KeyboardInterrupt(signal.Signals(number).name)
+
+    main = threading.current_thread() is threading.main_thread()
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    asking = [number for number in (*ENDING, signal.SIGUSR1) if signal.getsignal(number) in usual]
+    before = {number: signal.signal(number, hear) for number in asking if main}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def before_the_end(work: Callable[[], object]) -> Iterator[None]:
     """`work` is done where the process is ended meanwhile: its own processes are ended too."""
     _last.append(work)

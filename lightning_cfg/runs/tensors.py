@@ -1,6 +1,8 @@
 """Named tensors in files, with every mistake in them told in one line."""
 
 import hashlib
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from lightning_cfg.runs.manifests import content_hash
 from lightning_cfg.runs.to_come import ToCome
 
 WHOLE = {"c", "seed", "neighbours", "num_classes", "source", "bin", "targets_c"}  # tensors by name
+LAID = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32"}  # in this order in a file
 KINDS = {  # of files that are none of ours, by their first bytes
     b"PK\x03\x04": "a zip",
     b"\x93NUMPY": "an array of numpy",
@@ -34,6 +37,42 @@ def save_tensors(path: str | Path, /, **tensors: Tensor) -> Path:
             save_file(tensors, temporary)
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(str(error)) from error
+
+    return write(path, save)
+
+
+def save_rows(
+    path: str | Path,
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]],
+    blocks: Iterable[dict[str, Tensor]],
+) -> Path:
+    """The file of `save_tensors`, of tensors that come some rows at a time, in order.
+
+    So it takes the memory of a block. Its head says by name what lies where, as json of a length
+    that is a multiple of 8, which stands before it in 8 bytes.
+    """
+    names = sorted(shapes, key=lambda name: (list(LAID).index(shapes[name][1]), name))
+    head, end = {}, 0
+    for name in names:
+        shape, kind = shapes[name]
+        start, end = end, end + torch.Size(shape).numel() * kind.itemsize
+        head[name] = {"dtype": LAID[kind], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def save(temporary: Path) -> None:
+        at = {name: 8 + len(text) + head[name]["data_offsets"][0] for name in names}
+        with open(temporary, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for block in blocks:
+                for name, rows in block.items():
+                    if rows.dtype != shapes[name][1]:
+                        raise TypeError(f"{name} is {rows.dtype}, not {shapes[name][1]}")
+                    file.seek(at[name])
+                    at[name] += file.write(rows.detach().cpu().contiguous().numpy().data)
+        for name in names:
+            if at[name] != 8 + len(text) + head[name]["data_offsets"][1]:
+                raise ValueError(f"{name}: other rows came than were announced")
 
     return write(path, save)
 
@@ -78,7 +117,9 @@ def _checked(path: str | Path, name: str, tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         raise UserError(f"{path}: {name} is {kind}, and must be float32")
     tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
-    if not tensor.isfinite().all():
+    if not all(
+        part.isfinite().all() for part in tensor.reshape(-1).split(2**20)
+    ):  # in little memory
         rows = tensor.reshape(len(tensor) if tensor.ndim else 1, -1)
         bad = (~rows.isfinite().all(1)).nonzero().flatten()
         raise UserError(

@@ -7,49 +7,55 @@ from torch import Tensor
 
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.progress import progress
-from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.sampling.prepared import Prepared
 from lightning_cfg.sampling.sample import check_finite
 
-ALONE = Ranks()
-
 
 @torch.no_grad()
+def one_batch(
+    ready: Prepared, seeds: Tensor, rows: int | None = None, labels: Tensor | None = None
+) -> dict[str, Tensor]:
+    """{x, c} of these seeds on the device; path and sigma too of the first `rows`, None for none.
+
+    labels  (B,) their classes, in place of those that the seeds draw
+    """
+    c, steps = ready.start(seeds, rows or 0, labels)
+    path, sigmas = [], []
+    for sigma, x in steps:
+        if rows is not None:
+            path.append(x[:rows].float().cpu())
+            sigmas.append(sigma)
+    check_finite(x, seeds)
+    found = {"x": x.float(), "c": c}
+    if rows is not None:
+        found |= {"path": torch.stack(path, 1)}
+        found |= {"sigma": torch.tensor(sigmas, dtype=torch.float64)}
+    return found
+
+
 def made(
     ready: Prepared,
     seeds: Tensor,
     *,
     batch_size: int,
-    trajectories: int = 0,
+    trajectories: bool = False,
     labels: Tensor | None = None,
-    ranks: Ranks = ALONE,
-) -> tuple[Tensor, Tensor, Tensor, list[list[float]]]:
-    """This rank's samples and classes; its wanted trajectories' paths and each batch's levels.
+) -> tuple[dict[str, Tensor], list[list[float]]]:
+    """{x, c} of these seeds on the CPU; with `trajectories` their paths, and each batch's levels.
 
-    trajectories  so many are wanted of all seeds, the first ones
-    labels        (n,) the samples' classes, in place of those that their seeds draw
+    labels  (n,) the samples' classes, in place of those that their seeds draw
     """
-    xs, cs, paths, levels = [], [], [], []
-    own, wanted = ranks.share(torch.arange(len(seeds))), len(ranks.share(seeds[:trajectories]))
-    with progress(len(seeds), "sample", shown=ranks.first) as bar:
-        for chosen in own.split(batch_size):
-            some, told = seeds[chosen], None if labels is None else labels[chosen]
-            rows = min(max(0, wanted - sum(map(len, xs))), len(some))
-            c, steps = ready.start(some, rows, told)
-            path, sigmas = [], []
-            for sigma, x in steps:
-                if trajectories:
-                    path.append(x[:rows].float().cpu())
-                    sigmas.append(sigma)
-            check_finite(x, some)
-            xs.append(x.float().cpu())
-            cs.append(c.cpu())
-            if trajectories and (rows or not paths):
-                paths.append(torch.stack(path, 1))
-                levels.append(sigmas)
-            bar.update(len(some) * ranks.size)
-    path = torch.cat(paths) if trajectories else torch.zeros(len(own), 0)
-    return torch.cat(xs), torch.cat(cs), path, levels
+    parts, levels = [], []
+    with progress(len(seeds), " samples") as bar:
+        for chosen in torch.arange(len(seeds)).split(batch_size):
+            told = None if labels is None else labels[chosen]
+            rows = len(chosen) if trajectories else None
+            found = one_batch(ready, seeds[chosen], rows, told)
+            if rows is not None:
+                levels.append(found.pop("sigma").tolist())
+            parts.append({name: held.cpu() for name, held in found.items()})
+            bar.update(len(chosen))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, levels
 
 
 def levels_of(of_ranks: list, sampler: str, trajectories: int) -> list[float]:

@@ -73,20 +73,29 @@ def scale_of(guidance: dict) -> float | None:
     return None
 
 
-def check_roles(guidance: dict, models: dict) -> None:
-    """UserError unless `models` has just the networks that the guidance asks for."""
+def spare(guidance: dict, models: dict) -> list[str]:
+    """The roles in `models` that the guidance does not ask for."""
+    roles = _roles(guidance)
+    return [role for role in models if role not in roles]
+
+
+def check_roles(guidance: dict, models: dict, *, more: bool = False) -> None:
+    """UserError unless `models` has just the networks that the guidance asks for.
+
+    more  whether it may have others too
+    """
     roles = _roles(guidance)
     for role in roles:
         if role not in models:
             raise UserError(
                 f"guidance {named(guidance)} needs models.{role}, which the run does not have"
             )
-    for role in models:
-        if role not in roles:
-            raise UserError(
-                f"models.{role} is not used by guidance {named(guidance)}, which takes "
-                + " and ".join(f"models.{r}" for r in roles)
-            )
+    for role in [] if more else spare(guidance, models):
+        raise UserError(
+            f"models.{role} is not used by guidance {named(guidance)}, which takes "
+            + " and ".join(f"models.{r}" for r in roles)
+            + "; spare_models=true leaves it out, as for a sweep over methods"
+        )
 
 
 def check_together(guidance: dict, sampler: dict) -> None:

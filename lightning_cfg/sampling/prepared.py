@@ -21,7 +21,7 @@ from lightning_cfg.sampling.checked import check_answer
 from lightning_cfg.sampling.decoded import of_decoded
 from lightning_cfg.sampling.elsewhere import elsewhere
 from lightning_cfg.sampling.faster import Precision, Speed
-from lightning_cfg.sampling.guided import check_roles, guide
+from lightning_cfg.sampling.guided import check_roles, guide, spare
 from lightning_cfg.sampling.levels import ends_above, of_pipeline
 from lightning_cfg.sampling.network import Networks, decodes, network_of, others
 from lightning_cfg.sampling.sample import sample
@@ -50,6 +50,10 @@ class Prepared:
         steps = {role: net.step for role, net in self.networks.items()}
         return {role: step for role, step in steps.items() if step is not None}
 
+    def spent(self) -> dict[str, int]:
+        """The evaluations of each network so far, in samples."""
+        return {role: net.evaluations for role, net in self.networks.items()}
+
     def start(
         self, seeds: Tensor, rows: int = 0, labels: Tensor | None = None
     ) -> tuple[Tensor, Trajectory]:
@@ -75,12 +79,15 @@ def prepare(
     device: str = "auto",
     precision: Precision = "32-true",
     compile: bool = False,
+    spare_models: bool = False,
 ) -> Prepared:
     """Restore the networks and put them together, as `generate` describes them.
 
     Raises UserError where they do not fit each other, the guidance, or the sampler.
     """
-    check_roles(guidance, models)
+    check_roles(guidance, models, more=spare_models)
+    left_out = spare(guidance, models)
+    models = {role: named_so for role, named_so in models.items() if role not in left_out}
     place = pick_device(device)
     networks = _restored(models, data, weights, place, Speed(precision, compile))
     shape, classes = _agree(networks)

@@ -15,10 +15,11 @@ from lightning_cfg.config import checked, dump
 from lightning_cfg.errors import UserError, did_you_mean
 from lightning_cfg.runs.files import is_empty, write_text
 from lightning_cfg.runs.lock import Lock
-from lightning_cfg.runs.manifests import fault_of, read_manifest, read_record
+from lightning_cfg.runs.manifests import fault_of, read_manifest, read_record, trained
 from lightning_cfg.runs.run import FORMAT, identity
 from lightning_cfg.runs.to_come import ToCome
 from lightning_cfg.studies.graph import Output, Stage
+from lightning_cfg.studies.left import Taken
 from lightning_cfg.training.undisturbed import undisturbed
 
 
@@ -34,6 +35,7 @@ class Stages:
     force   do them again
     places  where the stages that are done lie
     states  done, damaged, ready, or what it waits for, of the stages that were looked at
+    left    how long those will take that are not done, by what the others have taken
     """
 
     root: Path
@@ -43,6 +45,8 @@ class Stages:
     places: dict[str, Path] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
     done: list[dict] = field(default_factory=list)
+    left: str = ""
+    _reused: set[str] = field(default_factory=set)  # those that are done before it begins
 
     def check(self, stages: dict[str, Stage], asked: str | None = None) -> None:
         """Try every stage that is not done, without its work; nothing is written.
@@ -58,7 +62,9 @@ class Stages:
         places: dict[str, Path | ToCome] = {}
         for stage in () if self.only else in_order(stages):
             try:
-                places[stage.name] = self._done(stage, places) or self._tried(stage, places)
+                done = self._done(stage, places)
+                self._reused |= set() if done is None else {stage.name}
+                places[stage.name] = done or self._tried(stage, places)
             except UserError as error:
                 raise UserError(f"stage {stage.name}: {error}") from error
 
@@ -110,7 +116,8 @@ class Stages:
         if before.get("stages") and before.get("format", 1) != FORMAT:
             told = f"{self.root}: its stages are an older version's, and are done again"
             print(told, file=sys.stderr)
-        for i, stage in enumerate(in_order(stages), 1):
+        order, taken = list(in_order(stages)), Taken(stages)
+        for i, stage in enumerate(order, 1):
             waits = [name for name in stage.needs if name not in self.places]
             if waits and stage.name == self.only:
                 told = ", ".join(map(self._with_damage, waits))
@@ -118,10 +125,16 @@ class Stages:
             if waits:
                 self.states[stage.name] = f"waits for {', '.join(waits)}"
             elif self.only in (None, stage.name):
-                print(f"[{1 if self.only else i}/{len(stages)}] {stage.name}", flush=True)
+                left = taken.left(one for one in order[i - 1 :] if one.name not in self._reused)
+                told = f"[{1 if self.only else i}/{len(stages)}] {stage.name}"
+                print(f"{told} ({left} left)" if left and not self.only else told, flush=True)
                 self._run(stage)
             else:
                 self._look(stage)
+            if stage.name in self.places:
+                seconds = read_manifest(self.places[stage.name], "seconds")["seconds"]
+                taken.add(stage, seconds)
+        self.left = taken.left(stage for stage in order if stage.name not in self.places)
 
     def _with_damage(self, name: str) -> str:
         state = self.states[name]
@@ -180,8 +193,8 @@ def _is_done(stage: Stage, settings: dict, directory: Path) -> bool:
     manifest = directory / "manifest.json"
     if not manifest.is_file() or stage.verb != "fit":
         return manifest.is_file()
-    steps = read_manifest(directory, "step")["step"]  # it may be asked for more than it has
-    return steps == settings["trainer"].get("max_steps")
+    # it may be asked for more steps than it has
+    return trained(read_manifest(directory, "step"), settings["trainer"].get("max_steps"))
 
 
 def in_order(stages: dict[str, Stage]) -> Iterator[Stage]:

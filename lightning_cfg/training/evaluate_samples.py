@@ -205,8 +205,12 @@ class EvaluateSamples(EachStep):
         if self._flow is not None:
             self._flow.to(trainer.strategy.root_device)
 
+    def due(self, step: int, last: int) -> bool:
+        """Whether there is an evaluation after this step, of so many."""
+        return step % self.every == 0 or step == last
+
     def after_step(self, trainer: L.Trainer, learner: Learner, step: int) -> None:
-        if step % self.every == 0 or step == trainer.max_steps:
+        if self.due(step, trainer.max_steps):
             start = time.monotonic()
             self.evaluate(trainer, learner)
             learner.not_training(time.monotonic() - start)
@@ -241,6 +245,7 @@ class EvaluateSamples(EachStep):
             learner.scores |= {f"{name}/{label}": value for name, value in scores.items()}
             self._rows.append({"step": step, "samples": label, "n": n, **scores})
         write_text(self.directory / EVALUATIONS, as_csv(self._rows))
+        learner.publish(learner.scores)
         for logger in trainer.loggers:
             logger.log_metrics(learner.scores, step=step)
             logger.save()

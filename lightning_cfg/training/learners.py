@@ -139,6 +139,10 @@ class Learner(L.LightningModule):
         then, before = self._window
         self._window = then + seconds, before
 
+    def publish(self, metrics: dict[str, float]) -> None:
+        """Have callbacks find these numbers in trainer.callback_metrics, as by self.log."""
+        self.trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})
+
     def check(self, data: DataSet) -> None:
         """UserError if it cannot learn from this data set."""
         name = type(self).__name__
@@ -312,6 +316,7 @@ class Learner(L.LightningModule):
             if n:
                 self.logged[f"loss_{self._levels}_{noise:g}"] = total / n
         # not by self.log, which would repeat the last value of a column that has none this time
+        self.publish(self.logged)
         for logger in self.loggers:
             logger.log_metrics(self.logged, step=done)
             logger.save()

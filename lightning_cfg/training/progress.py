@@ -10,7 +10,7 @@ from lightning_cfg.training.learners import Learner
 
 
 class Progress(EachStep):
-    """A bar of images with their speed, the remaining time and the loss; nothing off a terminal.
+    """A bar of images with their speed, the remaining time and the loss; or lines, in a log.
 
     It stands back for Lightning's own, trainer.enable_progress_bar.
     """

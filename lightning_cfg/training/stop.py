@@ -65,6 +65,12 @@ class StopWhenAsked(EachStep):
         if self._waiting is not None:
             self._waiting.close()
 
+    def broadcast(self, value: Any) -> Any:
+        """What the first rank says, on all ranks; they wait for it as `after_step` does."""
+        held = [value]
+        distributed.broadcast_object_list(held, group=self._group)
+        return held[0]
+
     def after_step(self, trainer: L.Trainer, learner: Learner, step: int) -> None:
         names = ["", *(number.name for number in preemption.SIGNALS)]
         heard = torch.tensor(names.index(preemption.asked()))

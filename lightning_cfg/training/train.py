@@ -37,15 +37,18 @@ from lightning_cfg.runs.snapshots import place
 from lightning_cfg.runs.waiting import limited
 from lightning_cfg.training import preemption
 from lightning_cfg.training.batches import KeyedBatches
+from lightning_cfg.training.callbacks import Told, callbacks_of
 from lightning_cfg.training.checkpointing import SaveLast
 from lightning_cfg.training.evaluate_samples import EvaluateSamples
+from lightning_cfg.training.from_weights import begin_from
 from lightning_cfg.training.grids import Grids
 from lightning_cfg.training.learners import Described
+from lightning_cfg.training.loggers import is_wandb, loggers_of
 from lightning_cfg.training.progress import Progress
 from lightning_cfg.training.snapshots import Snapshots
 from lightning_cfg.training.speed import device_of, prepare, speed_of
 from lightning_cfg.training.stop import StopWhenAsked
-from lightning_cfg.training.trainer import leave_constants_alone, logger_of, trainer_for
+from lightning_cfg.training.trainer import leave_constants_alone, trainer_for
 from lightning_cfg.training.undisturbed import cheap_device_checks
 
 
@@ -62,6 +65,7 @@ class Ready:
     batches: KeyedBatches
     snapshots: Snapshots | None
     stop: StopWhenAsked
+    told: Told
     rows: int
     speed: dict
 
@@ -70,8 +74,10 @@ def ready_to_train(
     directory: Path,
     recipe: dict,
     trainer: dict,
-    logger: Logger,
+    logger: list[Logger],
     *,
+    init: str | None,
+    callbacks: list[dict],
     checkpoint_every: int,
     keep: int,
     keep_by: str,
@@ -85,6 +91,8 @@ def ready_to_train(
     data_set = build_data(recipe["data"])
     speed = speed_of(trainer, data_set.shape, **asked)
     module = _learner(recipe, data_set, speed)
+    if init is not None:
+        begin_from(init, module, data_set)
     scores = None
     if evaluation is not None:
         scores = EvaluateSamples(directory, **evaluation)
@@ -96,21 +104,24 @@ def ready_to_train(
     pictures = _pictures(directory, grids, module, data_set)
     # a checkpoint after the evaluation of the same step, by which it may be kept, and after its
     # snapshot, which it has to know
-    callbacks = [Progress(), *filter(None, (scores, along, save, pictures)), stop]
-    how = {"logger": logger, "log_every": log_every, "callbacks": callbacks}
+    own = callbacks_of(callbacks, scores)
+    told = Told(own, scores, stop)  # before the checkpoint, which has their state too
+    before, after = filter(None, (scores, along)), filter(None, (save, pictures))
+    every = [Progress(), *before, *own, told, *after, stop]
+    how = {"logger": logger, "log_every": log_every, "callbacks": every}
     engine = trainer_for({**trainer, "precision": speed["precision"]}, directory, **how)
     leave_constants_alone(engine, module.model)
     # Lightning does it after it has read a checkpoint, whose float64 would pass through float32
     module.ema.to(engine.precision_plugin.convert_module(module).model)
     batches = KeyedBatches(data_set, seed=recipe["seed"], batch_size=recipe["batch_size"])
     rows = _tried(batches, module, engine, scores)
-    return Ready(engine, module, batches, along, stop, rows, speed)
+    return Ready(engine, module, batches, along, stop, told, rows, speed)
 
 
 def untrained(recipe: dict, trainer: dict, **how: Any) -> dict:
     """The checkpoint of a training that has not begun; UserError as `train` raises it."""
     nowhere = Path("nowhere")  # nothing is written
-    ready = ready_to_train(nowhere, recipe, trainer, CSVLogger(nowhere), **how)
+    ready = ready_to_train(nowhere, recipe, trainer, [CSVLogger(nowhere)], **how)
     module, along = ready.module, ready.snapshots
     state = {f"model.{name}": value for name, value in module.model.state_dict().items()}
     described = {key: value for key, value in vars(module.described).items() if value is not None}
@@ -120,7 +131,13 @@ def untrained(recipe: dict, trainer: dict, **how: Any) -> dict:
 
 
 def train(
-    run: Run, recipe: dict, start: Path | None, trainer: dict, *, logger: str, **how: Any
+    run: Run,
+    recipe: dict,
+    start: Path | None,
+    trainer: dict,
+    *,
+    logger: str | dict | list,
+    **how: Any,
 ) -> None:
     """Train, and finish the run; the keys are those of `fit`.
 
@@ -130,12 +147,12 @@ def train(
     Raises UserError before anything is written, Preempted after a signal, RankLost, Diverged.
     """
     launch = launched()
-    ready = ready_to_train(run.directory, recipe, trainer, logger_of(logger, run), **how)
+    ready = ready_to_train(run.directory, recipe, trainer, loggers_of(logger, run), **how)
     engine, stop = ready.engine, ready.stop
     run.check_room(_checkpoints(ready, how["keep"], anew=start is None))
     first = engine.is_global_zero  # the rank that writes and speaks for all
     if first:
-        _begin(run, None if logger != "wandb" or engine.logger is None else engine.logger.version)
+        _begin(run, next((one.version for one in engine.loggers if is_wandb(one)), None))
         if launch.by or engine.world_size > 1:
             print(_ranks_in_words(launch, engine, recipe["batch_size"], ready.rows), flush=True)
     try:
@@ -148,8 +165,8 @@ def train(
             run.withdraw()
         raise
     finally:
-        if logger == "wandb" and engine.logger is not None:
-            engine.logger.experiment.finish()  # or the next fit of this process writes to it too
+        for one in filter(is_wandb, engine.loggers):
+            one.experiment.finish()  # or the next fit of this process writes to it too
     if stop.signal and not (first or launch.by):
         return  # the first one's child, whose status must be 0 or Lightning kills it
     if stop.signal:
@@ -158,7 +175,7 @@ def train(
             f"{run.directory}: {stop.signal} ended it at step {engine.global_step}, where it is "
             "saved; started again it goes on"
         )
-    _finish(run, engine, ready.module, **ready.speed)
+    _finish(run, engine, ready.module, ready.told.ended, **ready.speed)
 
 
 def _checkpoints(ready: Ready, keep: int, *, anew: bool) -> int:
@@ -232,8 +249,11 @@ def _check_trained(run: Run, engine: L.Trainer) -> None:
         )
 
 
-def _finish(run: Run, engine: L.Trainer, module: Any, **facts: object) -> None:
-    """The last step is saved, and the manifest tells of the training; Diverged if that is bad."""
+def _finish(run: Run, engine: L.Trainer, module: Any, ended: str, **facts: object) -> None:
+    """The last step is saved, and the manifest tells of the training; Diverged if that is bad.
+
+    ended  which callback has ended it, in words
+    """
     module.check_end()
     last, loss = run.directory / LAST, module.logged.get("loss")
     facts["loss"] = loss if loss is not None and isfinite(loss) else None  # json has no NaN
@@ -241,10 +261,12 @@ def _finish(run: Run, engine: L.Trainer, module: Any, **facts: object) -> None:
         engine.save_checkpoint(last)  # stopped by something other than max_steps
     if engine.is_global_zero:
         facts |= {"step": engine.global_step, "device": str(engine.strategy.root_device)}
+        if ended:
+            facts["ended"] = {"by": ended, "of": engine.max_steps}
         saved = load(last)
         kept = [place(last.parent, step) for step in saved.get("snapshots") or {}]
         run.finish(last, *kept, **facts, seconds=round(saved["seconds"], 1))
-        print(f"{run.directory}: {engine.global_step} steps")
+        print(f"{run.directory}: {engine.global_step} steps" + (ended and f", ended by {ended}"))
 
 
 def _ranks_in_words(launch: Launch, engine: L.Trainer, batch_size: int, rows: int) -> str:

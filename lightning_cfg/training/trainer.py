@@ -1,4 +1,4 @@
-"""Lightning's Trainer with this package's defaults, and its loggers."""
+"""Lightning's Trainer with this package's defaults."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,14 +12,12 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from lightning_cfg.errors import UserError, one_line
-from lightning_cfg.runs import wandb_run
-from lightning_cfg.runs.run import Run
 from lightning_cfg.training.checkpointing import AtomicCheckpointIO
 
 ENDLESS = "the data have no epochs, and trainer.max_steps is the length"
 NO_VALIDATION = "fit has no validation: `evaluation` scores samples"
 REFUSED = {  # keys of lightning.Trainer that fit sets itself, or that would change nothing
-    "callbacks": "fit gives its own",
+    "callbacks": "here it is callbacks",
     "plugins": "fit gives its own",
     "gradient_clip_val": "here it is learner.gradient_clip",
     "gradient_clip_algorithm": "learner.gradient_clip is the norm's",
@@ -52,7 +50,7 @@ def trainer_for(
     trainer: dict,
     directory: Path,
     *,
-    logger: Logger,
+    logger: list[Logger],
     log_every: int,
     callbacks: list[L.Callback],
 ) -> L.Trainer:
@@ -90,6 +88,8 @@ def trainer_for(
     }
     try:
         made = L.Trainer(**ours | trainer, plugins=[AtomicCheckpointIO()], callbacks=callbacks)
+    except RuntimeError as error:  # of callbacks that would have one state
+        raise UserError(f"callbacks: Lightning refuses them: {one_line(error)}") from error
     except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
         raise UserError(f"trainer: Lightning refuses it: {one_line(error)}") from error
     leave_signals_alone(made)
@@ -122,33 +122,3 @@ def leave_signals_alone(trainer: L.Trainer) -> None:
         raise AttributeError("this version of Lightning handles signals in another way")
     connector.register_signal_handlers = lambda: None
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-
-
-def logger_of(name: str, run: Run) -> Logger:
-    """Lightning's logger of that name, csv, tensorboard or wandb, which writes into the run."""
-    if name == "wandb":
-        from lightning.pytorch.loggers import WandbLogger
-
-        folder, title = run.directory, run.directory.name
-        folder.mkdir(parents=True, exist_ok=True)
-        config = wandb_run.dotted({**run.identity["settings"], **run.free})
-        return WandbLogger(
-            save_dir=folder.absolute(),  # W&B's own process may be in another place
-            project=wandb_run.project(),
-            name=title,
-            id=wandb_run.run_id(folder),  # so that a run that goes on continues its curve
-            mode=wandb_run.mode(),
-            config=config,
-        )
-    if name == "tensorboard":
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        try:
-            return TensorBoardLogger(run.directory, name="logs")
-        except ModuleNotFoundError as error:
-            raise UserError(
-                "logger=tensorboard needs its package: pip install 'lightning_cfg[tensorboard]'"
-            ) from error
-    from lightning.pytorch.loggers import CSVLogger
-
-    return CSVLogger(run.directory, name="logs")  # each resume in a folder of its own

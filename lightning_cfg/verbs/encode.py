@@ -77,7 +77,7 @@ def _save(
     path: Path, images: SampleSet, decoder: Decoder, rows: int, sums: "Sums", labelled: bool
 ) -> None:
     """The zip, a batch of images at a time."""
-    with zipfile.ZipFile(path, "w") as file, progress(len(images), "image", shown=True) as bar:
+    with zipfile.ZipFile(path, "w") as file, progress(len(images), " images", shown=True) as bar:
         labels: list[tuple[str, int]] = []
         for y, c in images.batches(rows):
             raw = encoded(decoder, quantised(y))

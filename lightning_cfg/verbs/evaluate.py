@@ -40,6 +40,7 @@ from lightning_cfg.runs.files import write_text
 from lightning_cfg.runs.inputs import Checkpoint
 from lightning_cfg.runs.manifests import read_table
 from lightning_cfg.runs.names import METRICS
+from lightning_cfg.runs.parts import Parts
 from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import launched, sharing
 from lightning_cfg.runs.run import Run, content_of, verb
@@ -193,15 +194,20 @@ def evaluate(
     ready = _ready({**asked, "device": device, "seed": seed}, scorer_of)
     scorer, sets, others = ready.scorer, ready.sets, ready.others
     parts = {label: 1 if label == "real" else draws for label in sets}
-    with progress(_total(sets, draws), " samples", shown=launched().rank == 0) as bar:
-        with sharing() as ranks:
-            pieces = gather_sets(sets, parts, scorer, ranks, bar.update)
-            if ranks.size > 1:  # all is gathered, and the ranks part, before the first one scores
+    with sharing() as ranks:
+        total = _total(sets, draws)
+        made = Parts(run, ranks, batch_size=batch_size, device=pick_device(device))
+        bar = progress(total, " samples", shown=ranks.first, initial=made.rows * ranks.size)
+        pieces = gather_sets(sets, parts, scorer, ranks, bar.update, made)
+        if ranks.size > 1:  # all is gathered, and the ranks part, before the first one scores
+            with made.kept(total, "samples"):
                 pieces = list(pieces)
-                for label in sets:
-                    scorer.read_real(ranks, others if label == "real" else None)
-        if not ranks.first:
-            return run.directory
+                made.flush()
+            for label in sets:
+                scorer.read_real(ranks, others if label == "real" else None)
+    if not ranks.first:
+        return run.directory
+    with bar, made.kept(total, "samples"):
         rows, numbers = scored(pieces, scorer, others)
     rows = spread(rows)
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
@@ -228,7 +234,7 @@ def _check(config: dict) -> None:
     if both := set(samples) & set(generate):
         raise UserError(f"samples and generate both have {sorted(both)[0]}: choose another name")
     for label, keys in generate.items():
-        check_roles(keys["guidance"], keys["models"])
+        check_roles(keys["guidance"], keys["models"], more=keys["spare_models"])
         check_seeds(keys["seed"], keys["n"] * draws, f"generate.{label}.seed")
     classifier, statistics = config["classifier"], config["statistics"]
     if data is None and (not statistics or fresh is not None or classifier is not None):

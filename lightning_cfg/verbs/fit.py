@@ -6,12 +6,14 @@ from typing import Annotated, Any, Literal
 from lightning_cfg.config import (
     AtLeast,
     Between,
+    Choice,
     Data,
     Free,
     Keywords,
     Learner,
     Model,
     Net,
+    Newer,
     NonNegative,
     Seed,
     TrainerKeys,
@@ -23,12 +25,15 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.runs.checkpoint_keys import check_to_go_on
 from lightning_cfg.runs.checkpoints import LAST, load
 from lightning_cfg.runs.files import output_of
-from lightning_cfg.runs.manifests import as_written, fault_of
+from lightning_cfg.runs.inputs import Checkpoint
+from lightning_cfg.runs.manifests import as_written, fault_of, trained
 from lightning_cfg.runs.ranks import launched, with_launch
 from lightning_cfg.runs.run import Run, verb
 from lightning_cfg.training.undisturbed import undisturbed
 
 GridKeys = Annotated[dict, Keywords("lightning_cfg.training.grids.Grids"), Free]
+Callback = Annotated[dict, Choice("lightning_cfg.training.callbacks", every=True)]
+Logger = Annotated[dict, Choice("lightning_cfg.training.loggers", every=True)]
 RECIPE = ("data", "net", "model", "learner", "seed", "batch_size")
 EvaluationKeys = Annotated[
     dict, Keywords("lightning_cfg.training.evaluate_samples.EvaluateSamples"), Free
@@ -76,7 +81,9 @@ def fit(
     compile: Annotated[bool | Literal["auto"], Free] = "auto",
     channels_last: Annotated[bool | Literal["auto"], Free] = "auto",
     matmul_precision: Annotated[Literal["auto", "highest", "high", "medium"], Free] = "auto",
-    logger: Annotated[Literal["csv", "tensorboard", "wandb"], Free] = "csv",
+    callbacks: Annotated[list[Callback], Newer] = [],
+    init: Annotated[Checkpoint | None, Newer] = None,
+    logger: Annotated[Literal["csv", "tensorboard", "wandb"] | Logger | list[Logger], Free] = "csv",
     trust: Annotated[list[str], Free] = [],
     force: bool = False,
 ) -> Path:
@@ -96,6 +103,11 @@ def fit(
     compile           the network, by torch.compile
     channels_last     memory layout of a network of images
     matmul_precision  of float32 products: highest is float32, high and medium may be TF32 or less
+    callbacks         [{name: EarlyStopping, monitor: loss, patience: 5}, {name: mine.Callback}]:
+                      Lightning's by name, anyone's by dotted path; see docs/training.md
+    init              a run whose weights and averages it begins with, at step 0
+    logger            csv, tensorboard or wandb; a section of one, {name: wandb, project: mine}; or
+                      a list of these and of anyone's by dotted path
     trust             modules of one's own that a checkpoint may name; see docs/security.md
     force             does a finished run again, from its first step
 
@@ -108,14 +120,15 @@ def fit(
     recipe = {"data": data, "net": net, "model": model, "learner": learner}
     recipe |= {"seed": seed, "batch_size": batch_size}
     _refuse_damaged(run)
-    if run.finished() and run.manifest.get("step") == trainer["max_steps"]:
-        run.say(f"finished already, {trainer['max_steps']} steps")
+    if run.finished() and trained(run.manifest, trainer["max_steps"]):
+        run.say(f"finished already, {run.manifest['step']} steps")
         return run.directory
     run.claim()
     start = (
         None if run.again else _start(resume, run.directory / LAST, recipe, trainer["max_steps"])
     )
 
+    run.kept = "" if start is None else f"with what {start} holds kept"
     # only now: Lightning takes seconds to import, and a study reads this verb's keys too
     from lightning_cfg.training.train import train
 
@@ -134,6 +147,8 @@ def fit(
         log_every=log_every,
         grids=grids,
         evaluation=evaluation,
+        callbacks=callbacks,
+        init=init,
         logger=logger,
     )
     return run.directory

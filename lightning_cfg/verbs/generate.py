@@ -1,11 +1,12 @@
 """`generate`: seeds become samples under a guidance method."""
 
 import time
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from torch import Tensor
 
 from lightning_cfg.config import (
     AtLeast,
@@ -25,13 +26,15 @@ from lightning_cfg.reports.contact_sheet import contact_sheet
 from lightning_cfg.reports.panels import save
 from lightning_cfg.runs.inputs import Weights
 from lightning_cfg.runs.names import SAMPLES, SHEET, TRAJECTORIES
+from lightning_cfg.runs.parts import Parts, room
 from lightning_cfg.runs.pngs import IMAGES, check_images, drawable, save_images
+from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import launched, sharing
 from lightning_cfg.runs.run import Run, verb
-from lightning_cfg.runs.tensors import load_tensors, save_tensors
-from lightning_cfg.sampling.batches import levels_of, made
+from lightning_cfg.runs.tensors import load_tensors
+from lightning_cfg.sampling.batches import levels_of, one_batch
 from lightning_cfg.sampling.faster import Precision
-from lightning_cfg.sampling.guided import check_roles, check_together
+from lightning_cfg.sampling.guided import check_roles, check_together, spare
 from lightning_cfg.sampling.network import Networks, others
 from lightning_cfg.sampling.prepared import Prepared, pick_device, prepare
 from lightning_cfg.sampling.seeds import check_seeds
@@ -61,10 +64,10 @@ def _prepared(config: dict) -> tuple[Prepared, Pictures]:
 
     UserError for keys of `generate` that do not fit each other.
     """
-    check_roles(config["guidance"], config["models"])
+    check_roles(config["guidance"], config["models"], more=config["spare_models"])
     check_seeds(config["seed"], config["n"])
     keys = ("models", "guidance", "sampler", "data", "class_label", "weights", "device")
-    keys += ("precision", "compile")
+    keys += ("spare_models", "precision", "compile")
     ready = prepare(**{key: config[key] for key in keys})
     pictures = pictures_of(config["decode"], ready.shape, ready.device)
     check_images(config["images"], pictures.shape)
@@ -93,6 +96,7 @@ def generate(
     images: Annotated[Literal["folder", "zip"] | None, Free] = None,
     decode: Annotated[Decode | None, Free] = None,
     device: Annotated[str, Free] = "auto",
+    spare_models: Annotated[bool, Free] = False,
     trust: Annotated[list[str], Free] = [],
     force: bool = False,
 ) -> Path:
@@ -116,10 +120,12 @@ def generate(
                  finished run makes them of its samples
     decode       what makes images of latents, which the samples remain: for `images` and
                  figures/samples.png
+    spare_models  `models` may name networks that the guidance does not use, and they are left out:
+                 so that one config serves a sweep over methods
     trust        modules of one's own that a checkpoint may name; see docs/security.md
     force        does a finished run again
     """
-    check_roles(guidance, models)
+    check_roles(guidance, models, more=spare_models)
     if run.finished():
         _add_images(run, images, decode, device)
         run.say(f"finished already, {n} samples")
@@ -129,44 +135,29 @@ def generate(
     asked = {"models": models, "guidance": guidance, "sampler": sampler, "data": data}
     asked |= {"class_label": class_label, "weights": weights, "device": device, "images": images}
     asked |= {"precision": precision, "compile": compile}
+    asked |= {"spare_models": spare_models}
+    for role in spare(guidance, models):
+        run.say(f"models.{role} is left out, guidance {guidance['name']} does not use it")
     ready, pictures = _prepared({**asked, "decode": decode, "n": n, "seed": seed})
     states = n + trajectories * sampler.get("steps", 1)
-    run.check_room(4.0 * states * prod(ready.shape))
+    run.check_room(room(4.0 * states * prod(ready.shape)))
 
     with sharing() as ranks:
         ranks.check(n, f"n={n}")
         seeds = torch.arange(seed, seed + n)
-        began = time.monotonic()
-        how: Any = {"batch_size": batch_size, "trajectories": trajectories, "ranks": ranks}
-        found = ranks.raise_together(lambda: made(ready, seeds, **how))
-        levels = levels_of(ranks.all_gather_object(found[3]), sampler["name"], trajectories)
-        seconds = ranks.sum({"seconds": time.monotonic() - began})["seconds"] / n
-        evaluations = {role: net.evaluations / n for role, net in ready.networks.items()}
-        evaluations = ranks.sum(evaluations)
-        x, c = map(ranks.gather_rows, found[:2])
-        path = ranks.gather_rows(found[2]) if trajectories else found[2]
+        parts = Parts(run, ranks, batch_size=batch_size, device=ready.device)
+        with parts.kept(n, "samples"):
+            ranks.raise_together(lambda: _make(ready, parts, seeds, batch_size, trajectories))
+            out = _written(ready, parts, seeds, batch_size, trajectories, sampler["name"])
+            cost = {name: value / n for name, value in ranks.sum(parts.total()).items()}
     if not ranks.first:
         return run.directory
-    run.begin()  # only now: other settings, after an error above, are not refused as another run's
-    out = [save_tensors(run.directory / SAMPLES, x=x, c=c, seed=seeds)]
-    if trajectories:
-        kept = {"path": path, "sigma": torch.tensor(levels, dtype=torch.float64)}
-        kept |= {"c": c[:trajectories], "seed": seeds[:trajectories]}
-        out.append(save_tensors(run.directory / TRAJECTORIES, **kept))
-    if images is not None:
-        place, labelled = run.directory / IMAGES[images], ready.classes > 0
-        saved = {"x": x, "c": c, "seed": seeds, "labelled": labelled}
-        out.append(save_images(place, **saved, as_bytes=pictures.bytes))
-    if drawable(pictures.shape):
-        rows = ready.classes if class_label is None else 0
-        sheet = contact_sheet({"samples": pictures.first(x, c, 10, rows)}, rows, columns=10)
-        colours = 32 if pictures.shape[0] == 1 else 0
-        save(sheet, run.directory / "figures/samples", colours=colours)
-        out += [run.directory / name for name in SHEET]
-    facts = {"evaluations": evaluations, "seconds_per_sample": seconds}
+    with parts.kept(n, "samples"):
+        out += _drawn(run.directory, ready, pictures, images)
+    facts = {"seconds_per_sample": cost.pop("seconds"), "evaluations": cost}
     facts |= {"weights": weights, "num_classes": ready.classes, "steps": ready.steps}
     run.finish(*out, **facts, solver_dtype="float64")
-    run.say(f"{n} samples, {sum(evaluations.values()):.0f} evaluations each")
+    run.say(f"{n} samples, {sum(cost.values()):.0f} evaluations each")
     return run.directory
 
 
@@ -183,3 +174,78 @@ def _add_images(run: Run, images: str | None, decode: dict | None, device: str) 
     check_images(images, pictures.shape)
     labelled, place = run.manifest.get("num_classes") != 0, run.directory / IMAGES[images]
     run.add(save_images(place, **held, labelled=labelled, as_bytes=pictures.bytes))
+
+
+@torch.no_grad()
+def _make(ready: Prepared, parts: Parts, seeds: Tensor, batch_size: int, trajectories: int) -> None:
+    """This rank's samples, batch by batch, as far as they are not there yet.
+
+    A batch has x, c and, where trajectories of it are wanted and in a rank's first, path and sigma.
+    trajectories  so many are wanted of all seeds, the first ones
+    """
+    ranks = parts.ranks
+    own, wanted = ranks.share(seeds), len(ranks.share(seeds[:trajectories]))
+    done = parts.rows * ranks.size
+    with progress(len(seeds), " samples", shown=ranks.first, initial=done) as bar:
+        for k, some in enumerate(own.split(batch_size)):
+            if str(k) not in parts:
+                rows = min(max(0, wanted - k * batch_size), len(some))
+                _make_batch(ready, parts, str(k), some, rows, trajectories and (rows or not k))
+                bar.update(len(some) * ranks.size)
+    if ranks.size > 1:
+        parts.flush()  # now, since a signal ends a rank that waits for others at once
+
+
+def _make_batch(
+    ready: Prepared, parts: Parts, name: str, seeds: Tensor, rows: int, with_path: bool | int
+) -> None:
+    """The samples of these seeds, and the paths of the first so many."""
+    began, before = time.monotonic(), ready.spent()
+    made = one_batch(ready, seeds, rows if with_path else None)
+    spent = {role: evaluations - before[role] for role, evaluations in ready.spent().items()}
+    parts.keep(name, made, rows=len(seeds), seconds=time.monotonic() - began, **spent)
+
+
+def _written(
+    ready: Prepared, parts: Parts, seeds: Tensor, batch_size: int, trajectories: int, sampler: str
+) -> list[Path]:
+    """The files of all ranks' samples and of their paths, which the first rank writes."""
+    ranks, n, none = parts.ranks, len(seeds), torch.empty(0, *ready.shape)
+    batches = ceil(ceil(n / ranks.size) / batch_size)
+    levels = _levels(parts, batches, sampler, trajectories) if trajectories else []
+    if ranks.first:
+        parts.run.begin()  # only now, or by what was kept: after an error the place is free
+    shapes = {"x": ((n, *ready.shape), none.dtype), "c": ((n,), torch.int64)}
+    blocks = parts.in_order(batches, x=none, c=torch.empty(0, dtype=torch.int64))
+    out = [parts.joined(SAMPLES, shapes | {"seed": ((n,), torch.int64)}, blocks, seed=seeds)]
+    if trajectories:
+        kept = parts.in_order(batches, path=torch.empty(0, len(levels), *ready.shape))
+        sigma = torch.tensor(levels, dtype=torch.float64)
+        c = load_tensors(out[0], "c")["c"] if ranks.first else seeds
+        whole = {"sigma": sigma, "c": c[:trajectories], "seed": seeds[:trajectories]}
+        shapes = {name: (tuple(held.shape), held.dtype) for name, held in whole.items()}
+        shapes["path"] = (trajectories, len(levels), *ready.shape), none.dtype
+        out.append(parts.joined(TRAJECTORIES, shapes, kept, **whole))
+    return out
+
+
+def _drawn(directory: Path, ready: Prepared, pictures: Pictures, images: str | None) -> list[Path]:
+    """The images that are asked for, and the sheet of the first ones, of samples that are there."""
+    held, out = load_tensors(directory / SAMPLES, "x", "c", "seed"), []
+    if images is not None:
+        place, labelled = directory / IMAGES[images], ready.classes > 0
+        out.append(save_images(place, **held, labelled=labelled, as_bytes=pictures.bytes))
+    if drawable(pictures.shape):
+        rows = ready.classes if ready.class_label is None else 0
+        first = pictures.first(held["x"], held["c"], 10, rows)
+        sheet = contact_sheet({"samples": first}, rows, columns=10)
+        save(sheet, directory / "figures/samples", colours=32 if pictures.shape[0] == 1 else 0)
+        out += [directory / name for name in SHEET]
+    return out
+
+
+def _levels(parts: Parts, batches: int, sampler: str, trajectories: int) -> list[float]:
+    """The noise levels of all batches with trajectories, which have to be the same."""
+    own = [parts[str(k)] for k in range(batches) if str(k) in parts]
+    told = [tensors["sigma"].tolist() for tensors in own if "sigma" in tensors]
+    return levels_of(parts.ranks.all_gather_object(told), sampler, trajectories)

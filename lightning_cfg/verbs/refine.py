@@ -2,12 +2,11 @@
 
 import time
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor
 
 from lightning_cfg.config import (
     AtLeast,
@@ -30,11 +29,12 @@ from lightning_cfg.refinement.solver import Solver
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.inputs import Checkpoint, Weights
 from lightning_cfg.runs.names import SAMPLES
+from lightning_cfg.runs.parts import Parts, room
 from lightning_cfg.runs.pngs import IMAGES, check_images, save_images
 from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import sharing
 from lightning_cfg.runs.run import Run, verb
-from lightning_cfg.runs.tensors import save_tensors
+from lightning_cfg.runs.tensors import load_tensors
 from lightning_cfg.sampling.faster import Precision, Speed
 from lightning_cfg.sampling.flows import Leg, check_alike, leg_of, moved, told_scale
 from lightning_cfg.sampling.prepared import pick_device
@@ -172,33 +172,22 @@ def refine(
     ready = _ready({**asked, "images": images, "decode": decode, "device": device})
     source, total = ready.source, len(ready.source)
     names = ["flow", *(f"flow_{i}" for i in range(2, len(ready.legs) + 1))]
-    run.check_room(4.0 * total * prod(source.shape))
+    run.check_room(room(4.0 * total * prod(source.shape)))
     with sharing() as ranks:
         ranks.check(total, samples)
-        own, began = source.chosen(ranks.share(torch.arange(total))), time.monotonic()
-
-        def work() -> tuple[Tensor, list[int]]:
-            parts, spent = [], [0] * len(names)
-            with progress(total, "sample", shown=ranks.first) as bar:
-                for x, c in own.batches(batch_size):
-                    end, evaluations = moved(ready.legs, x, c, ready.scale)
-                    parts.append(end)
-                    spent = [a + b for a, b in zip(spent, evaluations, strict=True)]
-                    bar.update(len(x) * ranks.size)
-            return torch.cat(parts), spent
-
-        x, spent = ranks.raise_together(work)
-        x = ranks.gather_rows(x)
-        cost = {**dict(zip(names, spent, strict=True)), "seconds": time.monotonic() - began}
-        cost = {name: value / total for name, value in ranks.sum(cost).items()}
+        parts = Parts(run, ranks, batch_size=batch_size, device=pick_device(device))
+        with parts.kept(total, "samples"):
+            ranks.raise_together(lambda: _make(ready, parts, names, batch_size))
+            out = [_written(ready, parts, batch_size)]
+            cost = {name: value / total for name, value in ranks.sum(parts.total()).items()}
     if not ranks.first:
         return run.directory
-    run.begin()  # only now: other settings, after an error above, are not refused as another run's
-    out = [save_tensors(run.directory / SAMPLES, x=x, c=source.c, seed=source.seeds)]
     if images is not None:
         place, labelled = run.directory / IMAGES[images], ready.legs[0].model.num_classes > 0
-        saved = {"x": x, "c": source.c, "seed": source.seeds, "labelled": labelled}
-        out.append(save_images(place, **saved, as_bytes=ready.pictures.bytes))
+        with parts.kept(total, "samples"):
+            held = load_tensors(run.directory / SAMPLES, "x", "c", "seed")
+            as_bytes = ready.pictures.bytes
+            out.append(save_images(place, **held, labelled=labelled, as_bytes=as_bytes))
     seconds = cost.pop("seconds")
     facts = {"evaluations": cost, "seconds_per_sample": seconds, "extrapolated": ready.extrapolated}
     each = zip(names, ready.legs, strict=True)
@@ -206,3 +195,37 @@ def refine(
     beyond = ", by the nearest guidance scale that the flow knows" if ready.extrapolated else ""
     run.say(f"{total} samples, {sum(cost.values()):.0f} evaluations each{beyond}")
     return run.directory
+
+
+def _make(ready: _Ready, parts: Parts, names: list[str], batch_size: int) -> None:
+    """This rank's samples at the end of their way, batch by batch, as far as they are not there.
+
+    names  of the flows, by which their evaluations are counted
+    """
+    ranks, source = parts.ranks, ready.source
+    own = ranks.share(torch.arange(len(source)))
+    done = parts.rows * ranks.size
+    with progress(len(source), " samples", shown=ranks.first, initial=done) as bar:
+        for k, rows in enumerate(own.split(batch_size)):
+            if str(k) not in parts:
+                began, (x, c) = time.monotonic(), next(source.chosen(rows).batches(len(rows)))
+                end, evaluations = moved(ready.legs, x, c, ready.scale)
+                spent = dict(zip(names, evaluations, strict=True))
+                seconds = time.monotonic() - began
+                parts.keep(str(k), {"x": end}, rows=len(rows), seconds=seconds, **spent)
+                bar.update(len(rows) * ranks.size)
+    if ranks.size > 1:
+        parts.flush()  # now, since a signal ends a rank that waits for others at once
+
+
+def _written(ready: _Ready, parts: Parts, batch_size: int) -> Path:
+    """The file of all ranks' samples, which the first one writes."""
+    source, none = ready.source, torch.empty(0, *ready.source.shape)
+    n = len(source)
+    if parts.ranks.first:
+        parts.run.begin()  # only now, or by what was kept: after an error the place is free
+    shapes = {"x": ((n, *source.shape), none.dtype), "c": ((n,), torch.int64)}
+    shapes["seed"] = (n,), torch.int64
+    blocks = parts.in_order(ceil(ceil(n / parts.ranks.size) / batch_size), x=none)
+    whole = {"c": source.c, "seed": source.seeds}
+    return parts.joined(SAMPLES, shapes, blocks, **whole)

@@ -147,7 +147,7 @@ def study(
         return _without(not_here, root, plan)
     if plan:
         stages.run(every)
-        _print_plan(every, stages.states, as_json=plan == "json")
+        _print_plan(every, stages, as_json=plan == "json")
         return root
     with stages.claimed({**asked, "methods": written}):
         stages.run(every)
@@ -193,12 +193,14 @@ def _without(not_here: dict[str, str], root: Path, plan: bool | str) -> Path:
     return root
 
 
-def _print_plan(stages: dict[str, Stage], states: dict[str, str], *, as_json: bool) -> None:
+def _print_plan(every: dict[str, Stage], stages: Stages, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(as_plan(stages.values(), states), indent=1))
+        print(json.dumps(as_plan(every.values(), stages.states), indent=1))
         return
-    for name, state in states.items():
+    for name, state in stages.states.items():
         print(f"{name}: {state}")
+    if stages.left:
+        print(f"left: {stages.left}, by what the stages that are done have taken")
 
 
 def _data_sets(asked: dict) -> dict[str, Any]:

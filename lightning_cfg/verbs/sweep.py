@@ -9,9 +9,10 @@ that starts a verb with values as arguments. Arguments here are added to every r
   --index I  only run number I, counted from 0, as one task of a SLURM array
   --report   table and plot of what has finished, running nothing
 
-Its project and entity are the runs' own where these log to W&B, run_cap is the most runs that are
-done, and the best by its metric is told at the end. A run that has finished is found again, one
-that fails is told at the end (exit 1), and table and plot are in runs/<name of FILE>/.
+Its name and description stand above the table, its project and entity are the runs' own where these
+log to W&B, run_cap is the most runs that are done, and the best by its metric is told at the end. A
+run that has finished is found again, one that fails is told at the end (exit 1), and table and plot
+are in runs/<name of FILE>/.
 """
 
 import itertools
@@ -21,6 +22,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,7 @@ from lightning_cfg.runs.files import write_text
 from lightning_cfg.runs.lock import Lock
 from lightning_cfg.runs.manifests import MANIFEST, read_manifest, read_record, read_table
 from lightning_cfg.runs.names import METRICS
+from lightning_cfg.runs.progress import clock
 from lightning_cfg.runs.run import identity
 
 KEYS = ("program", "command", "method", "parameters", "metric", "name", "description", "project")
@@ -233,7 +236,7 @@ def main(argv: list[str]) -> int:
         if "--report" not in flags:
             run_all(rows)
         if index is None:
-            report(rows, lock.directory, sweep.get("metric"))
+            report(rows, lock.directory, sweep)
     finally:
         lock.release()
     failed = [row for row in rows if row.failed]
@@ -253,16 +256,19 @@ def keep_for(folder: Path, file: Path) -> None:
 
 
 def run_all(rows: list[Row]) -> None:
-    """Start every run, one after the other."""
+    """Start every run, one after the other, and say how long the rest will take."""
+    began = time.monotonic()
     for i, row in enumerate(rows):
+        left = (time.monotonic() - began) / max(1, i) * (len(rows) - i)
         said = ", ".join(f"{name}={value}" for name, value in row.values.items())
-        print(f"[{i + 1}/{len(rows)}] {said}", flush=True)
+        told = f" (about {clock(left)} left)" if i and left > 60 else ""
+        print(f"[{i + 1}/{len(rows)}] {said}{told}", flush=True)
         run(row)
 
 
-def report(rows: list[Row], folder: Path, metric: dict | None) -> None:
+def report(rows: list[Row], folder: Path, sweep: dict) -> None:
     """Write table and plot of what has finished, and tell the best by the file's metric; results
-    of other settings are left out."""
+    of other settings are left out. The file's name and description stand above the table."""
     for row in rows:
         other = None if row.failed else outdated(row)
         if other is not None:
@@ -272,6 +278,7 @@ def report(rows: list[Row], folder: Path, metric: dict | None) -> None:
     from lightning_cfg.reports.sweep import best_of, write_report  # it draws
 
     runs = [(row.values, row.found) for row in rows]
-    print(write_report(folder, runs))
-    if metric is not None:
-        print(best_of(runs, metric))
+    told = (str(sweep[key]) for key in ("name", "description") if sweep.get(key))
+    print(write_report(folder, runs, ": ".join(told)))
+    if sweep.get("metric") is not None:
+        print(best_of(runs, sweep["metric"]))
