@@ -2,7 +2,7 @@
 
 from lightning_cfg.data.cifar import CIFAR10
 from lightning_cfg.data.described import Described
-from lightning_cfg.data.image_zip import ImageFolder, ImageZip
+from lightning_cfg.data.image_zip import ImageArray, ImageFolder, ImageZip
 from lightning_cfg.data.latent_zip import LatentZip
 from lightning_cfg.data.mixtures import Fractal, Mixture
 from lightning_cfg.data.mnist import MNIST
@@ -15,6 +15,7 @@ __all__ = [
     "MNIST",
     "Described",
     "Fractal",
+    "ImageArray",
     "ImageFolder",
     "ImageZip",
     "LatentZip",

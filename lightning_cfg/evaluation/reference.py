@@ -29,7 +29,7 @@ from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.tensors import fingerprint
 
 # keys of a data section that say which points, or what they are, beside the files
-OF_POINTS = ("half", "limit", "scale", "bias")
+OF_POINTS = ("half", "limit", "scale", "bias", "size", "crop", "channels")
 
 
 class Real:

@@ -155,7 +155,8 @@ def evaluate(
     metrics.csv has a row per set and class. numbers.csv has a row per number, with all that it
     depends on: N, reference split and its M, extractor, resize, weights, sampler, seeds.
 
-    samples     {label: run of `generate` or `refine`, sample file, or folder or zip of PNG or JPEG}
+    samples     {label: run of `generate` or `refine`, sample file, or anyone's images: a folder,
+                zip, .npz or .npy}
     generate    {label: keys of `generate`}: samples that are made while they are scored, not kept
     data        the real data; can be left out where `statistics` are all that is asked for
     metrics     functions of lightning_cfg.metrics, or dotted paths; left out, all that fit
