@@ -199,6 +199,7 @@ class DataSet:
     augment_dim: int = 0  # numbers in batch["augment"] that say how a point was augmented
     has_points: bool = True  # False: nothing of it is here but shape and classes
     has_sources: bool = False  # batches have x0, of which y is the target
+    reads_files: bool = False  # `batch` does, which is then called in a thread, while a step runs
     condition: Any = None  # a `refinement.condition.Condition`: what a flow on it is told too
     # of images the bytes of a split, the rows that are in it, and their classes; see `Images.rows`
     rows: Callable[..., tuple[Any, Tensor, Tensor]] | None = None

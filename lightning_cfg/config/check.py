@@ -224,7 +224,7 @@ def _check_choice(mark: Choice, value: Any, path: str) -> dict:
         function = resolve(mark.module, name)
     except UserError as error:
         raise Wrong(f"{path}.name", f"{path}.name: {error}") from None
-    keys, free = keys_of(function)
+    keys, free = mark.keys(function)
     numbers = {key: value[key] for key in value if key != "name"}
     rules = rules_of(function)
     return {"name": name, **check_keys(numbers, keys, path, name, free=free, rules=rules)}

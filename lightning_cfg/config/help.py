@@ -73,7 +73,7 @@ def _inner_rows(kind: Any, value: Any, path: str) -> Iterator[tuple[str, str, st
         names = ", ".join(_names(section.module))
         yield f"{path}.name", f"one of {names}", f"{name}: {what}" if what else ""
         if part is not None:
-            yield from _rows(keys_of(part)[0], meanings(part), value, path)
+            yield from _rows(section.keys(part)[0], meanings(part), value, path)
     elif get_origin(kind) in MAPPINGS and get_args(kind):
         yield from _inner_rows(get_args(kind)[1], None, f"{path}.NAME")
     elif section is None:

@@ -164,7 +164,7 @@ class _Walk:
             return self.keys(mark.keys()[0], section, path)
         name = section["name"]
         function = resolve(mark.module, name)
-        keys, _ = keys_of(function)
+        keys, _ = mark.keys(function)
         if "." in name:
             keys |= _by_name(keys)
             file = source_of(function)

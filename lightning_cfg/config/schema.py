@@ -16,12 +16,21 @@ REQUIRED = inspect.Parameter.empty
 
 @dataclass(frozen=True)
 class Choice:
-    """Section {name, ...}: a name in `module` or a dotted path, and the numbers that it takes."""
+    """Section {name, ...}: a name in `module` or a dotted path, and the numbers that it takes.
+
+    every  also those that others' callables take by position: the caller gives none so
+    """
 
     module: str
+    every: bool = False
 
     def __str__(self):
         return f"a name in {self.module} or a section {{name: ...}}"
+
+    def keys(self, function: Callable) -> tuple["Keys", bool]:
+        """The keys that may stand beside the name, and whether others may too."""
+        keys, free = keys_of(function, self.every)
+        return {key: keys[key] for key in keys if key != "name"}, free
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class Verb:
 SECTIONS = (Choice, Keywords, Verb)
 Keys = dict[str, tuple[Any, Any]]  # {name: (annotation, default)}
 
-Data = Annotated[dict, Choice("lightning_cfg.data")]
+Data = Annotated[dict, Choice("lightning_cfg.data", every=True)]
 Net = Annotated[dict, Choice("lightning_cfg.nets")]
 Model = Annotated[dict, Choice("lightning_cfg.diffusion.models")]
 Learner = Annotated[dict, Choice("lightning_cfg.training.learners")]

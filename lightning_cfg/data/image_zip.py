@@ -22,7 +22,7 @@ class ImageZip(OfSplits):
     flip      mirror each training image with probability 1/2
     augment   probability of EDM's non-leaking augmentation, 0.12 as they have it; 0: none
     memory    GiB that a split may take as bytes to be decoded once and kept in each process;
-              a larger one is decoded batch by batch, in threads and without reading ahead
+              a larger one is decoded batch by batch, in threads, two batches ahead of the step
     limit     only the first so many images of each class are there to train on
     half      first or second: only every other image of each class, from that one on, is there
     UserError where a file is absent, damaged, not as described, or unlike the others.
