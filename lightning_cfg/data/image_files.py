@@ -23,7 +23,13 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_cfg.data.alike import CHANNELS, ENDINGS, Alike, Form, form_of, opened
-from lightning_cfg.data.dataset_json import by_dataset_json, by_folder, tidy
+from lightning_cfg.data.dataset_json import (
+    by_dataset_json,
+    by_folder,
+    doubts_about,
+    refuse_splits,
+    tidy,
+)
 from lightning_cfg.data.left_out import counted, say
 from lightning_cfg.data.split import Labels, Split
 from lightning_cfg.errors import UserError, one_line
@@ -155,6 +161,17 @@ class Files(Split):
         if json_names:
             raise UserError(f"{self.path}: {json_names[0]} must lie at the top to be read")
         return by_folder(self.path, self.names)
+
+    @cached_property
+    def _classes(self) -> tuple[Tensor, int, list[str] | None]:
+        if self.labels[1] is not None:
+            refuse_splits(self.path, self.names, self.labels[1])
+        return super()._classes
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        folders = self.labels[1]
+        return () if folders is None else doubts_about(self.path, self.names, folders)
 
 
 class Zip(Files):

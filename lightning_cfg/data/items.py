@@ -133,6 +133,17 @@ class Items(Split):
         known = self._asked or (len(names) if names else max(labels) + 1)
         return torch.tensor(labels), known, names
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Classes of which there is no image."""
+        c, known, names = self._classes
+        empty = [k for k in range(known) if not (c == k).any()]
+        if not empty:
+            return ()
+        told = ", ".join(names[k] if names else str(k) for k in empty[:5])
+        more = ", ..." * (len(empty) > 5)
+        return (f"{self._name}: {len(empty)} of {known} classes have no image: {told}{more}",)
+
     def _all_labels(self) -> list[int] | None:
         """Of every item, as the Dataset has them together, or else item by item; None for none."""
         first = self._parts(0)[1]

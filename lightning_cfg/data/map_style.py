@@ -77,7 +77,7 @@ class MapStyle(OfSplits):
 
 def is_map_style(made: Any) -> bool:
     """Whether it has items by number, and is no data set in the sense of `interfaces.DataSet`."""
-    own = hasattr(made, "batch") and "num_classes" in dir(made)  # which may read files
+    own = {"batch", "num_classes"} <= {*dir(made)}  # dir: a property may read files
     return not own and hasattr(made, "__getitem__") and hasattr(made, "__len__")
 
 

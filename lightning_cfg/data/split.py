@@ -24,11 +24,13 @@ class Split(ABC):
     path      of the file or folder
     labels    a class for each image, if they have any, and the classes' names, if those have
     left_out  what lies beside them and is not read, in words
+    doubts    what is odd about them
     alike     what is done to each image, so that all have one shape
     """
 
     dtype: type = np.uint8
     left_out: str = ""
+    doubts: tuple[str, ...] = ()
 
     def __init__(self, path: str | Path, alike: Alike | None = None):
         self.path, self.alike = Path(path), alike or Alike()
@@ -95,6 +97,10 @@ class OfSplits(Images):
     @property
     def class_names(self) -> list[str] | None:
         return self._training.class_names
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        return self._training.doubts
 
     @cached_property
     def _bank(self) -> tuple[Any, Tensor]:

@@ -397,10 +397,13 @@ def _classes(files: Split, data: Any) -> Tensor:
     if labels is None:
         return unknown if data is None or data.num_classes else torch.zeros_like(unknown)
     if folders is not None:
-        names = [] if data is None else data.class_names or list(map(str, range(data.num_classes)))
-        if not set(folders) <= set(names):
+        if data is None:
             return unknown
-        labels = [names.index(folders[k]) for k in labels]
+        numbers = [str(k) for k in range(data.num_classes)]
+        known = [n for n in (data.class_names, numbers) if n and set(folders) <= set(n)]
+        if not known:
+            return unknown
+        labels = [known[0].index(folders[k]) for k in labels]
     last = None if data is None else data.num_classes - 1
     if last is not None and max(labels) > last:
         raise UserError(f"{files.path} holds class {max(labels)}, only 0 ... {last} are known here")

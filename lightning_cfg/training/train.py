@@ -45,6 +45,7 @@ from lightning_cfg.training.progress import Progress
 from lightning_cfg.training.snapshots import Snapshots
 from lightning_cfg.training.speed import device_of, prepare, speed_of
 from lightning_cfg.training.stop import StopWhenAsked
+from lightning_cfg.training.told import TellTime, tell
 from lightning_cfg.training.trainer import leave_constants_alone, logger_of, trainer_for
 from lightning_cfg.training.undisturbed import cheap_device_checks
 
@@ -96,7 +97,7 @@ def ready_to_train(
     pictures = _pictures(directory, grids, module, data_set)
     # a checkpoint after the evaluation of the same step, by which it may be kept, and after its
     # snapshot, which it has to know
-    callbacks = [Progress(), *filter(None, (scores, along, save, pictures)), stop]
+    callbacks = [Progress(), TellTime(), *filter(None, (scores, along, save, pictures)), stop]
     how = {"logger": logger, "log_every": log_every, "callbacks": callbacks}
     engine = trainer_for({**trainer, "precision": speed["precision"]}, directory, **how)
     leave_constants_alone(engine, module.model)
@@ -136,6 +137,7 @@ def train(
     first = engine.is_global_zero  # the rank that writes and speaks for all
     if first:
         _begin(run, None if logger != "wandb" or engine.logger is None else engine.logger.version)
+        tell(ready.batches.data, ready.module, engine, recipe["batch_size"], ready.speed)
         if launch.by or engine.world_size > 1:
             print(_ranks_in_words(launch, engine, recipe["batch_size"], ready.rows), flush=True)
     try:
@@ -236,6 +238,8 @@ def _finish(run: Run, engine: L.Trainer, module: Any, **facts: object) -> None:
     """The last step is saved, and the manifest tells of the training; Diverged if that is bad."""
     module.check_end()
     last, loss = run.directory / LAST, module.logged.get("loss")
+    names = None if module.described is None else module.described.class_names
+    facts |= {} if names is None else {"class_names": names}
     facts["loss"] = loss if loss is not None and isfinite(loss) else None  # json has no NaN
     if not last.is_file() or engine.global_step > load(last)["global_step"]:
         engine.save_checkpoint(last)  # stopped by something other than max_steps

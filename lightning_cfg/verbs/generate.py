@@ -84,7 +84,7 @@ def generate(
     n: Count,
     seed: Seed = 0,
     data: Data | None = None,
-    class_label: Annotated[int, NonNegative] | None = None,
+    class_label: Annotated[int, NonNegative] | str | None = None,
     weights: Weights = "ema",
     batch_size: Annotated[int, AtLeast(1)] = 1000,
     trajectories: Annotated[int, NonNegative] = 0,
@@ -101,7 +101,7 @@ def generate(
     models       {model, weak, classifier, discriminator}: run directories or checkpoints, as the
                  guidance needs them; exact: the closed form of `data`. With weights of its own:
                  weak: {path: runs/base/checkpoints/best_001000.ckpt, weights: 100_000}
-    class_label  of all samples; left out, each seed draws its own
+    class_label  of all samples, by number or name; left out, each seed draws its own
     weights      ema, raw, the half-life in images of the average wanted, or its relative width
                  {std: 0.15}, which is made of the snapshots of a `fit`, also as of an earlier step:
                  {std: 0.15, step: 1000}
@@ -152,12 +152,14 @@ def generate(
         out.append(save_images(place, **saved, as_bytes=pictures.bytes))
     if drawable(pictures.shape):
         rows = ready.classes if class_label is None else 0
-        sheet = contact_sheet({"samples": pictures.first(x, c, 10, rows)}, rows, columns=10)
+        shown = {"samples": pictures.first(x, c, 10, rows)}
+        sheet = contact_sheet(shown, rows, columns=10, names=ready.class_names)
         colours = 32 if pictures.shape[0] == 1 else 0
         save(sheet, run.directory / "figures/samples", colours=colours)
         out += [run.directory / name for name in SHEET]
     facts = {"evaluations": evaluations, "seconds_per_sample": seconds}
     facts |= {"weights": weights, "num_classes": ready.classes, "steps": ready.steps}
+    facts |= {} if ready.class_names is None else {"class_names": ready.class_names}
     run.finish(*out, **facts, solver_dtype="float64")
     run.say(f"{n} samples, {sum(evaluations.values()):.0f} evaluations each")
     return run.directory
