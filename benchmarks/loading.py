@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=1 python benchmarks/loading.py --images 4000 --side 64 --batch 512
 
 JPEGs of smooth noise in a folder of two classes are trained on by `ImageFolder(memory=0)` and fit's
-own batches. A step is either that of UnshuffleUNet and AdamW on this CPU, or "waits", a step that
-takes --wait ms and leaves the CPU alone, as a GPU's does. Blocks of steps in turn, so that whatever
-else the machine does meets all: decoded before each step, decoded two batches ahead, and kept in
-memory, which is the least that a step can take. Printed are medians over the blocks, and the median
-ratio of neighbouring blocks. First the batches of both ways are compared, bit by bit.
+own batches. A step waits for --wait ms and leaves the CPU alone, as a GPU's does, or with --train
+is that of UnshuffleUNet and AdamW on this CPU. Blocks of steps in turn, so that whatever else the
+machine does meets all: decoded before each step, decoded two batches ahead, and kept in memory.
+Printed are medians over the blocks, and the median ratio of neighbouring blocks. First the batches
+of both ways are compared, bit by bit.
 """
 
 import argparse
@@ -108,8 +108,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--channels", type=int, default=8, help="of the network on this CPU")
-    parser.add_argument("--wait", type=float, nargs="+", default=[50.0, 150.0], help="ms")
+    parser.add_argument("--train", type=int, help="also on this CPU, a network of so many channels")
+    parser.add_argument("--wait", type=float, nargs="+", default=[50.0, 100.0, 150.0], help="ms")
     parser.add_argument("--steps", type=int, default=6, help="of each block")
     parser.add_argument("--blocks", type=int, default=7)
     asked = parser.parse_args()
@@ -121,7 +121,8 @@ def main() -> None:
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
         for ms in asked.wait:
             measure(asked, folder, f"a step of {ms:g} ms that waits", waiting(ms))
-        measure(asked, folder, "a step on this CPU", step_of(lazy, asked.channels))
+        if asked.train:
+            measure(asked, folder, "a step on this CPU", step_of(lazy, asked.train))
 
 
 if __name__ == "__main__":

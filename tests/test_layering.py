@@ -14,8 +14,8 @@ import lightning_cfg
 PACKAGE = Path(lightning_cfg.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 TRAINING = (
-    "batches checkpointing each_step evaluate_samples grids learners progress snapshots stop train "
-    "trainer"
+    "batches checkpointing each_step evaluate_samples grids learners progress snapshots stop told "
+    "train trainer"
 )
 MAY_IMPORT_LIGHTNING = {f"training/{name}.py" for name in TRAINING.split()}
 

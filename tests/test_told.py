@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lightning_cfg.config.schema import choices, keys_of
 from lightning_cfg.data import ImageFolder
 from lightning_cfg.data.map_style import MapStyle
 from lightning_cfg.errors import UserError
@@ -195,3 +197,12 @@ def test_the_time_is_told_once_when_steps_have_been_measured(monkeypatch, capsys
         now[0] += 30.0 if step <= 103 else 1.2
         one.after_step(trainer, None, step)
     assert capsys.readouterr().out == line
+
+
+def test_the_page_on_data_has_every_data_set_of_ones_own_and_every_key():
+    page = (Path(__file__).parents[1] / "docs/data.md").read_text()
+    of_samples = {"Pairs", "Reflow", "RealOrGenerated", "Described"}
+    named = set(choices("lightning_cfg.data")) - of_samples
+    assert {name for name in named if f"`{name}`" not in page} == set()
+    keys = {*keys_of(ImageFolder)[0], *keys_of(MapStyle)[0]} - {"path"}
+    assert {key for key in keys if not re.search(rf"`{key}[`:]|  {key}:", page)} == set()

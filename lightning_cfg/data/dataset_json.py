@@ -112,3 +112,13 @@ def by_dataset_json(path: Path, names: list[str], content: bytes) -> list[int] |
     if bare is not None:
         raise UserError(f"{where} has no class for {bare}")
     return [classes[name] for name in names]
+
+
+def class_names_in(path: Path, content: bytes) -> list[str] | None:
+    """The names of the classes, which a dataset.json of `encode` has beside the labels."""
+    names = json.loads(content).get("class_names")
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: dataset.json: class_names is not a list of names")
+    return names

@@ -76,6 +76,9 @@ class Split(ABC):
             raise UserError(
                 f"{self.path}: class {absent} of the classes 0 ... {present[-1]} has no image"
             )
+        if class_names is not None and len(class_names) != len(present):
+            told = f"{len(present)} classes have images, and {len(class_names)} have names"
+            raise UserError(f"{self.path}: {told}")
         return torch.tensor(classes), len(present), class_names
 
 

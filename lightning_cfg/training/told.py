@@ -30,9 +30,12 @@ def tell(data: DataSet, learner: Learner, engine: L.Trainer, batch_size: int, sp
         f"network: {type(net).__name__}, {numbers:,} parameters, {type(learner.model).__name__}; "
         f"on {device}{several}, {speed['precision']}{how}"
     )
-    left, steps = engine.max_steps, f"{engine.max_steps:,} steps of batch {batch_size:,}"
-    epochs = "" if n is None else f", each image {left * batch_size / n:.3g} times"
-    print(f"training: {steps}{epochs}", flush=True)
+    times = engine.max_steps * batch_size / (n or 1)
+    epochs = (
+        f", each image {times:,.0f} times" if times >= 10 else f", each image {times:.2g} times"
+    )
+    steps = f"{engine.max_steps:,} steps of batch {batch_size:,}"
+    print(f"training: {steps}{epochs if n else ''}", flush=True)
 
 
 def in_words(data: DataSet) -> tuple[int | None, str]:
