@@ -49,6 +49,7 @@ class Known:
 
     shape          of a sample
     num_classes    0 where the data have no classes
+    class_names    of the data that it was trained on; None: numbers are all that is known
     label_dropout  0 where it never learned the class "no class"
     class_vectors  its embedding of classes, (B,) -> (B, d), which it also takes as c
     scaled_classes the same of (B,) and scales of guidance (B,), of a model that is told them too
@@ -61,6 +62,7 @@ class Known:
 
     shape: tuple[int, ...] | None = None
     num_classes: int | None = None
+    class_names: list[str] | None = None
     label_dropout: float = 1.0
     class_vectors: Callable[[Tensor], Tensor] | None = None
     scaled_classes: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -185,7 +187,7 @@ class Model(nn.Module):
 
     shape: tuple[int, ...]  # of one sample
     num_classes: int  # 0: its data have no classes
-    class_names: list[str] | None = None  # as a data set's, which no checkpoint knows
+    class_names: list[str] | None = None  # its data's
     sigma_min, sigma_max = 0.0, float("inf")  # the noise levels that it knows
     classifies: bool = False  # forward(x, sigma) gives logits (B, num_classes)
     weighs: bool = False  # forward(x, sigma, c) gives a strength of guidance, shaped like x
@@ -222,10 +224,12 @@ class DataSet:
     formula: str = ""  # that density in words
     path: Path | None = None  # the file or folder by whose content a run knows it
     class_names: list[str] | None = None
+    doubts: tuple[str, ...] = ()  # what is odd about what it has read, which `fit` tells
     augment_dim: int = 0  # numbers in batch["augment"] that say how a point was augmented
     has_points: bool = True  # False: nothing of it is here but shape and classes
     has_sources: bool = False  # batches have x0, of which y is the target
     confusable: Tensor | None = None  # (K, K) bool: which classes may be taken for which
+    reads_files: bool = False  # `batch` does, which is then called in a thread, while a step runs
     condition: Any = None  # a `refinement.condition.Condition`: what a flow on it is told too
     # of images the bytes of a split, the rows that are in it, and their classes; see `Images.rows`
     rows: Callable[..., tuple[Any, Tensor, Tensor]] | None = None

@@ -8,11 +8,12 @@ import yaml
 from helpers import ROOT
 
 from lightning_cfg import __main__ as commands
-from lightning_cfg.config import checked, from_arguments, help_of
+from lightning_cfg.config import Data, checked, from_arguments, help_of, load
 from lightning_cfg.config.files import read, shipped
 from lightning_cfg.config.meanings import meanings
 from lightning_cfg.config.schema import choices, keys_of, resolve
 from lightning_cfg.errors import UserError
+from lightning_cfg.evaluation.kept import cache_folder
 from lightning_cfg.verbs.fit import fit
 
 VERBS = ("fit", "generate", "pair", "refine", "evaluate", "trace", "study")
@@ -74,6 +75,31 @@ def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
     found = checked(fit, {**yaml.safe_load(Path("a.yaml").read_text()), **REST, "run_dir": "~/r"})
     assert found["data"]["root"] == "/home/somebody/mnist"
     assert found["run_dir"] == "/home/somebody/r"
+
+
+def test_a_tilde_is_the_home_directory_wherever_a_text_stands(tmp_path, monkeypatch):
+    """In lists and sections, in what others annotate or take as **keys, in an interpolation."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+
+    def verb(*, data: Data, many: list[str], by: dict[str, str], theirs: object, either: str | int):
+        """A verb."""
+
+    folder = {"name": "torchvision.datasets.ImageFolder", "root": "~/pets"}
+    asked = {"data": folder, "many": ["~", "a~/b"], "by": {"x": "~/x"}, "either": "~/e"}
+    asked["theirs"] = [{"deep": ("~/d", 1)}]
+    found = checked(verb, asked)
+    home = "/home/somebody"
+    assert found["data"]["root"] == f"{home}/pets"
+    assert (found["many"], found["by"]) == ([home, "a~/b"], {"x": f"{home}/x"})
+    assert (found["either"], found["theirs"]) == (f"{home}/e", [{"deep": (f"{home}/d", 1)}])
+    (tmp_path / "a.yaml").write_text("data: {name: MNIST, root: '${run_dir}/mnist'}\n")
+    values = {**read(tmp_path / "a.yaml").values, **REST, "run_dir": "~nobody-here/r"}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(values))
+    assert load(fit, read(tmp_path / "a.yaml"))["data"]["root"] == "~nobody-here/r/mnist"
+    found = load(fit, read(tmp_path / "a.yaml", ["run_dir=~/r", "data.limit=3"]))
+    assert (found["run_dir"], found["data"]["root"]) == (f"{home}/r", f"{home}/r/mnist")
+    monkeypatch.setenv("LIGHTNING_CFG_CACHE", "~/kept")
+    assert str(cache_folder()) == f"{home}/kept"
 
 
 def test_help_says_what_keys_mean():

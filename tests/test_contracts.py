@@ -318,6 +318,7 @@ def test_nobody_asks_whether_there_is_what_has_a_default():
         "guidance/gfcg.py: clean",
         "guidance/needs.py: label_dropout",
         "guidance/needs.py: num_classes",
+        "data/items.py: features",  # of somebody's Dataset, which say its classes' names
     }
     assert asked("x = getattr(data, 'rows', None)") == {"rows"}
 

@@ -220,18 +220,20 @@ def test_an_image_beside_the_classes_of_such_a_folder_is_refused(tmp_path, kind)
 
 @KINDS
 def test_what_is_not_read_is_said_once(tmp_path, kind, capsys):
-    others = {"a/1.webp": b"", "a/2.WEBP": b"", "b/3.bmp": b"", "b/4.tiff": b"", "README": b""}
+    others = {"a/1.heic": b"", "a/2.HEIC": b"", "b/3.avif": b"", "b/4.gif": b"", "README": b""}
     files = {**below("a", "b"), **others, "a/.hidden.tif": b""}
     path = stored(kind, tmp_path / "data", files)
     for _ in range(2):
         assert len(kind(path=path).real("bank")[1]) == 2
     out, err = capsys.readouterr()
-    said = "left out: 1 .bmp, 1 .tiff, 2 .webp, 1 without ending"
+    said = "left out: 1 .avif, 1 .gif, 2 .heic, 1 without ending"
     assert (out, err.count("\n")) == ("", 1)
-    assert f"{path}: files that are not .png, .jpg, .jpeg were {said}" in err
+    assert (
+        f"{path}: files that are not .png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff were {said}" in err
+    )
     del files["a/0.png"], files["b/1.png"]
     alone = kind(path=stored(kind, tmp_path / "alone", files))
-    refused(alone, "holds no image", "only 1 .bmp, 1 .tiff, 2 .webp, 1 without ending")
+    refused(alone, "holds no image", "only 1 .avif, 1 .gif, 2 .heic, 1 without ending")
 
 
 @pytest.mark.parametrize("way", ["./{}", "/{}", ".//{}", "{}"])
@@ -321,7 +323,9 @@ def test_images_and_files_have_bounds(tmp_path, kind, monkeypatch):
     refused(kind(path=path), "a/0.png is 12000 x 12000 1, more than the 67108864 pixels")
     files = below("a", "b")
     files["b/1.png"] = content.getvalue()
-    refused(kind(path=stored(kind, tmp_path / "second", files)), "b/1.png is 12000 x 12000 1, but")
+    refused(
+        kind(path=stored(kind, tmp_path / "second", files)), "b/1.png is 12000 x 12000 1, more than"
+    )
     monkeypatch.setattr("lightning_cfg.data.image_files.MOST_BYTES", 2000)
     for name in ("dataset.json", "a/2.png"):
         files = {**below("a"), name: bytes(5000)}
@@ -423,7 +427,7 @@ def test_an_image_of_another_format_is_refused(tmp_path, first):
     victim = list(files)[0 if first else 3]
     files[victim] = encoded(PIXELS[0], "GIF")
     data = ImageFolder(path=stored(ImageFolder, tmp_path / "data", files))
-    refused(data, victim, "neither PNG nor JPEG")
+    refused(data, victim, "neither PNG, JPEG, WebP, BMP nor TIFF")
 
 
 def colours_of_16_bits() -> bytes:
@@ -475,7 +479,10 @@ def test_an_image_of_another_size_or_mode_is_refused(tmp_path, kind, odd, said):
 @KINDS
 def test_no_image_is_refused(tmp_path, kind):
     files = {"dataset.json": b'{"labels": null}', "notes.txt": b""}
-    refused(kind(path=stored(kind, tmp_path / "data", files)), "holds no image (.png, .jpg, .jpeg)")
+    refused(
+        kind(path=stored(kind, tmp_path / "data", files)),
+        "holds no image (.png, .jpg, .jpeg, .webp,",
+    )
 
 
 @KINDS

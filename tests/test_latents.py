@@ -197,6 +197,7 @@ def test_images_become_a_zip_of_latents(made, tmp_path):
     facts = json.loads((run / "manifest.json").read_text())
     data = LatentZip(path=str(run), scale=facts["scale"], bias=facts["bias"])
     assert torch.allclose(data._bank[0], raw, atol=1e-6)
+    assert (data.class_names, data.doubts) == (["a", "b"], ())
     many = torch.cat([data.final(raw, torch.randn(12, 4, 8, 8)) for _ in range(200)])
     assert many.mean((0, 2, 3)).abs().max() < 0.01
     assert (many.std((0, 2, 3)) - 0.5).abs().max() < 0.01

@@ -15,7 +15,7 @@ PACKAGE = Path(lightning_cfg.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 TRAINING = (
     "batches callbacks checkpointing each_step evaluate_samples grids learners loggers progress "
-    "snapshots stop train trainer"
+    "snapshots stop told train trainer"
 )
 MAY_IMPORT_LIGHTNING = {f"training/{name}.py" for name in TRAINING.split()}
 

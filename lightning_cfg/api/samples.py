@@ -184,7 +184,7 @@ def ready_for(
         known.num_classes or 0,
         None,
         pick_device(str(place)),
-        along.start,
+        start_scale=along.start,
     )
 
 

@@ -158,7 +158,7 @@ def check_keys(
     for rule in rules:
         if message := rule.broken(found, keys, path):
             raise Wrong(join(path, rule.low), message)
-    return found | {key: item for key, item in value.items() if key not in keys}
+    return found | {key: at_home(item) for key, item in value.items() if key not in keys}
 
 
 def _section(value: Any, path: str, what: object) -> dict:
@@ -231,8 +231,10 @@ def _check_choice(mark: Choice, value: Any, path: str) -> dict:
 
 def check(kind: Any, value: Any, path: str) -> Any:
     """The value as its annotation has it; what is annotated with others' types is not checked."""
-    if isinstance(value, str) and "${" in value:
-        return value  # checked once it is resolved
+    if isinstance(value, str):
+        value = at_home(value)
+        if "${" in value:
+            return value  # checked once it is resolved
     base, args = get_origin(kind) or kind, get_args(kind)
     if base is Annotated:
         section = section_of(kind)
@@ -248,8 +250,17 @@ def check(kind: Any, value: Any, path: str) -> Any:
         each = args[1] if args else Any
         return {key: check(each, item, join(path, key)) for key, item in section.items()}
     if not known(kind):
-        return value
+        return at_home(value)
     return _check_scalar(kind, value, path)
+
+
+def at_home(value: Any) -> Any:
+    """The value with ~ and ~somebody, at the beginning of any text in it, as the folder it is."""
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value[:1] == "~" and "\0" not in value else value
+    if type(value) in (list, tuple):
+        return type(value)(map(at_home, value))
+    return {key: at_home(item) for key, item in value.items()} if type(value) is dict else value
 
 
 def _check_domain(kind: Any, plain: Any, value: Any, path: str) -> Any:
@@ -281,7 +292,7 @@ def _check_scalar(kind: Any, value: Any, path: str, asked: Any = None) -> Any:
     elif kind is str and isinstance(value, str):  # of a kind of its own too, as `ToCome` is
         if "\0" in value:
             raise Wrong(path, f"{path} has a zero byte, which no name of a file has")
-        return os.path.expanduser(value) if value.startswith("~/") else value
+        return value
     elif value is None if kind is None else type(value) is kind:
         return value
     _refuse_text_of_a_number(asked or kind, [kind], value, path)
@@ -327,7 +338,7 @@ def _check_union(kind: Any, value: Any, path: str) -> Any:
     """The value as the first of the union's kinds that it fits."""
     kinds = [arg for arg in get_args(kind) if known(arg)]
     if Any in get_args(kind) or all(arg is types.NoneType for arg in kinds):
-        return value
+        return at_home(value)
     if type(value) in kinds:  # 1.0 stays a float in `int | float`: to the Trainer it is not 1
         return check(type(value), value, path)
     _refuse_text_of_a_number(kind, kinds, value, path)

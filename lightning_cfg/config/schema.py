@@ -18,19 +18,19 @@ REQUIRED = inspect.Parameter.empty
 class Choice:
     """Section {name, ...}: a name in `module` or a dotted path, and the numbers that it takes.
 
-    every  also those that it takes by position, as others' classes do; otherwise by keyword only
+    every  also those that it takes by position, as others' callables do: the caller gives none so
     """
 
     module: str
     every: bool = False
 
-    def keys(self, function: Callable) -> tuple["Keys", bool]:
-        """The keys of what it names, and whether others may stand there too."""
-        by_position = self.every or hasattr(function, "from_datasets")  # a LightningDataModule
-        return keys_of(function, by_position)
-
     def __str__(self):
         return f"a name in {self.module} or a section {{name: ...}}"
+
+    def keys(self, function: Callable) -> tuple["Keys", bool]:
+        """The keys that may stand beside the name, and whether others may too."""
+        keys, free = keys_of(function, self.every)
+        return {key: keys[key] for key in keys if key != "name"}, free
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Verb:
 SECTIONS = (Choice, Keywords, Verb)
 Keys = dict[str, tuple[Any, Any]]  # {name: (annotation, default)}
 
-Data = Annotated[dict, Choice("lightning_cfg.data")]
+Data = Annotated[dict, Choice("lightning_cfg.data", every=True)]
 Net = Annotated[dict, Choice("lightning_cfg.nets")]
 Model = Annotated[dict, Choice("lightning_cfg.diffusion.models")]
 Learner = Annotated[dict, Choice("lightning_cfg.training.learners")]

@@ -2,8 +2,9 @@
 
 from lightning_cfg.data.cifar import CIFAR10
 from lightning_cfg.data.described import Described
-from lightning_cfg.data.image_zip import ImageFolder, ImageZip
+from lightning_cfg.data.image_zip import ImageArray, ImageFolder, ImageZip
 from lightning_cfg.data.latent_zip import LatentZip
+from lightning_cfg.data.map_style import MapStyle
 from lightning_cfg.data.mixtures import Fractal, Mixture
 from lightning_cfg.data.mnist import MNIST
 from lightning_cfg.data.pairs import Pairs
@@ -16,9 +17,11 @@ __all__ = [
     "MNIST",
     "Described",
     "Fractal",
+    "ImageArray",
     "ImageFolder",
     "ImageZip",
     "LatentZip",
+    "MapStyle",
     "Mixture",
     "Pairs",
     "Prompts",

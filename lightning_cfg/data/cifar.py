@@ -37,6 +37,7 @@ class CIFAR10(Images):
         limit: Count | None = None,
         half: Half = None,
     ):
+        self.class_names = list(CLASSES)
         self.root, self.flip, self.limit, self.half = root, flip, limit, half
         self.augmented(augment)
 
@@ -59,6 +60,9 @@ class CIFAR10(Images):
         return y, torch.tensor(split.targets)
 
 
+CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 FOLDER = "cifar-10-batches-py"
 
 

@@ -34,6 +34,50 @@ def by_folder(path: Path, names: list[str]) -> tuple[list[int] | None, list[str]
     return [number[top] for top in tops], list(number)
 
 
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval"}
+
+
+def refuse_splits(path: Path, names: list[str], class_names: list[str]) -> None:
+    """UserError where the folders that would be classes are called like splits, all of them."""
+    if len(class_names) > 1 and {name.lower() for name in class_names} <= SPLITS:
+        first, other = sorted(class_names, key=lambda name: not name.lower().startswith("train"))[
+            :2
+        ]
+        place = Path(path, *_place(names, class_names))
+        raise UserError(
+            f"{path}: its folders {', '.join(class_names)} are splits and no classes: give "
+            f"data.path={place / first} and data.held_out={place / other}"
+        )
+
+
+def _place(names: list[str], class_names: list[str]) -> list[str]:
+    """The folders that the classes lie in."""
+    first = names[0].split("/")
+    return first[: next((i for i, part in enumerate(first) if part in class_names), 0)]
+
+
+def doubts_about(path: Path, names: list[str], class_names: list[str]) -> tuple[str, ...]:
+    """What is odd about folders that are classes: one without an image, or further ones inside.
+
+    names  of the images
+    """
+    place = _place(names, class_names)
+    inside = {tuple(name.split("/")[len(place) : -1]) for name in names}
+    told = []
+    deep = sorted("/".join(folder) for folder in inside if len(folder) > 1)
+    if len(deep) > len(class_names):
+        told.append(
+            f"{path}: the classes are its {len(class_names)} outermost folders; the {len(deep)} "
+            f"folders inside of them, such as {deep[0]}, are not told apart"
+        )
+    there = Path(path, *place)
+    folders = [one.name for one in there.iterdir() if one.is_dir()] if there.is_dir() else []
+    known = {*class_names, *place}
+    if empty := sorted(name for name in folders if name not in known and name[0] != "."):
+        told.append(f"{path}: {', '.join(empty)} holds no image, and is no class")
+    return tuple(told)
+
+
 def by_dataset_json(path: Path, names: list[str], content: bytes) -> list[int] | None:
     """A class for each image of these names, as the content of a dataset.json has them.
 
@@ -68,3 +112,13 @@ def by_dataset_json(path: Path, names: list[str], content: bytes) -> list[int] |
     if bare is not None:
         raise UserError(f"{where} has no class for {bare}")
     return [classes[name] for name in names]
+
+
+def class_names_in(path: Path, content: bytes) -> list[str] | None:
+    """The names of the classes, which a dataset.json of `encode` has beside the labels."""
+    names = json.loads(content).get("class_names")
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: dataset.json: class_names is not a list of names")
+    return names

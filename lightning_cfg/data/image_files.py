@@ -1,19 +1,18 @@
 """Images in a zip or a folder, as EDM's dataset_tool.py lays them out (Karras et al. 2022).
 
-PNG or JPEG files anywhere inside, in the order of their names, and at the top
+PNG, JPEG, WebP, BMP or TIFF files anywhere inside, in the order of their names, and at the top
     dataset.json   {"labels": [[file, class], ...]}, or {"labels": null} for images without classes
 Where there is no dataset.json, the folders at the top are the classes, in alphabetical order, and
 images outside any folder have none. A folder that all others lie in, as in mydata/cat, mydata/dog,
-is no class. Other files are left out, which is said. Bounds: images of MOST_PIXELS, files that take
-MOST_BYTES, also once they are decompressed.
+is no class. Other files are left out, which is said. Bounds: images of `alike.MOST_PIXELS`, files
+that take MOST_BYTES, also once they are decompressed.
 """
 
-import io
 import os
 import struct
 import zipfile
 import zlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -21,18 +20,23 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
-from lightning_cfg.data.dataset_json import by_dataset_json, by_folder, tidy
+from lightning_cfg.data.alike import CHANNELS, ENDINGS, Alike, Form, form_of, opened
+from lightning_cfg.data.dataset_json import (
+    by_dataset_json,
+    by_folder,
+    doubts_about,
+    refuse_splits,
+    tidy,
+)
 from lightning_cfg.data.left_out import counted, say
+from lightning_cfg.data.split import Labels, Split
 from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.runs.files import listing
 
 THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 8)
 CHUNK = 16  # images per task: a task of its own costs as much as decoding a small image
-MOST_PIXELS = 2**26  # of an image, 8192 x 8192
 MOST_BYTES = 2**28  # of a file: room for such an image, or a dataset.json of five million
 UNREADABLE = (  # what zipfile and PIL answer to damaged files
     OSError,
@@ -47,16 +51,10 @@ UNREADABLE = (  # what zipfile and PIL answer to damaged files
 )
 
 
-class Files(ABC):
-    """The images and classes of one zip or folder; nothing is read before it is asked for.
+class Files(Split):
+    """The images and classes of one zip or folder, decoded in threads."""
 
-    files[rows] decodes the images of rows (b,) in threads: (b, *shape) uint8.
-    """
-
-    what, endings, dtype = "image", (".png", ".jpg", ".jpeg"), np.uint8
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    what, endings = "image", ENDINGS
 
     @abstractmethod
     def listing(self) -> list[str]:
@@ -87,39 +85,14 @@ class Files(ABC):
         return counted([n for n in self.listing() if not n.lower().endswith(read)])
 
     @cached_property
-    def form(self) -> tuple[str, int, int]:
-        """Mode, width and height of the first image, which all others must have."""
-        form = self._open(self.names[0])[0]
-        if form[1] * form[2] > MOST_PIXELS:
-            raise UserError(
-                f"{self.path}: {self.names[0]} is {_said(form)}, more than the {MOST_PIXELS} "
-                "pixels that an image may have"
-            )
-        if form[0] not in CHANNELS:
-            raise UserError(
-                f"{self.path}: {self.names[0]} is {_said(form)}; only 8-bit grey and RGB images "
-                "without transparency or palette can be read"
-            )
-        return form
+    def form(self) -> Form:
+        """Mode, width and height of what the first image becomes, which all others must have."""
+        return self._open(self.names[0])[1]
 
     @property
     def shape(self) -> tuple[int, int, int]:
         mode, width, height = self.form
         return CHANNELS[mode], height, width
-
-    @property
-    def num_classes(self) -> int:
-        return self._classes[1]
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """The folders that are the classes, None where numbers are."""
-        return self._classes[2]
-
-    @property
-    def c(self) -> Tensor:
-        """The images' classes, (N,) long; all 0 where there are none."""
-        return self._classes[0]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -139,32 +112,24 @@ class Files(ABC):
 
     def _pixels(self, name: str) -> np.ndarray:
         """An image's bytes, (C, H, W) or, for C = 1, (H, W)."""
-        form, image = self._open(name)
+        own, form, image = self._open(name)
         if form != self.form:
-            raise UserError(
-                f"{self.path}: {name} is {_said(form)}, but {self.names[0]} is {_said(self.form)}; "
-                "all images must be alike"
-            )
+            first = self._open(self.names[0])[0]
+            raise self.alike.unlike(f"{self.path}: {name}", own, self.names[0], first)
         try:
-            pixels = np.asarray(image)
+            return self.alike.pixels(image)
         except UNREADABLE as error:
             raise self._unreadable(name, error) from error
-        return pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
-    def _open(self, name: str) -> tuple[tuple[str, int, int], Image.Image]:
-        """Mode, width and height, and the image, whose pixels are not decoded yet."""
+    def _open(self, name: str) -> tuple[Form, Form, Image.Image]:
+        """What the image is, what becomes of it, and itself, its pixels not decoded yet."""
         data = self._read(name)
-        opened = next((kind for start, kind in KINDS.items() if data.startswith(start)), None)
-        if opened is None:
-            raise self._unreadable(name, "it is neither PNG nor JPEG")
         try:
-            # not by Image.open, which warns of what `form` refuses
-            image = opened(io.BytesIO(data))
-            # PIL cuts colours of 16 bits to 8 without a word; byte 24 of a PNG is its bit depth
-            deep = image.format == "PNG" and data[24] == 16
+            image = opened(data)
+            form = form_of(image, data)
         except UNREADABLE as error:
             raise self._unreadable(name, error) from error
-        return ("16-bit " * deep + image.mode, *image.size), image
+        return form, self.alike.form(form, f"{self.path}: {name}"), image
 
     def _read(self, name: str) -> bytes:
         """A file's content; UserError where it is damaged or too large."""
@@ -185,7 +150,7 @@ class Files(ABC):
         return UserError(f"{self.path}: {name} is damaged or cannot be read: {cause}")
 
     @cached_property
-    def labels(self) -> tuple[list[int] | None, list[str] | None]:
+    def labels(self) -> Labels:
         """A class for each image, if they have any, and the classes' names where these are folders.
 
         Generated images may lack some of the classes, which only data to train on must have all.
@@ -199,33 +164,21 @@ class Files(ABC):
 
     @cached_property
     def _classes(self) -> tuple[Tensor, int, list[str] | None]:
-        """Classes (N,), how many there are, and their names where they are folders."""
-        classes, class_names = self.labels
-        if classes is None:
-            return torch.zeros(len(self), dtype=torch.long), 0, None
-        present = sorted(set(classes))
-        absent = next((k for k, c in enumerate(present) if k != c), None)
-        if absent is not None:
-            raise UserError(
-                f"{self.path}: class {absent} of the classes 0 ... {present[-1]} has no image"
-            )
-        return torch.tensor(classes), len(present), class_names
+        if self.labels[1] is not None:
+            refuse_splits(self.path, self.names, self.labels[1])
+        return super()._classes
 
-
-KINDS = {b"\x89PNG\r\n\x1a\n": PngImageFile, b"\xff\xd8\xff": JpegImageFile}  # by first bytes
-CHANNELS = {"L": 1, "RGB": 3}  # of PIL's modes
-
-
-def _said(form: tuple[str, int, int]) -> str:
-    mode, width, height = form
-    return f"{width} x {height} {mode}"
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        folders = self.labels[1]
+        return () if folders is None else doubts_about(self.path, self.names, folders)
 
 
 class Zip(Files):
     """A zip; UserError where there is none, or it is cut off."""
 
-    def __init__(self, path: str | Path):
-        super().__init__(path)
+    def __init__(self, path: str | Path, alike: Alike | None = None):
+        super().__init__(path, alike)
         if self.path.is_dir():
             raise UserError(f"{path} is a folder: data.name=ImageFolder reads it")
         if not self.path.is_file():
@@ -263,8 +216,8 @@ class Zip(Files):
 class Folder(Files):
     """A folder; UserError where there is none."""
 
-    def __init__(self, path: str | Path):
-        super().__init__(path)
+    def __init__(self, path: str | Path, alike: Alike | None = None):
+        super().__init__(path, alike)
         if self.path.is_file():
             raise UserError(f"{path} is a file: data.name=ImageZip reads it if it is a zip")
         if not self.path.is_dir():

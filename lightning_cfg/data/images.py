@@ -44,6 +44,11 @@ class Images(DataSet):
     def _load(self, *, train: bool) -> tuple[Any, Tensor]:
         raise NotImplementedError
 
+    @property
+    def reads_files(self) -> bool:
+        """Whether batches are decoded as they are asked for, as they do not fit in memory."""
+        return not isinstance(self._bank[0], Tensor)
+
     def augmented(self, p: float) -> None:
         """Augment training images with probability p a kind from now on (EDM's is 0.12)."""
         self.pipe = AugmentPipe(p=p) if p else None

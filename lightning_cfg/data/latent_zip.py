@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.config import Count, Free, Infinite, Input, NonNegative
+from lightning_cfg.data.dataset_json import class_names_in
 from lightning_cfg.data.image_files import UNREADABLE, Zip
 from lightning_cfg.data.image_zip import ImageZip
 from lightning_cfg.data.images import Half
+from lightning_cfg.data.split import Labels
 from lightning_cfg.diffusion.draws import Draws, keyed, onto
 from lightning_cfg.errors import UserError
 from lightning_cfg.latents.vae import EDM2_BIAS, EDM2_SCALE, Bias, Scale, per_channel
@@ -41,6 +43,13 @@ class LatentFiles(Zip):
                 "deviation of c channels"
             )
         return shape
+
+    @cached_property
+    def labels(self) -> Labels:
+        """Classes, and their names where `encode` knew them."""
+        labels = super().labels[0]
+        names = class_names_in(self.path, self._read("dataset.json"))
+        return labels, None if labels is None else names
 
     def _check_labelled(self) -> None:
         if "dataset.json" not in self.listing():

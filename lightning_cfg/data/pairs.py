@@ -36,6 +36,7 @@ class Pairs(DataSet):
         self.path = file = output_of(path, PAIRS)
         told = {} if isinstance(file, ToCome) else read_manifest(file.absolute().parents[1])
         self.method = told.get("method")  # of guidance, whose samples its sources are
+        self.class_names = told.get("class_names")
         direction = told.get("direction", DIRECTION)
         if direction != DIRECTION:
             raise UserError(f"{path}: its pairs lead from {direction}, not from {DIRECTION}")

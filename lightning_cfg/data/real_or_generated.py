@@ -38,6 +38,10 @@ class RealOrGenerated(DataSet):
         self.path = self._file = output_of(path, SAMPLES)
         self.shape = tuple(self.points.shape)
 
+    @property
+    def reads_files(self) -> bool:
+        return self.points.reads_files
+
     @cached_property
     def _generated(self) -> Tensor:
         x = load_tensors(self._file, "x")["x"]

@@ -20,8 +20,9 @@ FORGOTTEN = 86_400.0  # seconds after which a half written file is no process's 
 
 def cache_folder() -> Path:
     """Where reference statistics are kept: $LIGHTNING_CFG_CACHE, otherwise in the user's cache."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("LIGHTNING_CFG_CACHE") or home / "lightning_cfg/statistics")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    chosen = Path(os.environ.get("LIGHTNING_CFG_CACHE") or home / "lightning_cfg/statistics")
+    return chosen.expanduser()
 
 
 def seal(path: Path) -> None:

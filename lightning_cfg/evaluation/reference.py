@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_cfg.data.map_style import MapStyle
 from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.evaluation.features import Space
 from lightning_cfg.evaluation.gather import ALL, ALONE, Gathered, embedded, gather
@@ -29,7 +30,7 @@ from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.tensors import fingerprint
 
 # keys of a data section that say which points, or what they are, beside the files
-OF_POINTS = ("half", "limit", "scale", "bias")
+OF_POINTS = ("half", "limit", "scale", "bias", "size", "crop", "channels")
 
 
 class Real:
@@ -56,7 +57,8 @@ class Real:
         decode: tuple[str, ...] = (),
     ):
         self.data, self.per_class, self.groups, self._decode = data, per_class, groups, decode
-        self._section, self._content = section, content
+        # which items of somebody's Dataset are meant, no file says
+        self._section, self._content = section, () if isinstance(data, MapStyle) else content
         self._sets: dict[str, SampleSet] = {}
         self._digests: dict[str, str] = {}
         self._x: dict[str, Tensor] = {}  # by split
@@ -94,7 +96,7 @@ class Real:
         key = (split, *sorted(wanted), *spaces, *about)
         if key in self._gathered:
             return self._gathered[key]  # the same tensors each time
-        cache = cache and self._identified and split not in self._replaced
+        cache = cache and split not in self._replaced and self._identified(split)
         unknown = {
             name
             for name, space in spaces.items()
@@ -135,7 +137,7 @@ class Real:
         Where they cannot be kept there, they are in memory; None if they take more than `room`
         bytes of it. how: as `embedded` takes it
         """
-        keeps = cache and self._identified and "weights" in space.about
+        keeps = cache and "weights" in space.about and self._identified(split)
         found = self._on_disk(split, space, ranks) if keeps else None
         if found is None and keeps and self._streamed(split, space, d, ranks, **how):
             found = self._on_disk(split, space, ranks)
@@ -200,11 +202,12 @@ class Real:
             self._digests[split] = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
         return self._digests[split]
 
-    @property
-    def _identified(self) -> bool:
+    def _identified(self, split: str) -> bool:
         """Whether `digest` is the content's, for all together: class by class is not kept."""
-        bytes_of_images = None if self._decode else self.data.rows
-        own = self._content or bytes_of_images or self.data.truth
+        own = self._content or self.data.truth is not None
+        if not own and self.data.rows is not None and not self._decode:
+            y = self.data.rows(split, self.per_class.get(split))[0]
+            own = isinstance(y, Tensor)  # the bytes of images
         return bool(own) and self.groups == [ALL]
 
     def place(self, split: str, what: str, space: Space) -> Path:

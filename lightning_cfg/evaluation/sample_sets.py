@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.config import Input
-from lightning_cfg.data.image_files import Files, Folder, Zip
+from lightning_cfg.data.arrays import Arrays
+from lightning_cfg.data.image_files import Folder, Zip
+from lightning_cfg.data.split import Split
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.decoded import Decoding
 from lightning_cfg.interfaces import NULL
@@ -232,7 +234,7 @@ Samples = Annotated[str, Input(input_of)]  # any of these, which counts by its c
 def read_set(
     path: str | Path, data: Any = None, *, as_bytes: bool = True, decode: Decoding | None = None
 ) -> SampleSet:
-    """The samples of a run of ours, a sample file, or anyone's folder or zip of PNG or JPEG images.
+    """The samples of a run of ours, a sample file, or anyone's images: a folder, zip, .npz or .npy.
 
     data      the data set that they are compared with: their shape and classes must be its
     as_bytes  images as 8 bits have them, also where the file holds floats
@@ -244,6 +246,8 @@ def read_set(
     path = Path(path)
     if path.suffix.lower() == ".zip":
         return _images(Zip(path), data)
+    if path.suffix.lower() in (".npz", ".npy"):
+        return _images(Arrays(path), data)
     if path.is_dir() and not any((path / name).is_file() for name in (SAMPLES, "identity.json")):
         return _images(Folder(path), data)
     file = output_of(path, SAMPLES)
@@ -389,7 +393,7 @@ def _guidance_of(run: Path) -> dict | None:
         return guidance
 
 
-def _images(files: Files, data: Any) -> SampleSet:
+def _images(files: Split, data: Any) -> SampleSet:
     shape = files.shape
     if data is not None and tuple(data.shape) != shape:
         raise UserError(
@@ -401,7 +405,7 @@ def _images(files: Files, data: Any) -> SampleSet:
     return SampleSet(shape, c, lambda rows: signed(files[rows]), about)
 
 
-def _classes(files: Files, data: Any) -> Tensor:
+def _classes(files: Split, data: Any) -> Tensor:
     """The images' classes as the data number them, or NULL where they have none of these.
 
     Folders that bear no class's name or number are how a generator has sorted its files.
@@ -411,10 +415,13 @@ def _classes(files: Files, data: Any) -> Tensor:
     if labels is None:
         return unknown if data is None or data.num_classes else torch.zeros_like(unknown)
     if folders is not None:
-        names = [] if data is None else data.class_names or list(map(str, range(data.num_classes)))
-        if not set(folders) <= set(names):
+        if data is None:
             return unknown
-        labels = [names.index(folders[k]) for k in labels]
+        numbers = [str(k) for k in range(data.num_classes)]
+        known = [n for n in (data.class_names, numbers) if n and set(folders) <= set(n)]
+        if not known:
+            return unknown
+        labels = [known[0].index(folders[k]) for k in labels]
     last = None if data is None else data.num_classes - 1
     if last is not None and max(labels) > last:
         raise UserError(f"{files.path} holds class {max(labels)}, only 0 ... {last} are known here")

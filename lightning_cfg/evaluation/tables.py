@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_cfg.metrics.meaning import meaning, show
 
-FRONT = ("samples", "class", "draw", "n")
+FRONT = ("samples", "class", "class_name", "draw", "n")
 
 
 def as_csv(rows: list[dict]) -> str:
@@ -47,6 +47,16 @@ def spread(rows: list[dict]) -> list[dict]:
             front = {**{k: group[0][k] for k in FRONT}, "draw": word}
             out.append(front | {name: over([row[name] for row in group]) for name in names})
     return out
+
+
+def named(rows: list[dict], names: list[str] | None) -> list[dict]:
+    """The rows with their class's name beside its number, where classes have names."""
+    if names is None or any(row["class"] == "all" for row in rows):
+        return rows
+    return [
+        {"samples": row["samples"], "class": row["class"], "class_name": names[row["class"]], **row}
+        for row in rows
+    ]
 
 
 def as_text(rows: list[dict]) -> str:

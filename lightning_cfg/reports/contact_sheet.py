@@ -15,6 +15,7 @@ from lightning_cfg.runs.tensors import load_tensors
 
 COLUMNS = 6
 LEFT, TOP, GAP = 20, 20, 12  # pixels: class numbers, titles, between sheets
+LETTER, LETTERS = 7, 16  # pixels of one, at most so many of a class's name
 
 
 def draw(case: Case, config: dict) -> Iterator[Drawn]:
@@ -34,7 +35,7 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
             if (cell := Cell(method, scale, *kind)) in case.sets:
                 held = load_tensors(case.sets[cell], "x", "c")
                 groups[title] = pictures.first(held["x"], held["c"], COLUMNS, classes)
-        figure = contact_sheet(groups, classes, columns=COLUMNS)
+        figure = contact_sheet(groups, classes, columns=COLUMNS, names=data.class_names)
         beside = "real images, and the" if real else "the"
         caption = (
             f"{method}, scale {scale:g}: {beside} same seeds before and after "
@@ -44,9 +45,13 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
 
 
 def contact_sheet(
-    groups: dict[str, tuple[Tensor, Tensor]], num_classes: int, *, columns: int = COLUMNS
+    groups: dict[str, tuple[Tensor, Tensor]],
+    num_classes: int,
+    *,
+    columns: int = COLUMNS,
+    names: list[str] | None = None,
 ) -> Any:
-    """Images in [-1, 1] side by side, {title: (x (N, C, H, W), c (N,))}; a row per class.
+    """Images in [-1, 1] side by side, {title: (x (N, C, H, W), c (N,))}; a row per class, by name.
 
     The first 10 classes; of fewer than 2 classes, rows that are filled in order, 10 at most.
     """
@@ -61,11 +66,13 @@ def contact_sheet(
     sheets = {title: _sheet(x, c, rows, columns) for title, (x, c) in groups.items()}
     height, width = next(iter(sheets.values())).shape[:2]
     zoom = max(1, 56 // (height // rows - 1))  # a whole number, or digits look ragged
-    size = LEFT + len(sheets) * (zoom * width + GAP), TOP + zoom * height
+    beside = _beside(rows, names)
+    left = max(LEFT, LETTER * (1 + max(map(len, beside)))) if of_classes else LEFT
+    size = left + len(sheets) * (zoom * width + GAP), TOP + zoom * height
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI)
         for i, (title, sheet) in enumerate(sheets.items()):
-            x0 = LEFT + i * (zoom * width + GAP)
+            x0 = left + i * (zoom * width + GAP)
             place = x0 / size[0], 0, zoom * width / size[0], zoom * height / size[1]
             panel = figure.add_axes(place)
             colours = {"cmap": "gray", "vmin": 0, "vmax": 1} if sheet.shape[2] == 1 else {}
@@ -74,9 +81,16 @@ def contact_sheet(
             panel.set_axis_off()
         for i in range(rows) if of_classes else ():
             y = 1 - (TOP + zoom * (i + 0.5) * height / rows) / size[1]
-            figure.text(0.5 * LEFT / size[0], y, str(i), ha="center", va="center")
+            figure.text(0.5 * left / size[0], y, beside[i], ha="center", va="center")
         without_tex(figure)
     return figure
+
+
+def _beside(rows: int, names: list[str] | None) -> list[str]:
+    """What stands beside the rows: numbers of classes, or names, of which long ones are cut."""
+    if names is None:
+        return [str(i) for i in range(rows)]
+    return [name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…" for name in names[:rows]]
 
 
 def _sheet(x: Tensor, c: Tensor, rows: int, columns: int) -> Any:

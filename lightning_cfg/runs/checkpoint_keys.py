@@ -24,6 +24,9 @@ def check_keys(path: Path, checkpoint: Any) -> None:
     held = checkpoint.get("conditioned")
     if held is not None and not _conditioned(held, checkpoint["num_classes"]):
         raise UserError(f"{path}: its conditioned must be the state of a condition on pairs")
+    names = checkpoint.get("class_names")
+    if names is not None and not _names(names, checkpoint["num_classes"], held):
+        raise UserError(f"{path}: its class_names must be a text for each class")
     kept = checkpoint.get("snapshots")
     if kept is not None and not _snapshots(kept):
         raise UserError(f"{path}: its snapshots must be hashes by step")
@@ -73,6 +76,13 @@ def _snapshots(value: Any) -> bool:
     return isinstance(value, dict) and all(
         _whole(step, 1) and isinstance(digest, str) for step, digest in value.items()
     )
+
+
+def _names(value: Any, classes: int, conditioned: dict | None) -> bool:
+    """Of the classes of samples, of which a condition has several each."""
+    values = 1 if conditioned is None else conditioned["values"]
+    texts = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return texts and len(value) * values == classes
 
 
 def _averages(value: Any) -> bool:

@@ -121,7 +121,7 @@ def restore(path: str | Path, *, weights: Weights = "ema") -> Model:
     model.conditioned = checkpoint.get("conditioned")
     if model.conditioned is not None:
         model.num_classes //= model.conditioned["values"]
-    model.step = step
+    model.step, model.class_names = step, checkpoint.get("class_names")
     _tell_unfinished(Path(path), checkpoint["global_step"])
     return model.eval().requires_grad_(False)
 

@@ -12,7 +12,7 @@ from lightning_cfg.config import build, resolve
 from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.noise import SIGMA_MAX, SIGMA_MIN
 from lightning_cfg.diffusion.samplers import Trajectory
-from lightning_cfg.errors import UserError
+from lightning_cfg.errors import UserError, did_you_mean
 from lightning_cfg.interfaces import Denoiser, Known, Model, check_same
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.inputs import Weights
@@ -42,6 +42,7 @@ class Prepared:
     classes: int
     class_label: int | None
     device: torch.device
+    class_names: list[str] | None = None
     start_scale: float = 1.0  # of the noise, where the levels are those of a model's own pipeline
 
     @property
@@ -74,7 +75,7 @@ def prepare(
     guidance: dict,
     sampler: dict,
     data: dict | None = None,
-    class_label: int | None = None,
+    class_label: int | str | None = None,
     weights: Weights = "ema",
     device: str = "auto",
     precision: Precision = "32-true",
@@ -91,13 +92,31 @@ def prepare(
     place = pick_device(device)
     networks = _restored(models, data, weights, place, Speed(precision, compile))
     shape, classes = _agree(networks)
-    if class_label is not None and not 0 <= class_label < max(1, classes):
-        raise UserError(f"class_label={class_label} is outside 0 ... {max(1, classes) - 1}")
+    names = networks["model"].class_names
+    label = class_of(class_label, classes, names)
     denoise = guide(guidance, networks)
     sampler, along = of_pipeline(sampler, networks["model"])
     limited = within_limits(sampler, networks["model"].net)
     denoise = ends_above(denoise, along)
-    return Prepared(networks, denoise, limited, shape, classes, class_label, place, along.start)
+    held = (networks, denoise, limited, shape, classes, label, place, names)
+    return Prepared(*held, along.start)
+
+
+def class_of(label: int | str | None, classes: int, names: list[str] | None) -> int | None:
+    """The number of a class, by its number or name; UserError for one that there is not."""
+    if isinstance(label, str):
+        if names is None:
+            raise UserError(
+                f"class_label={label}: the model does not know its classes' names, only 0 ... "
+                f"{max(1, classes) - 1}"
+            )
+        if label not in names:
+            few = f"the classes are {', '.join(names[:20])}{', ...' * (len(names) > 20)}"
+            raise UserError(f"class_label={label} is no class; {did_you_mean(label, names, few)}")
+        return names.index(label)
+    if label is not None and not 0 <= label < max(1, classes):
+        raise UserError(f"class_label={label} is outside 0 ... {max(1, classes) - 1}")
+    return label
 
 
 def _restored(

@@ -1,12 +1,20 @@
 """The LightningDataModule that every learner shares: any data set, in keyed global batches."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import TypeVar
 
 import lightning as L
 from torch import Tensor
 
 from lightning_cfg.diffusion.draws import Draws, onto
 from lightning_cfg.errors import UserError
+
+AHEAD = 2  # batches that are being made, or wait, while a step runs
+T = TypeVar("T")
 
 
 class KeyedBatches(L.LightningDataModule):
@@ -34,11 +42,24 @@ class KeyedBatches(L.LightningDataModule):
         return self
 
     def __iter__(self) -> Iterator[dict]:
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        jobs = self._jobs()
+        # what decodes files does it while a step runs; the order is the same, and so each batch,
+        # since all that is random in it is its own
+        made = ahead(jobs) if self.data.reads_files else (job() for job in jobs)
+        for batch in made:
+            yield {
+                name: onto(value, device) if isinstance(value, Tensor) else value
+                for name, value in batch.items()
+            }
+
+    def _jobs(self) -> Iterator[Callable[[], dict]]:
+        """What makes this process' batches, one after another."""
         trainer = self.trainer
         assert trainer is not None
         ranks, micro_batches = trainer.world_size, trainer.accumulate_grad_batches
         size, step = self.rows_per_batch(trainer), trainer.global_step
-        device = trainer.strategy.root_device
         while True:
             for micro in range(micro_batches):
                 start = (micro * ranks + trainer.global_rank) * size
@@ -48,9 +69,26 @@ class KeyedBatches(L.LightningDataModule):
                     batch_size=self.batch_size,
                     rows=slice(start, start + size),
                 )
-                batch = {
-                    name: onto(value, device) if isinstance(value, Tensor) else value
-                    for name, value in self.data.batch(draws).items()
-                }
-                yield {**batch, "draws": draws}
+                yield partial(self._batch, draws)
             step += 1
+
+    def _batch(self, draws: Draws) -> dict:
+        return {**self.data.batch(draws), "draws": draws}
+
+
+def ahead(jobs: Iterator[Callable[[], T]], n: int = AHEAD) -> Iterator[T]:
+    """What the jobs give, in order; n of them are done beside whoever uses it, one after another.
+
+    An error of a job is raised where its result would have come. Jobs that have not begun when
+    nothing more is asked for are not done.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+        waiting = deque(thread.submit(job) for job in islice(jobs, n))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(thread.submit(job) for job in islice(jobs, 1))
+                yield result
+        finally:
+            for one in waiting:
+                one.cancel()

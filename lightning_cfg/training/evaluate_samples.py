@@ -146,6 +146,7 @@ class EvaluateSamples(EachStep):
         real = self._real_side(own, section if self.data is None else self.data, decoded)
         how = {"device": device, "batch_size": self.batch_size}
         self._scorer = scorer_of(real=real, **how, **self.scoring)
+        self._class_names = data.class_names
         self._classes = data.num_classes  # which are those of the model, whatever it is scored by
         self.samples.check(learner, data)
         labels = self.samples.labels
@@ -250,7 +251,8 @@ class EvaluateSamples(EachStep):
             logger.log_metrics(learner.scores, step=step)
             logger.save()
         if shown:
-            sheet = contact_sheet(shown, self._classes, columns=self.columns)
+            named = {"columns": self.columns, "names": self._class_names}
+            sheet = contact_sheet(shown, self._classes, **named)
             show(sheet, self.directory / f"figures/samples_{step:06d}.png", "evaluated", trainer)
 
     def _sets(self, trainer: L.Trainer, learner: Learner) -> Samples:

@@ -83,7 +83,7 @@ class Grids(EachStep):
             *_, (_, x) = sample(limited, denoise, noise, c.to(learner.device), draw)
             x = x.float().cpu()
             groups[f"scale {scale:g}"] = self._pictures.first(x, c, self.columns, classes)
-        return contact_sheet(groups, data.num_classes, columns=self.columns)
+        return contact_sheet(groups, data.num_classes, columns=self.columns, names=data.class_names)
 
 
 def check_generation(

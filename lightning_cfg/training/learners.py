@@ -38,12 +38,14 @@ class Described:
     shape: list[int]
     num_classes: int
     conditioned: dict | None = None  # the state of a `refinement.condition.Condition`
+    class_names: list[str] | None = None
 
     @classmethod
     def of(cls, config: dict, data: DataSet) -> "Described":
         """That of a model of this config, trained on these data."""
         conditioned = None if data.condition is None else data.condition.state()
-        return cls(config, list(data.shape), data.num_classes, conditioned)
+        names = None if data.class_names is None else [str(name) for name in data.class_names]
+        return cls(config, list(data.shape), data.num_classes, conditioned, names)
 
 
 class Learner(L.LightningModule):

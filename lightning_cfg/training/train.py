@@ -48,6 +48,7 @@ from lightning_cfg.training.progress import Progress
 from lightning_cfg.training.snapshots import Snapshots
 from lightning_cfg.training.speed import device_of, prepare, speed_of
 from lightning_cfg.training.stop import StopWhenAsked
+from lightning_cfg.training.told import TellTime, tell
 from lightning_cfg.training.trainer import leave_constants_alone, trainer_for
 from lightning_cfg.training.undisturbed import cheap_device_checks
 
@@ -107,7 +108,7 @@ def ready_to_train(
     own = callbacks_of(callbacks, scores)
     told = Told(own, scores, stop)  # before the checkpoint, which has their state too
     before, after = filter(None, (scores, along)), filter(None, (save, pictures))
-    every = [Progress(), *before, *own, told, *after, stop]
+    every = [Progress(), TellTime(), *before, *own, told, *after, stop]
     how = {"logger": logger, "log_every": log_every, "callbacks": every}
     engine = trainer_for({**trainer, "precision": speed["precision"]}, directory, **how)
     leave_constants_alone(engine, module.model)
@@ -153,6 +154,7 @@ def train(
     first = engine.is_global_zero  # the rank that writes and speaks for all
     if first:
         _begin(run, next((one.version for one in engine.loggers if is_wandb(one)), None))
+        tell(ready.batches.data, ready.module, engine, recipe["batch_size"], ready.speed)
         if launch.by or engine.world_size > 1:
             print(_ranks_in_words(launch, engine, recipe["batch_size"], ready.rows), flush=True)
     try:
@@ -256,6 +258,8 @@ def _finish(run: Run, engine: L.Trainer, module: Any, ended: str, **facts: objec
     """
     module.check_end()
     last, loss = run.directory / LAST, module.logged.get("loss")
+    names = None if module.described is None else module.described.class_names
+    facts |= {} if names is None else {"class_names": names}
     facts["loss"] = loss if loss is not None and isfinite(loss) else None  # json has no NaN
     if not last.is_file() or engine.global_step > load(last)["global_step"]:
         engine.save_checkpoint(last)  # stopped by something other than max_steps

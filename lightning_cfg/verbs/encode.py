@@ -40,7 +40,8 @@ def encode(
     """Encode images by a VAE; the run holds latents/latents.zip, which data LatentZip reads.
 
     The zip is stored and has img-mean-std-00000000.npy and so on, mean then deviation of each
-    image's latents, in folders of 1,000, and dataset.json. No augmentation is done. Printed, and
+    image's latents, in folders of 1,000, and dataset.json, with the classes' names if they have
+    any. No augmentation is done. Printed, and
     in the manifest, are `scale` and `bias` by which latents of these images have mean 0 and
     deviation 0.5.
 
@@ -60,10 +61,14 @@ def encode(
     run.check_room(4.0 * len(images) * prod(first.shape))
     run.begin()
     sums = Sums(first.shape[1] // 2)
-    labelled = data_set.num_classes > 0
+    labelled, names = data_set.num_classes > 0, data_set.class_names
 
     def save(temporary: Path) -> None:
-        _save(temporary, images, decoder, batch_size, sums, labelled)
+        labels = _save(temporary, images, decoder, batch_size, sums)
+        told = {"labels": labels if labelled else None}
+        told |= {} if names is None else {"class_names": names}
+        with zipfile.ZipFile(temporary, "a") as file:
+            file.writestr(zipfile.ZipInfo("dataset.json"), json.dumps(told))
 
     out, (scale, bias) = write(run.directory / LATENTS, save), sums.normalising()
     shape = [first.shape[1] // 2, *first.shape[2:]]
@@ -74,9 +79,9 @@ def encode(
 
 
 def _save(
-    path: Path, images: SampleSet, decoder: Decoder, rows: int, sums: "Sums", labelled: bool
-) -> None:
-    """The zip, a batch of images at a time."""
+    path: Path, images: SampleSet, decoder: Decoder, rows: int, sums: "Sums"
+) -> list[tuple[str, int]]:
+    """The zip, a batch of images at a time; each file and its class."""
     with zipfile.ZipFile(path, "w") as file, progress(len(images), " images", shown=True) as bar:
         labels: list[tuple[str, int]] = []
         for y, c in images.batches(rows):
@@ -88,8 +93,7 @@ def _save(
                 file.writestr(zipfile.ZipInfo(name), _npy(latent))  # no date: the same every time
                 labels.append((name, label))
             bar.update(len(y))
-        told = json.dumps({"labels": labels if labelled else None})
-        file.writestr(zipfile.ZipInfo("dataset.json"), told)
+    return labels
 
 
 def _rounded(values: list[float]) -> list[float]:

@@ -34,7 +34,7 @@ from lightning_cfg.evaluation.decoded import decoding_of
 from lightning_cfg.evaluation.reference import Real
 from lightning_cfg.evaluation.sample_sets import Generated, Samples, SampleSet, generated, read_set
 from lightning_cfg.evaluation.scorer import Scorer
-from lightning_cfg.evaluation.tables import as_csv, as_markdown, as_text, spread
+from lightning_cfg.evaluation.tables import as_csv, as_markdown, as_text, named, spread
 from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.files import write_text
 from lightning_cfg.runs.inputs import Checkpoint
@@ -61,12 +61,14 @@ Generation = Annotated[
 class _Ready:
     """All that is needed to score: the real side, the scorer, the sets.
 
-    others  what fresh real points are compared with, in place of all real points
+    others       what fresh real points are compared with, in place of all real points
+    class_names  of the data, if they have any
     """
 
     scorer: Scorer
     sets: dict[str, SampleSet]
     others: Real | None
+    class_names: list[str] | None
 
 
 def _tried(config: dict) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def _ready(config: dict, scorer_of: Callable[..., Scorer]) -> _Ready:
     others = None
     if fresh is not None:
         sets["real"], others = fresh_points(side, fresh, config["seed"])
-    return _Ready(scorer, sets, others)
+    return _Ready(scorer, sets, others, None if data_set is None else data_set.class_names)
 
 
 @verb(tried=_tried)
@@ -156,7 +158,8 @@ def evaluate(
     metrics.csv has a row per set and class. numbers.csv has a row per number, with all that it
     depends on: N, reference split and its M, extractor, resize, weights, sampler, seeds.
 
-    samples     {label: run of `generate` or `refine`, sample file, or folder or zip of PNG or JPEG}
+    samples     {label: run of `generate` or `refine`, sample file, or anyone's images: a folder,
+                zip, .npz or .npy}
     generate    {label: keys of `generate`}: samples that are made while they are scored, not kept
     data        the real data; can be left out where `statistics` are all that is asked for
     metrics     functions of lightning_cfg.metrics, or dotted paths; left out, all that fit
@@ -209,15 +212,17 @@ def evaluate(
         return run.directory
     with bar, made.kept(total, "samples"):
         rows, numbers = scored(pieces, scorer, others)
-    rows = spread(rows)
+    rows, names = spread(rows), ready.class_names
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
-    names = [metric.__name__ for metric, _ in scorer.metrics]
+    asked_for = [metric.__name__ for metric, _ in scorer.metrics]
     made = {label: held.steps for label, held in sets.items() if isinstance(held, Generated)}
     steps = ({"generate": made} if made else {}) | scorer.steps
-    run.finish(*_written(run.directory, rows, numbers), metrics=names, steps=steps)
+    facts = {"metrics": asked_for, "steps": steps}
+    facts |= {} if names is None else {"class_names": names}
+    run.finish(*_written(run.directory, rows, numbers, names), **facts)
     _send(run)
     if sys.stdout.isatty():
-        print(as_text(rows))
+        print(as_text(named(rows, names)))
     print(f"{run_dir}: {len(rows)} rows of {len(scorer.metrics)} metrics")
     return run.directory
 
@@ -249,15 +254,18 @@ def _total(sets: dict[str, SampleSet], draws: int) -> int:
     return sum(len(held) * drawn[label] for label, held in sets.items())
 
 
-def _written(directory: Path, rows: list[dict], numbers: list[dict]) -> list[Path]:
-    """The files of a table and of its numbers."""
-    folder = directory / "metrics"
+def _written(
+    directory: Path, rows: list[dict], numbers: list[dict], names: list[str] | None
+) -> list[Path]:
+    """The files of a table and of its numbers; metrics.json, which others read, by number alone."""
+    folder, shown = directory / "metrics", named(rows, names)
+    numbers = named(numbers, names)
     return [
-        write_text(folder / "metrics.csv", as_csv(rows)),
+        write_text(folder / "metrics.csv", as_csv(shown)),
         write_text(directory / METRICS, json.dumps(rows, indent=1)),
         write_text(folder / "numbers.csv", as_csv(numbers)),
         write_text(folder / "numbers.json", json.dumps(numbers, indent=1)),
-        write_text(folder / "table.md", as_markdown(rows, numbers)),
+        write_text(folder / "table.md", as_markdown(shown, numbers)),
     ]
 
 

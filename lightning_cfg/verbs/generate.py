@@ -87,7 +87,7 @@ def generate(
     n: Count,
     seed: Seed = 0,
     data: Data | None = None,
-    class_label: Annotated[int, NonNegative] | None = None,
+    class_label: Annotated[int, NonNegative] | str | None = None,
     weights: Weights = "ema",
     batch_size: Annotated[int, AtLeast(1)] = 1000,
     precision: Annotated[Precision, Newer] = "32-true",
@@ -107,7 +107,7 @@ def generate(
     models       {model, weak, classifier, discriminator}: run directories or checkpoints, as the
                  guidance needs them; exact: the closed form of `data`. With weights of its own:
                  weak: {path: runs/base/checkpoints/best_001000.ckpt, weights: 100_000}
-    class_label  of all samples; left out, each seed draws its own
+    class_label  of all samples, by number or name; left out, each seed draws its own
     weights      ema, raw, the half-life in images of the average wanted, or its relative width
                  {std: 0.15}, which is made of the snapshots of a `fit`, also as of an earlier step:
                  {std: 0.15, step: 1000}
@@ -156,6 +156,7 @@ def generate(
         out += _drawn(run.directory, ready, pictures, images)
     facts = {"seconds_per_sample": cost.pop("seconds"), "evaluations": cost}
     facts |= {"weights": weights, "num_classes": ready.classes, "steps": ready.steps}
+    facts |= {} if ready.class_names is None else {"class_names": ready.class_names}
     run.finish(*out, **facts, solver_dtype="float64")
     run.say(f"{n} samples, {sum(cost.values()):.0f} evaluations each")
     return run.directory
@@ -238,7 +239,8 @@ def _drawn(directory: Path, ready: Prepared, pictures: Pictures, images: str | N
     if drawable(pictures.shape):
         rows = ready.classes if ready.class_label is None else 0
         first = pictures.first(held["x"], held["c"], 10, rows)
-        sheet = contact_sheet({"samples": first}, rows, columns=10)
+        names = ready.class_names
+        sheet = contact_sheet({"samples": first}, rows, columns=10, names=names)
         save(sheet, directory / "figures/samples", colours=32 if pictures.shape[0] == 1 else 0)
         out += [directory / name for name in SHEET]
     return out

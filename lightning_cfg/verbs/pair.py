@@ -205,7 +205,8 @@ def pair(
         ends = found.points[index.gather(1, drawn)[:, 0]]
         ends[own] = found.queries[own]
         facts |= _distances(found.moments, sources=found.queries, targets=ends)
-    run.finish(*out, *_drawn(run.directory, x, c, points, index, real.num_classes), **facts)
+    facts |= {} if real.class_names is None else {"class_names": real.class_names}
+    run.finish(*out, *_drawn(run.directory, x, c, points, index, real), **facts)
     _say(run, facts, index.shape[1], len(points), keep_close)
     return run.directory
 
@@ -299,7 +300,7 @@ def _tensors(
 
 
 def _drawn(
-    directory: Path, x: Tensor, c: Tensor, points: SampleSet, index: Tensor, classes: int
+    directory: Path, x: Tensor, c: Tensor, points: SampleSet, index: Tensor, real: Any
 ) -> list[Path]:
     """Of images figures/pairs: samples, their nearest real ones, and the last of their k."""
     if not drawable(tuple(x.shape[1:])):
@@ -308,7 +309,7 @@ def _drawn(
     first, last = (all_of(points.chosen(index[:SHOWN, j])) for j in (0, k - 1))
     shown = {"generated": (x[:SHOWN], c[:SHOWN]), "the nearest real one": (first, c[:SHOWN])}
     shown |= {f"the {k}th": (last, c[:SHOWN])} if k > 1 else {}
-    sheet = contact_sheet(shown, classes, columns=6)
+    sheet = contact_sheet(shown, real.num_classes, columns=6, names=real.class_names)
     save(sheet, directory / "figures/pairs", colours=0)
     return [directory / f"figures/pairs.{kind}" for kind in ("png", "pdf")]
 

@@ -144,7 +144,8 @@ def refine(
 
     flow             a run of `fit` of a Flow on pairs, or its checkpoint; or several in a row, each
                      such a path or {path, weights, method, steps, strength, scale}
-    samples          a run of `generate`, a sample file, or a folder or zip of images with classes
+    samples          a run of `generate`, a sample file, or images with classes: a folder, a zip
+                     or an .npz
     method           dopri5, adaptive, by rtol and atol; euler or heun in equal `steps`, which take
                      one or two evaluations each
     max_evaluations  of the network per batch by dopri5, beyond which the run stops with an error
