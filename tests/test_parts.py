@@ -1,5 +1,6 @@
 """What an interrupted run has made is kept, and it ends as if it had not been interrupted."""
 
+import importlib
 import json
 import os
 import re
@@ -212,7 +213,7 @@ def noisy(denoise, noise, c) -> Iterator:
 
 
 def test_refine_goes_on_where_it_was(call, training, config, at_once, monkeypatch):
-    from lightning_cfg.verbs import refine as verb
+    verb = importlib.import_module("lightning_cfg.verbs.refine")  # not the function
     from lightning_cfg.verbs.pair import pair
 
     plain = {**config, "sampler": {"name": "heun", "steps": 2}, "trajectories": 0}
@@ -232,10 +233,10 @@ def test_refine_goes_on_where_it_was(call, training, config, at_once, monkeypatc
         made.append(len(args[1]))
         if len(made) == 3:
             ctrl_c()
-        return refined(*args)
+        return moved(*args)
 
-    refined = verb.refined
-    monkeypatch.setattr(verb, "refined", told)
+    moved = verb.moved
+    monkeypatch.setattr(verb, "moved", told)
     cut = call(refine, asked, "run_dir=cut")
     assert (cut.status, "with 10 of 23 samples kept" in cut.err) == (130, True)
     assert call(refine, asked, "run_dir=cut").status == 0

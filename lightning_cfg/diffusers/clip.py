@@ -66,10 +66,10 @@ class clip(Model):
 
     def take_data(self, data: DataSet | None) -> None:  # type: ignore[override]
         """The prompts, encoded; UserError without any."""
-        names = getattr(data, "class_names", None)
-        if not names:
+        names = None if data is None else data.class_names
+        if data is None or not names:
             raise UserError("classifier clip takes prompts: data: {name: Prompts, path: ...}")
-        self.take_texts(names, getattr(data, "confusable", None))
+        self.take_texts(names, data.confusable)
 
     @torch.no_grad()
     def take_texts(self, names: list[str], confusable: Tensor | None = None) -> None:

@@ -110,7 +110,7 @@ class diffusers(DiffusersModel):
         """Classes of the run's data, of a network that takes prompts; UserError without any."""
         if not self.takes_prompts:
             return
-        texts = getattr(data, "class_names", None)
+        texts = None if data is None else data.class_names
         if not texts:
             raise UserError(
                 f"{self.folder.path} takes prompts: data: {{name: Prompts, path: prompts.txt}}"

@@ -206,18 +206,18 @@ def gather_sets(
     scorer: Scorer,
     ranks: Ranks,
     progress: Callable[[int], Any],
-    made: Parts,
+    made: Parts | None = None,
 ) -> Iterator[Piece]:
     """Every set's every draw, gathered by all ranks: (label, {draw}, the samples, all of them).
 
-    made  what an interrupted call has gathered, and what this one does
+    made  what an interrupted call has gathered, and what this one does; None keeps nothing
     """
     for label, held in sets.items():
         for draw in range(parts[label]):
             some = held.part(draw, parts[label]) if parts[label] > 1 else held
             ranks.check(len(some), label)
             own = some.shared(ranks) if ranks.size > 1 else some
-            kept = Kept(made, f"{label}/{draw}")
+            kept = None if made is None else Kept(made, f"{label}/{draw}")
             found = ranks.raise_together(lambda own=own, k=kept: scorer.gather(own, progress, k))
             numbered = {"draw": draw + 1} if parts[label] > 1 else {}
             yield label, numbered, own, found.all_gather()
