@@ -160,14 +160,13 @@ class Scorer:
             functions = [resolve("lightning_cfg.metrics", name) for name in names]
             return [(f, {}) for f in functions if needs(f) <= available]
         chosen = []
-        function: Callable[..., dict[str, float]]
         for section in sections:
-            if callable(section):
-                function, keys = section, {}
-            else:
-                section = {"name": section} if isinstance(section, str) else section
+            section = {"name": section} if isinstance(section, str) else section
+            if isinstance(section, dict):
                 function = resolve("lightning_cfg.metrics", section["name"])
                 keys = {k: v for k, v in section.items() if k != "name"}
+            else:
+                function, keys = section, {}
             missing = sorted(needs(function) - available)
             if missing:
                 raise UserError(
