@@ -157,6 +157,12 @@ def test_a_checkpoint_without_names_is_read_and_knows_numbers(images, tmp_path):
             restore(tmp_path / "odd.ckpt")
 
 
+def test_names_that_are_not_one_a_class_are_refused(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFolder, "class_names", ["cat"])
+    with pytest.raises(UserError, match="data has 1 class_names, but 2 classes"):
+        fit(run_dir=str(tmp_path / "base"), **images)
+
+
 def test_a_class_by_name_or_number():
     names = ["cat", "dog", "7"]
     assert [class_of(label, 3, names) for label in ("dog", "7", 2, None)] == [1, 2, 2, None]

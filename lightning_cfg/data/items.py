@@ -151,7 +151,7 @@ class Items(Split):
             return None
         first, last = self._class(first, 0), self._class(self._parts(len(self) - 1)[1], -1)
         for found in (self._column(), *(getattr(self._dataset, k, None) for k in TOGETHER)):
-            if not hasattr(found, "__len__") or len(found) != len(self):
+            if found is None or not hasattr(found, "__len__") or len(found) != len(self):
                 continue
             labels = [self._class(label, row) for row, label in enumerate(found)]
             if (labels[0], labels[-1]) == (first, last):  # and not of before a target_transform
@@ -181,8 +181,9 @@ class Items(Split):
         features = getattr(self._dataset, "features", None)
         if isinstance(features, Mapping):
             names = getattr(features.get(self._keys(list(features))[1]), "names", None)
-        named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-        return list(names) if named else None
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            return None
+        return list(names)
 
     def _item(self, row: int) -> str:
         return f"{self._name}: item {row}"

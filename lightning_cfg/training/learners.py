@@ -45,6 +45,9 @@ class Described:
         """That of a model of this config, trained on these data."""
         conditioned = None if data.condition is None else data.condition.state()
         names = None if data.class_names is None else [str(name) for name in data.class_names]
+        classes = data.num_classes // (1 if conditioned is None else conditioned["values"])
+        if names is not None and len(names) != classes:
+            raise UserError(f"data has {len(names)} class_names, but {classes} classes")
         return cls(config, list(data.shape), data.num_classes, conditioned, names)
 
 
