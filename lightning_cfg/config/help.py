@@ -77,8 +77,8 @@ def _inner_rows(kind: Any, value: Any, path: str) -> Iterator[tuple[str, str, st
     elif get_origin(kind) in MAPPINGS and get_args(kind):
         yield from _inner_rows(get_args(kind)[1], None, f"{path}.NAME")
     elif section is None:
-        for arg in get_args(kind):
-            yield from _inner_rows(arg, value, path)
+        rows = (row for arg in get_args(kind) for row in _inner_rows(arg, value, path))
+        yield from dict.fromkeys(rows)  # one that stands alone or in a list is shown once
 
 
 def _names(module: str) -> list[str]:

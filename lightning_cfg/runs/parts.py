@@ -180,9 +180,9 @@ class Parts:
             self.flush()
             if self.rows:
                 share = (
-                    f", of this rank's {total // self.ranks.size}" if self.ranks.size > 1 else ""
+                    f", of this rank's {total // self.ranks.size:,}" if self.ranks.size > 1 else ""
                 )
-                self.run.kept = f"with {self.rows} of {total} {what} kept{share}"
+                self.run.kept = f"with {self.rows:,} of {total:,} {what} kept{share}"
             raise
 
     def _withdraw(self) -> None:
