@@ -116,6 +116,13 @@ def test_a_list_below_a_line_of_text_is_one():
     assert "<code>It has\n- no list\n| no | table |\n</code>" in html
 
 
+def test_a_name_that_fills_its_column_is_a_key_too(as_markdown):
+    text = "lr       its rate\nexponent of rho\n\nexponent of what\n"
+    assert as_markdown(text) == (
+        "\n- **`lr`**: its rate\n- **`exponent`**: of rho\n\nexponent of what"
+    )
+
+
 def test_docstrings_become_lists_of_keys(as_markdown):
     text = (
         "Sum of w * (x - D) * 2 for s < t, see `f(*x)`.\n\n"

@@ -26,8 +26,9 @@ def as_markdown(text: str) -> str:
     """A docstring, its indentation taken away, as Markdown."""
     lines: list[str] = []
     inside = ""  # of which block the line before is: an entry, an indented one, text
+    column = 0  # at which the meanings of a block of entries begin
     for line in text.splitlines():
-        entry = ENTRY.fullmatch(line)
+        entry = None if line.startswith(" ") else _entry(line, column if inside == "entry" else 0)
         if not line.strip():
             inside = "" if inside != "block" else inside
             lines.append("")
@@ -36,14 +37,22 @@ def as_markdown(text: str) -> str:
         elif line.startswith("    ") and inside in ("", "block"):
             inside = "block"
             lines.append(line)
-        elif entry and not line.startswith(" "):
+        elif entry:
             lines += [""] if inside != "entry" else []
-            inside = "entry"
-            lines.append(f"- **`{entry['names']}`**: {_escaped(entry['text'])}")
+            inside, column = "entry", len(line) - len(entry[1])
+            lines.append(f"- **`{entry[0]}`**: {_escaped(entry[1])}")
         else:
             inside = "text"
             lines.append(_escaped(line.strip()))
     return "\n".join(lines)
+
+
+def _entry(line: str, column: int) -> tuple[str, str] | None:
+    """Name and meaning, also where the name fills its column and one space is left."""
+    if found := ENTRY.fullmatch(line):
+        return found["names"], found["text"]
+    name, _, text = line.partition(" ")
+    return (name, text) if text and len(name) + 1 == column else None
 
 
 def _escaped(text: str) -> str:
