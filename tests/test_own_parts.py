@@ -28,6 +28,7 @@ VERBS = {"base": fit, "judge": fit, "samples": generate, "scores": evaluate}
 @pytest.fixture
 def made(tmp_path, monkeypatch, call):
     """The page's parts as a module `mine`, and a run of each of its configs."""
+    sys.modules.pop("mine", None)  # another test's
     (tmp_path / "mine.py").write_text(CODE)
     monkeypatch.syspath_prepend(tmp_path)
     for name, verb in VERBS.items():
