@@ -16,10 +16,11 @@ VERBS = {
     "trace": "how far trajectories run from decision boundaries",
     "study": "the whole way from one file, and a report",
     "adopt": "a network that others have published becomes a run",
+    "export": "samples and networks in the forms that other programs read",
     "sweep": "a grid of runs from a W&B sweep file, without W&B",
     "assets": "weight files of feature extractors and published networks",
 }
-OWN = ("adopt", "sweep", "assets")  # with a command line of their own
+OWN = ("adopt", "export", "sweep", "assets")  # with a command line of their own
 
 
 def main(words: list[str] | None = None) -> None:

@@ -52,7 +52,7 @@ def test_a_file_without_config_and_values_without_equals(tmp_path, monkeypatch):
 
 
 def test_configs_that_come_with_the_package(tmp_path, monkeypatch, capsys):
-    """By name from any folder; a file of one's own of that name goes first."""
+    """By name from any folder; a file of one's own of that name goes first, a folder is none."""
     monkeypatch.chdir(tmp_path)
     names = shipped()
     assert len(names) == len(list((ROOT / "conf").rglob("*.yaml"))) > 40
@@ -64,6 +64,8 @@ def test_configs_that_come_with_the_package(tmp_path, monkeypatch, capsys):
         read("fractal_bas")
     (tmp_path / "fractal_base").write_text("lr: 0.5\n")
     assert read("fractal_base").values == {"lr": 0.5}
+    (tmp_path / "pictures").mkdir()  # of the data, perhaps
+    assert read("pictures").values["data"]["name"] == "ImageFolder"
     commands.main(["--configs"])
     assert capsys.readouterr().out.split() == list(names)
 

@@ -74,6 +74,13 @@ def small_data(section: dict, tmp_path: Path) -> dict:
         raw = torch.rand(10, 8, 64, 64)
         path = latent_zip(tmp_path / "latents.zip", raw, [i % 10 for i in range(10)])
         return {**section, "path": str(path)}
+    if section["name"] == "ImageFolder":
+        for kind in ("cat", "dog"):
+            (tmp_path / "pictures" / kind).mkdir(parents=True)
+            for i in range(4):
+                noise = np.random.default_rng(i).integers(0, 255, (32, 32, 3), np.uint8)
+                Image.fromarray(noise).save(tmp_path / "pictures" / kind / f"{i}.png")
+        return {**section, "path": str(tmp_path / "pictures")}
     if "root" not in section:
         return section
     sizes = {"MNIST": ("L", 28), "CIFAR10": ("RGB", 32)}

@@ -28,6 +28,17 @@ def test_the_command_exists():
         assert callable(getattr(importlib.import_module(module), name))
 
 
+def test_the_slim_installation_is_the_same_without_cuda():
+    """requirements/cpu.txt: the same packages, FAISS for CPUs, and where torch's builds are."""
+    lines = (ROOT / "requirements/cpu.txt").read_text().splitlines()
+    slim = [line for line in lines if line and not line.startswith(("#", "--"))]
+    usual = [line.partition(";")[0].strip() for line in PROJECT["dependencies"]]
+    assert slim == [line for line in usual if not line.startswith("faiss-gpu")]
+    assert [line for line in lines if line.startswith("--")] == [
+        "--extra-index-url https://download.pytorch.org/whl/cpu"
+    ]
+
+
 def test_what_is_to_be_cited():
     """The keys that the citation format 1.2 requires, and the version that there is."""
     told = yaml.safe_load((ROOT / "CITATION.cff").read_text())

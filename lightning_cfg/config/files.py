@@ -47,10 +47,13 @@ def shipped() -> dict[str, Path]:
 
 
 def place_of(file: str | Path) -> Path:
-    """The config file that is meant: one that there is, or one of the package's by its name."""
+    """The config file that is meant: one that there is, or one of the package's by its name.
+
+    A folder of that name, such as that of the data, is no config.
+    """
     place, name = Path(file).expanduser(), str(file).removesuffix(".yaml").removeprefix("conf/")
     names = shipped()
-    if place.exists() or name not in names:
+    if (place.exists() and not place.is_dir()) or name not in names:
         return place
     return names[name]
 

@@ -24,11 +24,11 @@ class GuidanceWeight(Model):
     minimiser does not depend on s, and so nor does w here. Of exact models w is 1. Their objective
     on distributions (MMD) and that with rewards are not here; read was an account of the paper.
 
-    net     any network of one number or more, of which the mean is taken, such as {name: MLP,
-            width: 32, blocks: 1, outputs: 1}; one whose last layer is 0 starts at w = 1
-    of      the model that is guided: a run of `fit`, or a checkpoint of it, with label dropout
-    weights of that model, as in `generate`
-    P_mean  ln sigma ~ N(P_mean, P_std^2) in training, as of EDM
+    net      any network of one number or more, of which the mean is taken, such as {name: MLP,
+             width: 32, blocks: 1, outputs: 1}; one whose last layer is 0 starts at w = 1
+    of       the model that is guided: a run of `fit`, or a checkpoint of it, with label dropout
+    weights  of that model, as in `generate`
+    P_mean   ln sigma ~ N(P_mean, P_std^2) in training, as of EDM
     """
 
     weighs = True

@@ -19,6 +19,7 @@ from lightning_cfg.config.trust import names_of
 from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.interfaces import Model, Net, complete
 from lightning_cfg.runs.checkpoint_keys import check_keys
+from lightning_cfg.runs.exported import load_exported
 from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.inputs import Weights, average
 from lightning_cfg.runs.manifests import IDENTITY, MANIFEST, content_hash, written_hash
@@ -33,12 +34,17 @@ NETS, MODELS = "lightning_cfg.nets", "lightning_cfg.diffusion.models"
 def load(path: str | Path) -> dict:
     """The content of a checkpoint of ours, by its own path or its run directory's.
 
-    Raises UserError if there is none, or it is damaged or somebody else's.
+    Or of a safetensors file that `export` has made of one. Raises UserError if there is none, or it
+    is damaged or somebody else's.
     """
     path = output_of(path, LAST)
     if isinstance(path, ToCome):
         return path.content
     content_hash(path)  # is it as its run wrote it?
+    if path.suffix == ".safetensors":
+        checkpoint = load_exported(path)
+        check_keys(path, checkpoint)
+        return checkpoint
     try:
         if written_hash(path) is None:
             _check_sums(path)

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.errors import UserError, one_line
+from lightning_cfg.runs.exported import ABOUT
 from lightning_cfg.runs.inert_pickle import open_pickle
 from lightning_cfg.runs.pickled import MAGIC, Module, check_inside, mapping
-from lightning_cfg.runs.tensors import kind_of
+from lightning_cfg.runs.tensors import kind_of, metadata
 from lightning_cfg.weights import adm, nvidia, torchvision
 from lightning_cfg.weights.published import Published, refuse_said
 
+OURS = "it is a checkpoint of ours already: name it in `models` as it is"
 ADM = ("guided_diffusion", "otcfm")  # whose names are the same: which it is has to be said
 
 
@@ -45,6 +47,8 @@ def read(path: Path, kind: str | None = None, **told: Any) -> Published:
 
 def _content(path: Path) -> Any:
     """What the file holds: tensors by name of torch's files, records of other pickles."""
+    if path.suffix == ".safetensors":
+        raise UserError(OURS if ABOUT in metadata(path) else "no network in safetensors is known")
     what = kind_of(path)
     if what == "a checkpoint of torch":
         return _of_torch(path, mmap=True)
@@ -72,7 +76,7 @@ def _known(content: Any, kind: str | None, told: dict) -> Published:
         return found
     held = mapping(content)
     if {"config", "ema", "state_dict"} <= held.keys():
-        raise UserError("it is a checkpoint of ours already: name it in `models` as it is")
+        raise UserError(OURS)
     flow, step = "ema_model" in held, held.get("step", 0)
     state = _state(held["ema_model"] if flow else held)
     if {"x_embedder.proj.weight", "blocks.0.attn.qkv.weight"} <= state.keys():

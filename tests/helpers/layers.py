@@ -12,6 +12,7 @@ VERBS = {
     "assets",
     "adopt",
     "encode",
+    "export",
 }
 ORDER = [  # a folder may import those on its own line and on the lines above
     {"errors", "interfaces", "config"},
