@@ -1,5 +1,6 @@
 """Where a training logs to: Lightning's loggers, by our names or by a dotted path."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from lightning_cfg.config import build
@@ -91,7 +92,8 @@ def _logger(section: dict, run: Run) -> Any:
     return made
 
 
-def is_wandb(logger: Any) -> bool:
+def of_wandb(loggers: "Iterable[Logger]") -> "list[WandbLogger]":
+    """Those among the loggers that are W&B's."""
     from lightning.pytorch.loggers import WandbLogger
 
-    return isinstance(logger, WandbLogger)
+    return [one for one in loggers if isinstance(one, WandbLogger)]

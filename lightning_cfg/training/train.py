@@ -43,7 +43,7 @@ from lightning_cfg.training.evaluate_samples import EvaluateSamples
 from lightning_cfg.training.from_weights import begin_from
 from lightning_cfg.training.grids import Grids
 from lightning_cfg.training.learners import Described
-from lightning_cfg.training.loggers import is_wandb, loggers_of
+from lightning_cfg.training.loggers import loggers_of, of_wandb
 from lightning_cfg.training.progress import Progress
 from lightning_cfg.training.snapshots import Snapshots
 from lightning_cfg.training.speed import device_of, prepare, speed_of
@@ -153,7 +153,7 @@ def train(
     run.check_room(_checkpoints(ready, how["keep"], anew=start is None))
     first = engine.is_global_zero  # the rank that writes and speaks for all
     if first:
-        _begin(run, next((one.version for one in engine.loggers if is_wandb(one)), None))
+        _begin(run, next((str(one.version) for one in of_wandb(engine.loggers)), None))
         tell(ready.batches.data, ready.module, engine, recipe["batch_size"], ready.speed)
         if launch.by or engine.world_size > 1:
             print(_ranks_in_words(launch, engine, recipe["batch_size"], ready.rows), flush=True)
@@ -167,7 +167,7 @@ def train(
             run.withdraw()
         raise
     finally:
-        for one in filter(is_wandb, engine.loggers):
+        for one in of_wandb(engine.loggers):
             one.experiment.finish()  # or the next fit of this process writes to it too
     if stop.signal and not (first or launch.by):
         return  # the first one's child, whose status must be 0 or Lightning kills it
