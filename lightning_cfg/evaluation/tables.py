@@ -44,7 +44,7 @@ def spread(rows: list[dict]) -> list[dict]:
             continue
         names = [name for name in group[0] if name not in FRONT]
         for word, over in (("min", min), ("mean", lambda v: sum(v) / len(v))):
-            front = {**{k: group[0][k] for k in FRONT}, "draw": word}
+            front = {**{k: group[0][k] for k in FRONT if k in group[0]}, "draw": word}
             out.append(front | {name: over([row[name] for row in group]) for name in names})
     return out
 
