@@ -20,7 +20,7 @@ from lightning_cfg.runs.exported import save_exported
 from lightning_cfg.runs.files import write
 from lightning_cfg.runs.manifests import read_manifest
 from lightning_cfg.runs.names import LAST, SAMPLES
-from lightning_cfg.runs.pngs import drawable, save_images
+from lightning_cfg.runs.pngs import drawable, save_flat
 from lightning_cfg.runs.tensors import load_samples
 from lightning_cfg.sampling.prepared import pick_device
 
@@ -67,7 +67,7 @@ def export(
     labelled = _labelled(place if place.is_dir() else file.parent.parent, held["c"])
     if out.suffix == ".npz":
         return _save_npz(out, held["x"], held["c"] if labelled else None, pictures)
-    return save_images(out, **held, labelled=labelled, as_bytes=pictures.bytes, flat=True)
+    return save_flat(out, **held, labelled=labelled, as_bytes=pictures.bytes)
 
 
 def _is_network(place: Path) -> bool:
