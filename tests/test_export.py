@@ -208,6 +208,9 @@ def test_adopt_says_that_it_can_be_named_as_it_is(made, tmp_path, capsys):
 def test_mistakes_are_one_line(made, tmp_path, capsys):
     (tmp_path / "there.npz").touch()
     (tmp_path / "empty").mkdir()
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "cat.jpg").touch()
     latents = save_tensors(
         tmp_path / "latents.safetensors", x=torch.zeros(2, 4, 2, 2),
         c=torch.zeros(2, dtype=torch.long), seed=torch.arange(2),
@@ -220,7 +223,8 @@ def test_mistakes_are_one_line(made, tmp_path, capsys):
         (made.samples, tmp_path / "x.png"): "samples become a folder, or a file that ends in .npz",
         (made.points, tmp_path / "x.npz"): "a network becomes a file that ends in .safetensors",
         (made.samples, made.samples): "is there already: force=true writes over it",
-        (made.samples, made.samples, "force=true"): "write somewhere else",
+        (made.samples, made.samples, "force=true"): "which `export` has not written: another",
+        (made.samples, photos, "force=true"): "photos holds cat.jpg, which `export` has not",
         (latents, tmp_path / "x.npz"): "shape (4, 2, 2), which are no grey or RGB images",
         (made.samples, tmp_path / "x.npz", "decoed=1"): "unknown key 'decoed'; did you mean",
     }.items():
@@ -229,6 +233,14 @@ def test_mistakes_are_one_line(made, tmp_path, capsys):
         assert told in err, err
         assert len(err.splitlines()) == 1
     assert not list(tmp_path.glob("x.*"))
+    assert (photos / "cat.jpg").exists()
+
+
+def test_what_it_wrote_it_writes_over_if_asked(made, tmp_path):
+    folder = export(source=str(made.samples), to=str(tmp_path / "pngs"))
+    (folder / "000003.png").write_bytes(b"")
+    export(source=str(made.samples), to=str(folder), force=True)
+    assert (folder / "000003.png").stat().st_size > 0
 
 
 def test_files_that_are_none_are_one_line(made, tmp_path, capsys):

@@ -53,14 +53,7 @@ def _png(y: Tensor) -> bytes:
 
 
 def save_images(
-    path: Path,
-    *,
-    x: Tensor,
-    c: Tensor,
-    seed: Tensor,
-    labelled: bool,
-    as_bytes: AsBytes = quantised,
-    flat: bool = False,
+    path: Path, *, x: Tensor, c: Tensor, seed: Tensor, labelled: bool, as_bytes: AsBytes = quantised
 ) -> Path:
     """Images as 8-bit PNGs, in the layout that EDM's dataset_tool.py and our ImageZip read.
 
@@ -68,11 +61,21 @@ def save_images(
     if they are not `labelled`. x (N, 1 or 3, H, W) in [-1, 1] becomes x * 127.5 + 128, clipped to
     0 ... 255 and cut to integers. A zip if `path` ends in .zip, otherwise a folder.
     as_bytes  makes images of x otherwise, so many at a time: of latents
-    flat      000000.png and so on, without folders, which torch-fidelity and pytorch-fid read
     """
-    folders = [""] * len(seed) if flat else [f"{s - s % 1000:06d}/" for s in seed.tolist()]
-    names = [f"{folder}{s:06d}.png" for folder, s in zip(folders, seed.tolist(), strict=True)]
-    labels = list(zip(names, c.tolist(), strict=True)) if labelled else None
+    names = [f"{s - s % 1000:06d}/{s:06d}.png" for s in seed.tolist()]
+    return _save(path, names, x, c if labelled else None, as_bytes)
+
+
+def save_flat(
+    path: Path, *, x: Tensor, c: Tensor, seed: Tensor, labelled: bool, as_bytes: AsBytes = quantised
+) -> Path:
+    """`save_images` without folders, 000000.png and so on, which torch-fidelity reads."""
+    names = [f"{s:06d}.png" for s in seed.tolist()]
+    return _save(path, names, x, c if labelled else None, as_bytes)
+
+
+def _save(path: Path, names: list[str], x: Tensor, c: Tensor | None, as_bytes: AsBytes) -> Path:
+    labels = None if c is None else list(zip(names, c.tolist(), strict=True))
 
     def contents() -> Iterator[tuple[str, bytes]]:
         with ThreadPoolExecutor(THREADS) as pool:  # compressing takes longer than all else

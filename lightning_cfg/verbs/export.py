@@ -6,6 +6,7 @@ FROM is a run or a file of it. Samples become a folder of PNGs or an npz, a trai
 one safetensors file: the ending of TO says which.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,11 @@ from lightning_cfg.runs.exported import save_exported
 from lightning_cfg.runs.files import write
 from lightning_cfg.runs.manifests import read_manifest
 from lightning_cfg.runs.names import LAST, SAMPLES
-from lightning_cfg.runs.pngs import drawable, save_images
+from lightning_cfg.runs.pngs import drawable, save_flat
 from lightning_cfg.runs.tensors import load_samples
 from lightning_cfg.sampling.prepared import pick_device
 
+OURS = re.compile(r"\d{6,}\.png|dataset\.json")
 ROWS = 256  # images that are in memory at once
 
 
@@ -43,13 +45,13 @@ def export(
             (N, H, W, C) uint8 and, where there are classes, arr_1 (N,), as ADM's evaluations read;
             of a network a file.safetensors of all its weights and averages with its config
     decode  what makes images of latents
-    force   writes where something is already
+    force   writes over a file that is there, or a folder that holds nothing but such PNGs
     """
     place, out = Path(source).expanduser(), Path(to).expanduser()
     if out.exists() and not force:
         raise UserError(f"{out} is there already: force=true writes over it")
-    if out.resolve() == place.resolve() or out.resolve() in place.resolve().parents:
-        raise UserError(f"{out} holds {place}: write somewhere else")
+    if out.is_dir() and (others := _others(out)):
+        raise UserError(f"{out} holds {others[0]}, which `export` has not written: another folder")
     if _is_network(place):
         if out.suffix != ".safetensors":
             raise UserError(f"a network becomes a file that ends in .safetensors, not {out}")
@@ -67,7 +69,13 @@ def export(
     labelled = _labelled(place if place.is_dir() else file.parent.parent, held["c"])
     if out.suffix == ".npz":
         return _save_npz(out, held["x"], held["c"] if labelled else None, pictures)
-    return save_images(out, **held, labelled=labelled, as_bytes=pictures.bytes, flat=True)
+    return save_flat(out, **held, labelled=labelled, as_bytes=pictures.bytes)
+
+
+def _others(folder: Path) -> list[str]:
+    """What lies in a folder beside PNGs by seed and dataset.json."""
+    names = (path.name for path in folder.iterdir())
+    return sorted(name for name in names if not OURS.fullmatch(name))
 
 
 def _is_network(place: Path) -> bool:
@@ -105,7 +113,8 @@ def main(words: list[str]) -> int:
     usage = "python -m lightning_cfg.export FROM TO [key=value ...]"
     if any(word in ("-h", "--help") for word in words):
         first, _, rest = help_of(export, {}).partition("usage: ")
-        print(f"{first}usage: {usage}\n{rest.partition('--key value')[2]}")
+        keys = rest.partition("--key value")[2]
+        print(f"{first}usage: {usage}\nFROM is the key source, TO the key to{keys}")
         return 0
     files = [word for word in words if "=" not in word]
     if len(files) != 2 or any(word.startswith("-") for word in files):
