@@ -42,10 +42,11 @@ from lightning_cfg.runs.run import Run
 from lightning_cfg.training.batches import KeyedBatches
 from lightning_cfg.training.checkpointing import SaveLast
 from lightning_cfg.training.learners import Described
+from lightning_cfg.training.loggers import loggers_of
 from lightning_cfg.training.progress import Progress
 from lightning_cfg.training.speed import prepare, speed_of
 from lightning_cfg.training.stop import StopWhenAsked
-from lightning_cfg.training.trainer import logger_of, trainer_for
+from lightning_cfg.training.trainer import trainer_for
 from lightning_cfg.training.undisturbed import cheap_device_checks, undisturbed
 from lightning_cfg.verbs.study import study
 
@@ -228,7 +229,7 @@ def trained(
         engine = trainer_for(
             {**trainer, "precision": speed["precision"]},
             run.directory,
-            logger=logger_of("csv", run),
+            logger=loggers_of("csv", run),
             log_every=50,
             callbacks=[Progress(), save, callback, StopWhenAsked(save)],
         )

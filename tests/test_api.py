@@ -384,7 +384,7 @@ X = torch.zeros(4, 2)
         (lambda r, t: lc.load("nowhere"), "nowhere"),
         (lambda r, t: lc.load("edm-cifar10"), "no such run; `python -m lightning_cfg.adopt"),
         (lambda r, t: lc.load(r.samples), "last.ckpt"),
-        (lambda r, t: lc.load(r.samples / SAMPLES), "not one that `fit` here has written"),
+        (lambda r, t: lc.load(r.samples / SAMPLES), "no run that `export` has written"),
         (lambda r, t: lc.load(r.base, weights=7), "no average of half-life 7"),
         (lambda r, t: lc.load(r.base, weights=-7), "weights must be"),
         (lambda r, t: lc.load(r.base, device="gpu"), "device=gpu cannot be used"),
@@ -398,7 +398,7 @@ X = torch.zeros(4, 2)
         (lambda r, t: lc.sample(t, [0], labels=[1, 2]), "one of each of the 1 samples"),
         (lambda r, t: lc.sample(t, [0], labels=0.5), "not float"),
         (lambda r, t: lc.sample(t, [0], labels=torch.ones(1)), "not Tensor"),
-        (lambda r, t: lc.sample(t, [0], labels="cat"), "not str"),
+        (lambda r, t: lc.sample(t, [0], labels="cat"), "does not know its classes. names"),
         (lambda r, t: lc.sample(t, ["a"]), "not list"),
         (lambda r, t: lc.sample(t, 0.5), "not float"),
         (lambda r, t: lc.sample(lc.load(r.classifier), [0]), "this is a classifier"),
@@ -469,3 +469,18 @@ def test_bars_are_shown_in_a_notebook(monkeypatch, capsys, shell, shown):
     with progress(3, "sample", shown=False) as bar:
         bar.update(3)
     assert capsys.readouterr().err == ""
+
+
+def test_classes_are_asked_for_by_name(four):
+    """Of a model that knows its classes' names, as one of folders does."""
+    model = four.truth
+    model.class_names = ["cat", "dog"]
+    try:
+        by_name = lc.sample(model, range(4), labels="dog")
+        assert by_name.c.tolist() == [1] * 4
+        assert torch.equal(by_name.x, lc.sample(model, range(4), labels=1).x)
+        assert lc.sample(model, range(2), labels=["dog", "cat"]).c.tolist() == [1, 0]
+        with pytest.raises(lc.UserError, match="labels=dgo is no class; did you mean 'dog'"):
+            lc.sample(model, range(4), labels="dgo")
+    finally:
+        model.class_names = None

@@ -323,7 +323,7 @@ def test_exact_without_a_truth(refused, made):
         ({"n": 0}, "n must be int from 1 to 100_000_000, not 0"),
         ({"batch_size": 0}, "batch_size must be int of at least 1, not 0"),
         ({"class_label": 7}, "class_label=7"),
-        ({"class_label": -1}, "class_label must be int of at least 0 or null, not -1"),
+        ({"class_label": -1}, "class_label must be int of at least 0, str or null, not -1"),
         ({"device": "abacus"}, "device=abacus"),
         ({"models": {}}, "guidance unguided needs models.model"),
         ({"models": {"model": "absent"}}, "absent: no such file"),
@@ -431,9 +431,6 @@ def test_another_kind_of_file_is_told_as_what_it_is(refused, readers, made, tmp_
     (tmp_path / "samples.pkl").write_bytes(pickle.dumps(arrays))
     Image.new("L", (3, 3)).save(tmp_path / "image.png")
     for name, kind in {
-        "samples.npz": "an npz of numpy",
-        "packed.npz": "an npz of numpy",
-        "samples.npy": "an array of numpy",
         "samples.pt": "a checkpoint of torch",
         "samples.pkl": "a pickle",
         "image.png": "a PNG image",
@@ -441,6 +438,9 @@ def test_another_kind_of_file_is_told_as_what_it_is(refused, readers, made, tmp_
         line = refused(*readers[reader](str(tmp_path / name)))
         wanted = "what is read here is a safetensors file with x, c, seed"
         assert f"{name} is {kind}; {wanted}" in line
+    for name in ("samples.npz", "packed.npz"):  # which may be images
+        assert f"{name} has no arr_0" in refused(*readers[reader](str(tmp_path / name)))
+    assert "samples.npy" in refused(*readers[reader](str(tmp_path / "samples.npy")))
 
 
 @pytest.mark.parametrize("reader", ["pair", "refine", "evaluate"])

@@ -85,7 +85,7 @@ def test_an_average_of_the_same_run_is_the_weak_model(base, tmp_path):
         ("weak: {path: P, weight: 3}", "did you mean 'models.weak.weights'"),
         ("weak: {weights: 3}", "models.weak.path is missing"),
         ("weak: {path: P, weights: [3]}", "models.weak.weights must be"),
-        ("weak: 3", "models.weak must be str or"),
+        ("weak: 3", "models.weak must be str, a name in lightning_cfg.diffusers or a section"),
     ],
 )
 def test_a_mistake_in_a_network_is_named(tmp_path, models, words):

@@ -24,7 +24,7 @@ from lightning_cfg.sampling.batches import made
 from lightning_cfg.sampling.flows import check_alike, leg_of, moved, told_scale
 from lightning_cfg.sampling.guided import looked_at
 from lightning_cfg.sampling.levels import ends_above, of_pipeline
-from lightning_cfg.sampling.prepared import Prepared, pick_device, within_limits
+from lightning_cfg.sampling.prepared import Prepared, class_of, pick_device, within_limits
 from lightning_cfg.sampling.seeds import SEEDS
 
 
@@ -55,7 +55,7 @@ class Samples:
         return pictures({"": self})._repr_png_() if shown else None
 
 
-Labels = int | Iterable[int] | Tensor  # of all samples, or of each
+Labels = int | str | Iterable[int | str] | Tensor  # of all samples, or of each
 Held = Samples | Tensor | tuple[Tensor, Tensor]  # samples, x alone, or x and c
 
 
@@ -99,7 +99,8 @@ def sample(
     A sample is its seed: it is what `lc.verbs.generate` writes for it, whatever the batch.
     seeds    such as range(16)
     sampler  a name, or {name: heun, steps: 18, ...}; docs/samplers.md has them
-    labels   the class of all samples, or of each; left out, each seed draws its own; -1: no class
+    labels   the class of all samples, or of each, by number or name; left out, each seed draws its
+             own; -1: no class
     like     the model whose shape, classes and noise levels the samples have, where a function of
              one's own does not say them
     device   where it is sampled; left out, where the model is
@@ -206,6 +207,15 @@ def labels_of(labels: Labels | None, n: int, ready: Prepared, model: Denoiser) -
     """The classes (n,) that are asked for; UserError for one that the model does not know."""
     if labels is None:
         return None
+    names = Known(as_guided(model).of_model or model).class_names
+
+    def numbered(one: Any) -> Any:
+        return class_of(one, ready.classes, names, "labels") if isinstance(one, str) else one
+
+    if isinstance(labels, str):
+        labels = numbered(labels)
+    elif isinstance(labels, list | tuple):
+        labels = [numbered(one) for one in labels]
     c, last = _labels(labels, n), max(1, ready.classes) - 1
     if not NULL <= int(c.min()) <= int(c.max()) <= last:
         raise UserError(f"labels: {int(c.max())} is outside 0 ... {last}, or -1 for no class")

@@ -102,20 +102,22 @@ def prepare(
     return Prepared(*held, along.start)
 
 
-def class_of(label: int | str | None, classes: int, names: list[str] | None) -> int | None:
-    """The number of a class, by its number or name; UserError for one that there is not."""
+def class_of(
+    label: int | str | None, classes: int, names: list[str] | None, key: str = "class_label"
+) -> int | None:
+    """The number of a class, by its number or name; UserError, naming the key, where it is none."""
     if isinstance(label, str):
         if names is None:
             raise UserError(
-                f"class_label={label}: the model does not know its classes' names, only 0 ... "
+                f"{key}={label}: the model does not know its classes' names, only 0 ... "
                 f"{max(1, classes) - 1}"
             )
         if label not in names:
             few = f"the classes are {', '.join(names[:20])}{', ...' * (len(names) > 20)}"
-            raise UserError(f"class_label={label} is no class; {did_you_mean(label, names, few)}")
+            raise UserError(f"{key}={label} is no class; {did_you_mean(label, names, few)}")
         return names.index(label)
     if label is not None and not 0 <= label < max(1, classes):
-        raise UserError(f"class_label={label} is outside 0 ... {max(1, classes) - 1}")
+        raise UserError(f"{key}={label} is outside 0 ... {max(1, classes) - 1}")
     return label
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightning_cfg.verbs.adopt import adopt
     from lightning_cfg.verbs.encode import encode
     from lightning_cfg.verbs.evaluate import evaluate
+    from lightning_cfg.verbs.export import export
     from lightning_cfg.verbs.fit import fit
     from lightning_cfg.verbs.generate import generate
     from lightning_cfg.verbs.pair import pair
@@ -27,6 +28,7 @@ __all__ = [
     "adopt",
     "encode",
     "evaluate",
+    "export",
     "fit",
     "generate",
     "pair",

@@ -75,6 +75,15 @@ SMALL = {  # networks of images, as small as they get
 Base = tuple[Callable, dict, tuple]  # verb, config, and where in it the callable's section is
 
 
+def elsewhere(root: Path, name: str) -> Base:
+    """A network of others, whose folder is not there: a number out of its range is told first."""
+    section = {"name": name, "path": str(root / "no_folder")}
+    role = "classifier" if name == "clip" else "model"
+    models = {"model": str(root / "base"), role: section}
+    guidance = {"name": "gfcg"} if name == "clip" else {"name": "unguided"}
+    return generate, {**GENERATION, "models": models, "guidance": guidance}, ("models", role)
+
+
 def all_bases(root: Path, runs: dict[str, tuple[Callable, dict]]) -> dict[str, Base]:
     """{dotted path of a callable: its base}.
 
@@ -87,6 +96,7 @@ def all_bases(root: Path, runs: dict[str, tuple[Callable, dict]]) -> dict[str, B
         "guidance": method, "guidance.schedules": at("guidance", "scale"),
         "diffusion.samplers": at("sampler"), "diffusion.noise": at("sampler", "levels"),
         "metrics": metric, "evaluation.features": features, "latents": latents,
+        "diffusers": elsewhere,
     }  # fmt: skip
     found = {
         f"lightning_cfg.{module}.{name}": make(root, name)
