@@ -22,6 +22,8 @@ from lightning_cfg.errors import (
 )
 from lightning_cfg.runs.signals import heeded
 
+LEFT_OUT = ("torchvision", "torch_fidelity")  # of a slim installation; docs/how-to/install.md
+
 
 def main(verb: str | Callable, words: list[str] | None = None) -> None:
     """`python -m lightning_cfg.VERB --config FILE ...`, or these words instead of the process's.
@@ -74,6 +76,11 @@ def answered() -> Iterator[None]:
             raise
         name = str(error.filename)
         _stop(f"error: {name[:60]} ..., of {len(name)} characters, is too long for a file", 2)
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in LEFT_OUT:
+            raise
+        _stop(f"error: this needs {name}, which is not installed: pip install {name}", 2)
     except (Diverged, RankLost) as error:
         _stop(f"error: {one_line(error)}", 1)
     except Preempted as error:

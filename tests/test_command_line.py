@@ -1,6 +1,7 @@
 """The words after a verb, the configs that come with the package, and what `--help` says."""
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,16 @@ def test_meanings_of_lines():
     assert found["lr"] == "how fast, and no faster"
     assert found["first"] == found["second"] == "of two"
     assert "width" not in found
+
+
+def test_a_library_that_a_slim_installation_lacks_is_named(monkeypatch, capsys):
+    from lightning_cfg.cli import answered
+
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(SystemExit) as stop, answered():
+        from torchvision import datasets  # noqa: F401
+    assert stop.value.code == 2
+    line = "lightning_cfg: error: this needs torchvision, which is not installed: pip install"
+    assert capsys.readouterr().err.startswith(line)
+    with pytest.raises(ModuleNotFoundError), answered():
+        import no_such_module_of_ours  # noqa: F401
