@@ -139,6 +139,10 @@ def test_sdxl(tmp_path):
     table = Table({"prompt": TABLES["prompt"], "text_embeds": TABLES["pooled"]})
     model.conditions = Sized(table, (side, side))
     assert far(sampled(model, n, C, 3.0), z) < 1e-6
+    vectors = model.class_vectors(C)  # of prompts, and not of sizes, which CADS leaves as they are
+    assert vectors.shape == (3, pipelines.TOKENS * pipelines.WIDTH + pipelines.POOLED)
+    sigma = torch.full((3,), 2.0, dtype=torch.float64)
+    assert torch.equal(model(n.double(), sigma, vectors), model(n.double(), sigma, C))
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])

@@ -14,6 +14,7 @@ from lightning_cfg.diffusers.predictions import Prediction, prediction_of
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import Along, DataSet, Model, expand_like
 
+ALWAYS = ("time_ids",)  # what is the same of every prompt, and is no part of its vector
 Side = Annotated[int, Between(1, 4096)]
 
 
@@ -53,6 +54,7 @@ class DiffusersModel(Model):
 
     def _vectors(self, c: Tensor) -> Tensor:
         told = self.conditions.rows(c)
+        self._always = {name: told.pop(name)[:1] for name in ALWAYS if name in told}
         self._shapes = {name: rows.shape[1:] for name, rows in told.items()}
         return torch.cat([rows.flatten(1) for rows in told.values()], 1)
 
@@ -61,7 +63,8 @@ class DiffusersModel(Model):
             return self.conditions.rows(c)
         sizes = [shape.numel() for shape in self._shapes.values()]
         parts = zip(self._shapes.items(), c.split(sizes, 1), strict=True)
-        return {name: part.reshape(-1, *shape) for (name, shape), part in parts}
+        told = {name: part.reshape(-1, *shape) for (name, shape), part in parts}
+        return told | {name: one.expand(len(c), -1) for name, one in self._always.items()}
 
     def forward(self, x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
         """x (B, C, H, W), sigma (B,), c (B,) or vectors (B, d) -> D (B, C, H, W)."""
