@@ -219,7 +219,8 @@ def test_prompts_give_what_the_pipeline_gives(folders, tmp_path, monkeypatch):
         data={"name": "Prompts", "path": str(folders.root / "prompts.txt")},
         run_dir=str(tmp_path / "run"),
     )  # fmt: skip
-    torch.testing.assert_close(x_of(run), theirs, rtol=1e-5, atol=1e-5)
+    far = (x_of(run) - theirs).norm() / theirs.norm()
+    assert far < 1e-5  # prompts are encoded in other batches than the pipeline's, in float32
 
 
 def test_prompts_are_encoded_once_and_kept(folders, tmp_path, monkeypatch):
