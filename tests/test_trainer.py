@@ -53,7 +53,8 @@ def test_what_is_asked_for_is_printed_and_nothing_else(training, tmp_path):
     assert "FIT Profiler Report" in asked
     assert "optimizer_step" in asked
     assert "Trainable params" in asked
-    assert "MLP" not in said("run_dir=s", "trainer.profiler=advanced").split("Profiler Report")[0]
+    before, _ = said("run_dir=s", "trainer.profiler=advanced").split("Profiler Report", 1)
+    assert "params" not in before.replace("parameters", "")  # no summary of the model
 
 
 @pytest.mark.parametrize("name", sorted(OTHERS))

@@ -212,11 +212,12 @@ def labels_of(labels: Labels | None, n: int, ready: Prepared, model: Denoiser) -
     def numbered(one: Any) -> Any:
         return class_of(one, ready.classes, names, "labels") if isinstance(one, str) else one
 
+    each: Any = labels
     if isinstance(labels, str):
-        labels = numbered(labels)
+        each = numbered(labels)
     elif isinstance(labels, list | tuple):
-        labels = [numbered(one) for one in labels]
-    c, last = _labels(labels, n), max(1, ready.classes) - 1
+        each = [numbered(one) for one in labels]
+    c, last = _labels(each, n), max(1, ready.classes) - 1
     if not NULL <= int(c.min()) <= int(c.max()) <= last:
         raise UserError(f"labels: {int(c.max())} is outside 0 ... {last}, or -1 for no class")
     if int(c.min()) == NULL:
