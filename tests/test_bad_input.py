@@ -439,8 +439,10 @@ def test_another_kind_of_file_is_told_as_what_it_is(refused, readers, made, tmp_
         wanted = "what is read here is a safetensors file with x, c, seed"
         assert f"{name} is {kind}; {wanted}" in line
     for name in ("samples.npz", "packed.npz"):  # which may be images
-        assert f"{name} has no arr_0" in refused(*readers[reader](str(tmp_path / name)))
-    assert "samples.npy" in refused(*readers[reader](str(tmp_path / "samples.npy")))
+        line = refused(*readers[reader](str(tmp_path / name)))
+        assert f"{name} has no arr_0, the images, only" in line
+    line = refused(*readers[reader](str(tmp_path / "samples.npy")))
+    assert "samples.npy: it is float32 (6, 2), not bytes 0 ... 255 as uint8" in line
 
 
 @pytest.mark.parametrize("reader", ["pair", "refine", "evaluate"])
