@@ -14,6 +14,7 @@ from helpers.processes import Together
 from lightning_cfg.cli import main
 from lightning_cfg.config import trust
 from lightning_cfg.metrics.meaning import COLUMNS
+from lightning_cfg.training import preemption
 
 pytest.register_assert_rewrite("helpers.runs")
 torch.set_num_threads(1)  # bit for bit equality is per number of threads
@@ -40,6 +41,19 @@ def own_declarations():
         yield
     COLUMNS.clear()
     COLUMNS.update(columns)
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """A command line called within a test watches signals to the end of its process, as it should.
+
+    That process is the one of all tests, so what it watches is forgotten after each of them.
+    """
+    before = {number: signal.getsignal(number) for number in preemption.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    preemption.forget()
 
 
 @pytest.fixture(scope="session")

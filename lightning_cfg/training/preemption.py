@@ -45,7 +45,12 @@ def watching() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)
-        _came.clear()
+        forget()
+
+
+def forget() -> None:
+    """As if none had come: the next training of this process is not ended by them too."""
+    _came.clear()
 
 
 def asked() -> str:
