@@ -11,6 +11,7 @@ from lightning_cfg.reports import (
     claims,
     comparison,
     contact_sheet,
+    effective,
     place_and_mass,
     points,
     trajectories,
@@ -85,6 +86,9 @@ def write_report(
         parts += chapter("What refinement did", claims.told)
     parts += chapter(
         "Methods compared", lambda case: comparison.sections(case.averages, config, metrics)
+    )
+    parts += chapter(
+        "Effective guidance scales", lambda case: effective.sections(case.averages, config, metrics)
     )
     parts += chapter("Flows and scales", lambda case: variants.sections(case, config))
     parts += chapter(
