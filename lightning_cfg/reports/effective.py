@@ -14,9 +14,9 @@ DISTANCE = ("fid", "fd_dinov2", "fd", "energy_distance", "frechet")
 MEANING = (
     "`effective` is the scale of CFG that does most nearly what a method does, averaged along the "
     "path (after Xie et al. 2026). Beside each number stands that of CFG on the same network at "
-    "this scale, interpolated between its own scales and empty beyond them, and the method's gain: how "
-    "much better it is, bold where that is above 0{}. A method without a gain is CFG under another "
-    "name for its scale."
+    "this scale, interpolated between its own scales and empty beyond them, and the method's gain: "
+    "how much better it is, bold where that is above 0{}. A method without a gain is CFG under "
+    "another name for its scale."
 )
 
 
