@@ -12,6 +12,7 @@ from lightning_cfg.reports import (
     comparison,
     contact_sheet,
     effective,
+    front,
     place_and_mass,
     points,
     trajectories,
@@ -33,6 +34,7 @@ FIGURES = (
     contact_sheet,
     variants,
     comparison,
+    front,
     trajectory_figures,
 )
 WAYS = {  # (in the head of a table, in its definition)
@@ -89,6 +91,9 @@ def write_report(
     )
     parts += chapter(
         "Effective guidance scales", lambda case: effective.sections(case.averages, config, metrics)
+    )
+    parts += chapter(
+        "How far from the best schedule", lambda case: front.sections(case.averages, config)
     )
     parts += chapter("Flows and scales", lambda case: variants.sections(case, config))
     parts += chapter(
