@@ -232,7 +232,7 @@ def test_the_gain_is_against_cfg_interpolated_at_the_effective_scale():
     methods = {"cfg": plain, "apg": other, "far": other, "foreign": foreign}
     rows = [row("cfg", 1.0, 0.20, 1.0), row("cfg", 2.0, 0.10, 2.0), row("apg", 3.0, 0.11, 1.5)]
     rows += [row("far", 3.0, 0.01, 2.5), row("foreign", 3.0, 0.01, 1.5)]
-    _, table = effective.sections(Rows.averaged(rows), {"methods": methods}, ["wrong_class"])
+    (table,) = effective.sections(Rows.averaged(rows), {"methods": methods}, ["wrong_class"])
     assert table.splitlines()[2:] == [
         "| apg | 3 | 1.5 | 11 % | 15 % | **4 %** |",
         "| far | 3 | 2.5 | 1 % |  |  |",

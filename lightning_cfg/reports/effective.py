@@ -20,15 +20,21 @@ MEANING = (
 )
 
 
+def meaning(*, several: bool) -> str:
+    """What the tables show; of several seeds how it is judged too."""
+    return MEANING.format(" by the 95 % interval over the seeds, paired" if several else "")
+
+
 def sections(averages: Rows, config: dict, metrics: list[str]) -> list[str]:
     """Markdown: a row per method and scale whose effective scale was measured, before refinement.
 
     Nothing where none was, or where no CFG stands beside it.
     """
     shown = [m for m in (first(metrics, CLASS), first(metrics, DISTANCE)) if m is not None]
-    before = averages.where(stage="before")
-    body = []
-    for cell, row in sorted(before.having(EFFECTIVE).items(), key=lambda item: item[0][:2]):
+    before, order = averages.where(stage="before"), list(config["methods"])
+    measured, body = before.having(EFFECTIVE), []
+    for cell in sorted(measured, key=lambda cell: (order.index(cell.method), cell.scale)):
+        row = measured[cell]
         cfg = beside(cell.method, config["methods"])
         if cfg is None:
             continue
@@ -41,9 +47,7 @@ def sections(averages: Rows, config: dict, metrics: list[str]) -> list[str]:
     if not body or not shown:
         return []
     heads = [head for metric in shown for head in (f"`{metric}`", "CFG there", "gain")]
-    way = " by the 95 % interval over the seeds, paired" if averages.over_seeds else ""
-    table = markdown_table(["method", "scale", "effective", *heads], body)
-    return [MEANING.format(way), table]
+    return [markdown_table(["method", "scale", "effective", *heads], body)]
 
 
 def beside(method: str, methods: dict[str, dict]) -> str | None:

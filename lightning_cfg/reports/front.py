@@ -24,6 +24,11 @@ MEANING = (
 UNITS = " and in units of its own deviation: that of one seed's gap over the seeds"
 
 
+def meaning(*, several: bool) -> str:
+    """What the tables show; of several seeds in which units too."""
+    return MEANING.format(UNITS if several else "")
+
+
 def sections(averages: Rows, config: dict) -> list[str]:
     """Markdown: a row per method and scale, before refinement, by kind of sampler.
 
@@ -35,7 +40,8 @@ def sections(averages: Rows, config: dict) -> list[str]:
         if not front:
             continue
         body = []
-        for cell, row in sorted(others.items(), key=lambda item: names.index(item[0].method)):
+        for cell in sorted(others, key=lambda cell: (names.index(cell.method), cell.scale)):
+            row = others[cell]
             gap = below(front, row[DISTANCE], row[CERTAINTY])
             line = [in_markdown(cell.method), show("scale", cell.scale)]
             line += [show(metric, row[metric]) for metric in (DISTANCE, CERTAINTY)]
@@ -47,7 +53,7 @@ def sections(averages: Rows, config: dict) -> list[str]:
         heads = ["method", "scale", f"`{DISTANCE}`", f"`{CERTAINTY}`", "below the front"]
         heads += ["in deviations"] if averages.over_seeds else []
         parts += [f"**{kind.capitalize()} sampler**", markdown_table(heads, body)]
-    return [MEANING.format(UNITS if averages.over_seeds else ""), *parts] if parts else []
+    return parts
 
 
 def kinds(methods: dict[str, dict]) -> dict[str, list[str]]:

@@ -90,10 +90,14 @@ def write_report(
         "Methods compared", lambda case: comparison.sections(case.averages, config, metrics)
     )
     parts += chapter(
-        "Effective guidance scales", lambda case: effective.sections(case.averages, config, metrics)
+        "Effective guidance scales",
+        lambda case: effective.sections(case.averages, config, metrics),
+        effective.meaning(several=several),
     )
     parts += chapter(
-        "How far from the best schedule", lambda case: front.sections(case.averages, config)
+        "How far from the best schedule",
+        lambda case: front.sections(case.averages, config),
+        front.meaning(several=several),
     )
     parts += chapter("Flows and scales", lambda case: variants.sections(case, config))
     parts += chapter(
