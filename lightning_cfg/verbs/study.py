@@ -12,7 +12,7 @@ from lightning_cfg.reports.claims import check_claims, left_out, summary
 from lightning_cfg.reports.rows import Cell
 from lightning_cfg.reports.study import write_report
 from lightning_cfg.reports.trajectories import trends
-from lightning_cfg.runs.manifests import read_manifest, read_table
+from lightning_cfg.runs.manifests import MANIFEST, as_written, read_manifest, read_table
 from lightning_cfg.runs.names import METRICS, SAMPLES, TRAJECTORIES
 from lightning_cfg.runs.ranks import alone
 from lightning_cfg.sampling.guided import named as named_guidance
@@ -302,8 +302,9 @@ def _in_words(method: dict) -> dict:
 
 def _effective(run: Path) -> dict[str, float | None]:
     """The effective guidance scale, as a column of its own, where a run has measured it."""
-    found = read_manifest(run).get("effective_scale")
-    return {} if found is None else {"effective_scale": found["mean"]}
+    with as_written(run / MANIFEST):
+        found = read_manifest(run).get("effective_scale")
+        return {} if found is None else {"effective_scale": found["mean"]}
 
 
 def _rows(table: Path, label: str, key: tuple, spent: dict, measured: dict = {}) -> list[dict]:
