@@ -113,6 +113,15 @@ def below(front: list[tuple[Any, Any]], distance: Any, certainty: Any) -> Any:
     return None if found != found else found
 
 
+def rising(front: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """The points by rising distance that have more certainty than all at smaller ones."""
+    out: list[tuple[Any, Any]] = []
+    for point in front:
+        if not out or point[1] > out[-1][1]:
+            out.append(point)
+    return out
+
+
 def draw(case: Case, config: dict) -> Iterator[Drawn]:
     """The plane: a panel per kind of sampler with a front, a line per method over its scales."""
     parts = {
@@ -126,7 +135,8 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
 
     def lines(kind: str) -> list[Line]:
         front, rows = parts[kind]
-        out = [Line("best schedule", front, {"color": "black", "lw": 2, "marker": "o"})]
+        points = rising(front)
+        out = [Line("best schedule", points, {"color": "black", "lw": 2, "marker": "o"})]
         for i, method in enumerate(methods):
             own = Rows({cell: row for cell, row in rows.items() if cell.method == method})
             points = [] if not own else own.curve(DISTANCE, CERTAINTY)
