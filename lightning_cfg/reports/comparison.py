@@ -10,7 +10,8 @@ from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.panels import Drawn, Line, per_name, turn
 from lightning_cfg.reports.rows import ALIKE, Rows, best, bold
 
-DISTANCE = ("fid", "fd_dinov2", "fd", "frechet")  # by the first of which a scale is the best
+# by the first of which a scale is the best
+DISTANCE = ("fid", "fd_dinov2", "fd", "frechet", "energy_distance")
 FIDELITY = ("precision", "outliers", "class_accuracy", "wrong_class")
 CLASS = ("wrong_class", "class_accuracy")
 DIVERSITY = ("recall", "coverage")

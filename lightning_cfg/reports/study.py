@@ -11,6 +11,8 @@ from lightning_cfg.reports import (
     claims,
     comparison,
     contact_sheet,
+    effective,
+    front,
     place_and_mass,
     points,
     trajectories,
@@ -32,6 +34,7 @@ FIGURES = (
     contact_sheet,
     variants,
     comparison,
+    front,
     trajectory_figures,
 )
 WAYS = {  # (in the head of a table, in its definition)
@@ -85,6 +88,16 @@ def write_report(
         parts += chapter("What refinement did", claims.told)
     parts += chapter(
         "Methods compared", lambda case: comparison.sections(case.averages, config, metrics)
+    )
+    parts += chapter(
+        "Effective guidance scales",
+        lambda case: effective.sections(case.averages, config, metrics),
+        effective.meaning(several=several),
+    )
+    parts += chapter(
+        "How far from the best schedule",
+        lambda case: front.sections(case.averages, config),
+        front.meaning(several=several),
     )
     parts += chapter("Flows and scales", lambda case: variants.sections(case, config))
     parts += chapter(

@@ -11,6 +11,8 @@ from lightning_cfg.sampling.guided import with_scale
 from lightning_cfg.sampling.network import Networks, path_and_weights
 from lightning_cfg.studies.schema import FRESH, Evaluation, Pairing, Tracing
 
+UNWATCHED = {"trajectories": 0, "effective_scale": False}  # how samples are made that train others
+
 
 @dataclass(frozen=True)
 class Output:
@@ -188,7 +190,7 @@ class _Builder:
 
     def discriminator(self, name: str, section: dict) -> None:
         settings = {"models": {"model": self.fits[section["of"]]}, "guidance": {"name": "unguided"}}
-        settings |= {"n": section["n"], "data": self.data, "trajectories": 0}
+        settings |= {"n": section["n"], "data": self.data, **UNWATCHED}
         settings |= {"seed": self.first_seed}
         made = self.add(
             f"generate for {name}", "generate", {**self.asked["generation"], **settings}
@@ -278,7 +280,7 @@ class _Builder:
         settings = {"models": section["models"], "n": n, "data": self.data}
         settings |= {"guidance": with_scale(section["guidance"], scale)}
         settings |= {"seed": self.first_seed + (FRESH if what == "fresh" else 0)}
-        settings |= {"trajectories": 0} if what == "sources" else {}
+        settings |= UNWATCHED if what == "sources" else {}
         settings = {**section["generation"], **settings}
         return self.add(f"generate {name} {scale:g} {what}", "generate", settings)
 

@@ -12,7 +12,7 @@ from lightning_cfg.reports.claims import check_claims, left_out, summary
 from lightning_cfg.reports.rows import Cell
 from lightning_cfg.reports.study import write_report
 from lightning_cfg.reports.trajectories import trends
-from lightning_cfg.runs.manifests import read_manifest, read_table
+from lightning_cfg.runs.manifests import MANIFEST, as_written, read_manifest, read_table
 from lightning_cfg.runs.names import METRICS, SAMPLES, TRAJECTORIES
 from lightning_cfg.runs.ranks import alone
 from lightning_cfg.sampling.guided import named as named_guidance
@@ -267,7 +267,8 @@ def _found(graph: Graph, data_set: object, places: dict[str, Path]) -> Case:
             key = Cell(name, scale, when, kind)
             found.sets[key] = places[scored.sets[when, kind]] / SAMPLES
             label = f"{when} {kind}".strip()
-            found.rows.extend(_rows(places[scored.table], label, key, spent[when, kind]))
+            measured = _effective(places[scored.sets[when, kind]])
+            found.rows.extend(_rows(places[scored.table], label, key, spent[when, kind], measured))
         if scored.traced is not None:
             paths = places[scored.sets["before", ""]] / TRAJECTORIES
             found.traced[name, scale] = Traced.read(paths, places[scored.traced])
@@ -299,7 +300,14 @@ def _in_words(method: dict) -> dict:
     return {**method, "guidance": guidance, "models": models}
 
 
-def _rows(table: Path, label: str, key: tuple, spent: dict) -> list[dict]:
+def _effective(run: Path) -> dict[str, float | None]:
+    """The effective guidance scale, as a column of its own, where a run has measured it."""
+    with as_written(run / MANIFEST):
+        found = read_manifest(run).get("effective_scale")
+        return {} if found is None else {"effective_scale": found["mean"]}
+
+
+def _rows(table: Path, label: str, key: tuple, spent: dict, measured: dict = {}) -> list[dict]:
     """The rows of one sample set, with the study's columns in front."""
     name, scale, stage, kind = key
     out = []
@@ -307,5 +315,5 @@ def _rows(table: Path, label: str, key: tuple, spent: dict) -> list[dict]:
         if row["samples"] == label:
             front = {"method": name, "scale": scale, "class": row["class"], "stage": stage}
             metrics = {k: v for k, v in row.items() if k not in ("samples", "class", "n")}
-            out.append({**front, "flow": kind, **spent, "n": row["n"], **metrics})
+            out.append({**front, "flow": kind, **spent, "n": row["n"], **measured, **metrics})
     return out
