@@ -177,8 +177,8 @@ def methods(asked: argparse.Namespace, device: torch.device) -> bool:
     with mock.patch("torch.autograd.grad", lambda *args: clock(grad, *args)):
         trajectory(METHODS["unguided"])
         for name in asked.methods:
-            if name == "frequency_decoupled" and len(shape) < 3:
-                continue  # points have no frequencies
+            if name in ("frequency_decoupled", "rescale") and len(shape) < 3:
+                continue  # points have no frequencies, and no deviation over their pixels
             pairs, passes = [], {}
             trajectory(METHODS[name])
             for net in networks.values():
