@@ -3,10 +3,11 @@
 import pytest
 import torch
 from helpers.runs import manifest
-from test_guidance_methods import FOUR, run
+from test_guidance_methods import run
 from test_guidance_verbs import EULER
 from test_guidance_verbs import FOUR as FOUR_DATA
 
+from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.draws import Draws
 from lightning_cfg.diffusion.models import DDPM, EDM
 from lightning_cfg.errors import UserError
@@ -100,15 +101,17 @@ def test_guidance_by_it_is_the_papers():
 
 
 def test_trained_it_knows_less_than_the_end_and_guides(tmp_path, training):
-    base = training(data=FOUR_DATA, trainer={"max_steps": 60, "accelerator": "cpu"})
+    base = training(data=FOUR_DATA, trainer={"max_steps": 200, "accelerator": "cpu"})
+    base |= {"learner": {**base["learner"], "lr": 5e-3}}
     base |= {"net": {"name": "MLP", "width": 32, "blocks": 4, "inner": 1}, "batch_size": 256}
     base |= {"model": {"name": "EDM", "inner_weight": 0.5, "label_dropout": 0.1}}
     made = str(fit(**base, run_dir=str(tmp_path / "base")))
     held = restore(made, weights="raw")
     g = torch.Generator().manual_seed(0)
-    y = torch.cat([FOUR.sample(200, k, g) for k in range(4)]).float()
-    sigma, c = torch.full((800,), 0.4), torch.arange(4).repeat_interleave(200)
-    x = y + 0.4 * torch.randn(800, 2, generator=g)
+    truth = build_data(FOUR_DATA).truth
+    y = torch.cat([truth.sample(500, k, g) for k in range(4)]).float()
+    sigma, c = torch.full((2000,), 0.4), torch.arange(4).repeat_interleave(500)
+    x = y + 0.4 * torch.randn(2000, 2, generator=g)
     nothing = ((x - y) ** 2).mean()
     last, half = ((D - y).square().mean() for D in (held(x, sigma, c), held.inner(x, sigma, c)))
     assert last < half < nothing
