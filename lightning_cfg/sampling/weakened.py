@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_cfg.config import AtLeast, Between, Filled, NonNegative, Seed
 from lightning_cfg.diffusion.draws import keyed
+from lightning_cfg.diffusion.models import OfNet
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import Model
 
@@ -69,13 +70,12 @@ def inner(model: Model) -> None:
     its heads are, how they are weighed and at which noise levels it guides we have not.
     UserError for a model whose network has none: see `inner_weight` of EDM.
     """
-    net: Any = getattr(model, "net", None)
-    if getattr(net, "inside", None) is None:
+    if not isinstance(model, OfNet) or model.net.inside is None:
         raise UserError(
             "weaken=inner: the network has no head inside; train one by net.inner, of an MLP, and "
             "model.inner_weight, of EDM"
         )
-    net.inside = True
+    model.net.inside = True
 
 
 def identity_attention(model: Model) -> None:
