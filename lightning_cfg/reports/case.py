@@ -8,6 +8,7 @@ from lightning_cfg.reports.rows import SEED, Cells, Rows
 from lightning_cfg.runs.manifests import read_table
 from lightning_cfg.runs.names import BOUNDARIES, CURVES, SUMMARY
 
+SETTING = "setting"  # a column of rows of tuned methods
 FRONT = ("method", "scale", "class", "stage", "flow", "nfe", "evaluations", "seconds", "n")
 
 
@@ -54,6 +55,8 @@ class Case:
     seeds: list[int] = field(default_factory=lambda: [0])
     # of every seed, where there are several
     traced_by: dict[int, dict[tuple, Traced]] = field(default_factory=dict)
+    # {method: what `tune` has chosen, told in words}
+    tuned: dict[str, dict] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sets = Cells(self.sets)
@@ -64,7 +67,8 @@ class Case:
 
     @property
     def metrics(self) -> list[str]:
-        return [name for name in self.rows[0] if name not in (SEED, *FRONT)] if self.rows else []
+        front = (SEED, SETTING, *FRONT)
+        return [name for name in self.rows[0] if name not in front] if self.rows else []
 
     @property
     def front(self) -> list[str]:

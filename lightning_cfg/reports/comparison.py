@@ -1,10 +1,10 @@
 """The report's part on many guidance methods: each at its best scale, fidelity and diversity."""
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 from lightning_cfg.evaluation.tables import markdown_table
+from lightning_cfg.metrics.matched import at_matched
 from lightning_cfg.metrics.meaning import kind_of, meaning, show
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.panels import Drawn, Line, per_name, turn
@@ -39,6 +39,8 @@ def sections(averages: Rows, config: dict, metrics: list[str]) -> list[str]:
             title = "Before refinement" if stage == "before" else f"After refinement, flow `{flow}`"
             table = _at_their_best(rows, methods, distance, shown, averages.real)
             parts += [f"**{title}**", table]
+    if config["tuning"] is not None:  # see `tuned`, which is fair
+        return parts
     return parts + _matched(averages.where(stage="before"), methods, distance, metrics)
 
 
@@ -76,7 +78,7 @@ def _matched(before: Rows, methods: list[str], distance: str, metrics: list[str]
     ]
     columns = [methods]
     for _, limit in limits:
-        values = [fewest(_within(curve, limit), default=None) for curve in curves]
+        values = [at_matched(curve, limit, error) for curve in curves]
         top = fewest(value for value in values if value is not None)
         columns.append([bold(error, value, top) for value in values])
     heads = [f"≤ {show(distance, limit)} ({scale:g})" for scale, limit in limits]
@@ -87,18 +89,6 @@ def _matched(before: Rows, methods: list[str], distance: str, metrics: list[str]
         + ("; of the means over the seeds." if before.over_seeds else "."),
         markdown_table(["method", *heads], [list(line) for line in zip(*columns, strict=True)]),
     ]
-
-
-def _within(curve: list[tuple[float, float]], limit: float) -> list[float]:
-    """Heights of a curve of (distance, height) at its points within the limit, and where it leaves.
-
-    Between neighbouring points the curve is straight.
-    """
-    heights = [height for distance, height in curve if distance <= limit]
-    for (a, p), (b, q) in pairwise(curve):
-        if min(a, b) <= limit < max(a, b):
-            heights.append(p + (q - p) * (limit - a) / (b - a))
-    return heights
 
 
 def draw(case: Case, config: dict) -> Iterator[Drawn]:

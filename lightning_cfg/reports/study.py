@@ -17,6 +17,7 @@ from lightning_cfg.reports import (
     points,
     trajectories,
     trajectory_figures,
+    tuned,
     variants,
 )
 from lightning_cfg.reports.case import Case
@@ -86,6 +87,7 @@ def write_report(
     parts = [f"# {in_markdown(title)}", done(config, cases), spent(directory, stages)]
     if config["flows"]:
         parts += chapter("What refinement did", claims.told)
+    parts += chapter("Methods tuned", lambda case: tuned.sections(case, config))
     parts += chapter(
         "Methods compared", lambda case: comparison.sections(case.averages, config, metrics)
     )

@@ -12,4 +12,6 @@ METRICS = "metrics/metrics.json"
 SUMMARY = "metrics/trajectories.json"
 CURVES = "metrics/curves.json"
 BOUNDARIES = "metrics/boundaries.json"
+TUNED = "metrics/tuned.json"  # of `tune`, what is chosen; what was tried
+TRIED = "metrics/tried.json"
 EVALUATIONS = "metrics/evaluations.csv"  # of a training

@@ -9,6 +9,8 @@ from lightning_cfg.config import Data, Model, changed, replaced
 from lightning_cfg.runs.inputs import CHECKPOINT
 from lightning_cfg.sampling.guided import with_scale
 from lightning_cfg.sampling.network import Networks, path_and_weights
+from lightning_cfg.studies.chosen import Chosen
+from lightning_cfg.studies.ranges import Setting, tried
 from lightning_cfg.studies.schema import FRESH, Evaluation, Pairing, Tracing
 
 UNWATCHED = {"trajectories": 0, "effective_scale": False}  # how samples are made that train others
@@ -56,6 +58,14 @@ class Scored:
     traced: str | None = None
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """How a method was tuned: the name of its stage, and what was tried."""
+
+    stage: str
+    settings: list[Setting]
+
+
 @dataclass
 class Graph:
     """Every stage of a study on one data set and by one seed, each once, and what is shown of them.
@@ -71,6 +81,7 @@ class Graph:
     stages: dict[str, Stage] = field(default_factory=dict)
     scored: list[Scored] = field(default_factory=list)
     real: str = ""  # the scores of real points
+    tuned: dict[str, Tuned] = field(default_factory=dict)  # by method
     _known: dict[str, str] = field(default_factory=dict)  # by verb and settings
 
     def add(self, name: str, verb: str, settings: dict) -> Output:
@@ -87,6 +98,9 @@ class Graph:
 def _outputs(value: Any) -> Iterator[str]:
     if isinstance(value, Output):
         yield value.stage
+    elif isinstance(value, Chosen):
+        yield value.stage
+        yield from _outputs(value.each)
     elif isinstance(value, dict):
         yield from _outputs(list(value.values()))
     elif isinstance(value, list | tuple):
@@ -102,9 +116,15 @@ def graphs_of(
     A fit that makes nothing and only measures is the first seed's in all of them.
     """
     graphs: list[Graph] = []
+    tuned: dict[str, Tuned] = {}
+    if asked["tuning"] is not None:
+        seed = asked["tuning"]["seed"]
+        one, own = {**asked, "seed": seed}, drawn_by(seed, data)
+        graphs.append(tuning_of(one, recipes, Graph(case, seed, "tuning"), own))
+        tuned = graphs[0].tuned
     for seed in asked["seeds"] or [asked["seed"]]:
         one = {**asked, "seed": seed}
-        first = graphs[0] if graphs else None
+        first = next((graph for graph in graphs if graph.scored), None)
         graphs.append(
             graph_of(
                 one,
@@ -114,6 +134,7 @@ def graphs_of(
                 classes=classes,
                 real=real,
                 first=first,
+                tuned=tuned,
             )
         )
     return graphs
@@ -134,6 +155,7 @@ def graph_of(
     classes: int,
     real: bool = True,
     first: Graph | None = None,
+    tuned: dict[str, Tuned] | None = None,
 ) -> Graph:
     """The stages of a study on one data set, of so many classes, by one seed.
 
@@ -142,10 +164,13 @@ def graph_of(
     case     the data set's name, which leads those of its stages
     real     whether real points are scored beside the samples
     first    of the study's first seed, where this is another one
+    tuned    by which stage each method's setting is chosen
     """
     seeded = f"seed {asked['seed']}" if len(asked["seeds"]) > 1 else ""
     graph = Graph(case, asked["seed"], seeded, {} if first is None else first.judges)
-    built = _Builder(asked, recipes, graph, data)
+    built = _Builder(asked, recipes, graph, data, tuned)
+    for name, section in asked["methods"].items():
+        built.method(name, section)
     if first is None:
         graph.judges = {name: built.fits[name] for name in judging(asked, recipes)}
     if real:
@@ -154,11 +179,32 @@ def graph_of(
     return built.graph
 
 
+def tuning_of(asked: dict, recipes: dict[str, dict], graph: Graph, data: dict) -> Graph:
+    """The stages in which a study's methods are tuned, and no others: the reference's first."""
+    built, methods = _Builder(asked, recipes, graph, data), asked["methods"]
+    first = asked["tuning"]["reference"] or next(iter(methods))
+    for name in (first, *(name for name in methods if name != first)):
+        built.tune(name, methods[name], None if name == first else graph.tuned[first])
+    needed = [tuned.stage for tuned in graph.tuned.values()]
+    for name in needed:
+        needed += [other for other in graph.stages[name].needs if other not in needed]
+    graph.stages = {name: stage for name, stage in graph.stages.items() if name in needed}
+    return graph
+
+
 class _Builder:
     """Goes through a study's sections in the order of the work."""
 
-    def __init__(self, asked: dict, recipes: dict[str, dict], graph: Graph, data: dict):
+    def __init__(
+        self,
+        asked: dict,
+        recipes: dict[str, dict],
+        graph: Graph,
+        data: dict,
+        tuned: dict[str, Tuned] | None = None,
+    ):
         self.asked, self.recipes, self.graph, self.data = asked, recipes, graph, data
+        self.tuned = tuned or {}
         self.first_seed = 2 * FRESH * asked["seed"]
         self.fits: dict[str, Output] = dict(graph.judges)
         for name, section in asked["fits"].items():
@@ -167,8 +213,6 @@ class _Builder:
                 self.fits[name] = self.fit(name, section, own)
         for name, section in asked["discriminators"].items():
             self.discriminator(name, section)
-        for name, section in asked["methods"].items():
-            self.method(name, section)
 
     def add(self, name: str, verb: str, settings: dict) -> Output:
         return self.graph.add(name, verb, {"seed": self.asked["seed"], **settings})
@@ -197,6 +241,27 @@ class _Builder:
         )
         data = {"name": "RealOrGenerated", "real": self.data, "path": made}
         self.fits[name] = self.fit(name, section["fit"], data)
+
+    def tune(self, name: str, section: dict, reference: Tuned | None) -> None:
+        """Settings of a method tried, by the limits of another one."""
+        tuning, generation = self.asked["tuning"], section["generation"]
+        settings = tried(name, section, tuning["settings"], tuning["seed"])
+        keys = {
+            "settings": [self.of(setting) for setting in settings],
+            "scales": section["scales"],
+            "generation": {**generation, "trajectories": 0},
+            "evaluation": self.named(Evaluation, {**self.asked["evaluation"], "metrics": None}),
+            "data": self.data,
+            "n": tuning["samples"],
+            "reference": None if reference is None else Output(reference.stage),
+            "seed": self.first_seed,
+        }
+        keys |= {key: tuning[key] for key in ("evaluations", "at", "distance", "error")}
+        self.graph.tuned[name] = Tuned(self.add(f"tune {name}", "tune", keys).stage, settings)
+
+    def of(self, setting: Setting) -> dict:
+        """The sections of a setting, with this seed's networks."""
+        return {"models": self.named(Networks, setting.models), "guidance": setting.guidance}
 
     def method(self, name: str, section: dict) -> None:
         section = {**section, "models": self.named(Networks, section["models"])}
@@ -282,6 +347,14 @@ class _Builder:
         settings |= {"seed": self.first_seed + (FRESH if what == "fresh" else 0)}
         settings |= UNWATCHED if what == "sources" else {}
         settings = {**section["generation"], **settings}
+        if (tuned := self.tuned.get(name)) is not None:
+            every = [self.of(setting) for setting in tuned.settings]
+            models, guided = ([one[key] for one in every] for key in ("models", "guidance"))
+            guided = [with_scale(guidance, scale) for guidance in guided]
+            settings["models"] = Chosen(tuned.stage, tuple(models))
+            settings["guidance"] = Chosen(tuned.stage, tuple(guided))
+            samplers = (settings["sampler"],) * len(every)
+            settings["sampler"] = Chosen(tuned.stage, samplers, counts=True)
         return self.add(f"generate {name} {scale:g} {what}", "generate", settings)
 
     def evaluate(self, what: str, samples: dict[str, Output], **others: int) -> Output:
@@ -305,6 +378,8 @@ def judging(asked: dict, recipes: dict[str, dict]) -> list[str]:
     make = {section["of"] for section in asked["discriminators"].values()}
     for section in asked["methods"].values():
         make |= _named(Networks, section["models"])
+        weak = section["ranges"].get("models.weak", [])
+        make |= {name for one in weak for name in _named(Networks, {"weak": one})}
     for recipe in recipes.values():
         make |= _named(Pairing, recipe["pairs"])
     return [name for name in asked["fits"] if name in measure - make]

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 from lightning_cfg.config import Between, Data, Real, Scales, Seed, changed, completed
 from lightning_cfg.data.build import build_data
 from lightning_cfg.errors import UserError
-from lightning_cfg.reports.case import Case, Traced, joined
+from lightning_cfg.reports.case import SETTING, Case, Traced, joined
 from lightning_cfg.reports.claims import check_claims, left_out, summary
 from lightning_cfg.reports.rows import Cell
 from lightning_cfg.reports.study import write_report
 from lightning_cfg.reports.trajectories import trends
+from lightning_cfg.reports.tuned import AS_WRITTEN
 from lightning_cfg.runs.manifests import MANIFEST, as_written, read_manifest, read_table
 from lightning_cfg.runs.names import METRICS, SAMPLES, TRAJECTORIES
 from lightning_cfg.runs.ranks import alone
@@ -19,6 +20,7 @@ from lightning_cfg.sampling.guided import named as named_guidance
 from lightning_cfg.sampling.network import told
 from lightning_cfg.studies import checks
 from lightning_cfg.studies.absent import absent
+from lightning_cfg.studies.chosen import choice_of
 from lightning_cfg.studies.cost import cost
 from lightning_cfg.studies.flops import forecast
 from lightning_cfg.studies.graph import Graph, Scored, Stage, drawn_by, graphs_of
@@ -34,6 +36,7 @@ from lightning_cfg.studies.schema import (
     Refining,
     Tracing,
     Training,
+    Tuning,
     Variant,
 )
 from lightning_cfg.studies.stages import Stages, as_plan
@@ -43,9 +46,10 @@ from lightning_cfg.verbs.generate import generate
 from lightning_cfg.verbs.pair import pair
 from lightning_cfg.verbs.refine import refine
 from lightning_cfg.verbs.trace import trace as trace_trajectories
+from lightning_cfg.verbs.tune import tune
 
 VERBS = {"fit": fit, "generate": generate, "pair": pair, "refine": refine}
-VERBS |= {"evaluate": evaluate, "trace": trace_trajectories}
+VERBS |= {"evaluate": evaluate, "trace": trace_trajectories, "tune": tune}
 NOTHING = {"nfe": None, "evaluations": None, "seconds": None}  # what a real sample has cost
 
 
@@ -71,6 +75,7 @@ def study(
     published: list[Published] = [],
     evaluation: Evaluation = {},
     trace: Tracing | None = None,
+    tuning: Tuning | None = None,
     title: str = "",
     stage: str | None = None,
     plan: bool | Literal["json"] = False,
@@ -106,6 +111,8 @@ def study(
     published       what a paper has in the place of our rows, shown beside them
     trace           what the trajectories of the fresh samples are measured against, as many as
                     generation.trajectories; a method's own classifier is added, named own
+    tuning          how the parameters of each method are chosen from its `ranges`, by networks,
+                    samples and a seed that are never scored; left out, they are as written
     stage           run this one only, which needs those before it to be done, and write no
                     report: so that several machines share a study through its directory
     plan            print every stage and how it stands, and run none; json: as a list for
@@ -128,7 +135,8 @@ def study(
         "methods": methods, "discriminators": discriminators, "scales": scales, "flows": flows,
         "flow": flow, "generation": generation, "sources": sources, "samples": samples,
         "pairs": pairs, "refinement": refinement, "evaluation": evaluation, "trace": trace,
-        "variants": variants, "published": published, "seed": seed, "seeds": seeds, "trust": trust,
+        "variants": variants, "published": published, "tuning": tuning, "seed": seed,
+        "seeds": seeds, "trust": trust,
     }  # fmt: skip
     recipes = _check(asked)
     asked["seed"] = None if seeds else seed or 0
@@ -233,6 +241,9 @@ def _check(asked: dict) -> dict[str, dict]:
     kept = asked["generation"]["trajectories"]
     if kept > samples:
         raise UserError(f"generation.trajectories={kept} must be at most {samples=}")
+    if asked["tuning"] is not None:
+        scored = asked["seeds"] or [asked["seed"] or 0]
+        checks.check_tuning(asked["tuning"], methods, known, scored)
     if asked["trace"] is not None:
         checks.check_trace(asked["trace"], kept, methods, list(fits))
     tried = sorted({scale for section in methods.values() for scale in section["scales"]})
@@ -254,7 +265,15 @@ def _graphs(asked: dict, recipes: dict[str, dict], data_sets: dict[str, Any]) ->
 
 def _found_by_all(graphs: list[Graph], case: str, data_set: Any, places: dict[str, Path]) -> Case:
     """What the report shows of one data set, by every seed."""
-    return joined([_found(graph, data_set, places) for graph in graphs if graph.case == case])
+    own = [graph for graph in graphs if graph.case == case]
+    found = joined([_found(graph, data_set, places) for graph in own if not graph.tuned])
+    for method, tuned in ((m, t) for graph in own for m, t in graph.tuned.items()):
+        choice = choice_of(places[tuned.stage])
+        found.tuned[method] = {**choice, "told": str(tuned.settings[choice["setting"]])}
+    if found.tuned:  # the last column of table.csv
+        told = {method: choice["told"] or AS_WRITTEN for method, choice in found.tuned.items()}
+        found.rows = [{**row, SETTING: told.get(row["method"], "")} for row in found.rows]
+    return found
 
 
 def _found(graph: Graph, data_set: object, places: dict[str, Path]) -> Case:
