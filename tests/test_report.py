@@ -379,7 +379,7 @@ def test_arrows_lead_from_before_to_after_and_nothing_is_lost_at_zero():
         pair = dict(zip(before, after, strict=True))
         rows.append(row("cfg", scale, 0, "after", "all", **pair))
     rows.append(row("real", None, 0, "real", outliers=0.001, energy_distance=1e-4))
-    config = {"variants": {"a": {}}, "flows": {"all": [1, 3]}}
+    config = {"methods": {"cfg": {}}, "variants": {"a": {}}, "flows": {"all": [1, 3]}}
     [drawn] = place_and_mass.draw(Case("", None, rows), config)
     [panel] = drawn.figure.axes
     arrows = [(text.xyann, text.xy) for text in panel.texts]

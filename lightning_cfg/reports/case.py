@@ -54,6 +54,7 @@ class Case:
     seeds: list[int] = field(default_factory=lambda: [0])
     # of every seed, where there are several
     traced_by: dict[int, dict[tuple, Traced]] = field(default_factory=dict)
+    images: Any = None  # those that are shown, once `nearest.shown` has made them
 
     def __post_init__(self) -> None:
         self.sets = Cells(self.sets)

@@ -72,6 +72,7 @@ def study(
     evaluation: Evaluation = {},
     trace: Tracing | None = None,
     title: str = "",
+    names: dict[str, str] = {},
     stage: str | None = None,
     plan: bool | Literal["json"] = False,
     seed: Seed | None = None,
@@ -106,6 +107,8 @@ def study(
     published       what a paper has in the place of our rows, shown beside them
     trace           what the trajectories of the fresh samples are measured against, as many as
                     generation.trajectories; a method's own classifier is added, named own
+    names           what figures and the page call methods and variants, by key; left out, the usual
+                    names of methods, such as CFG for classifier_free
     stage           run this one only, which needs those before it to be done, and write no
                     report: so that several machines share a study through its directory
     plan            print every stage and how it stands, and run none; json: as a list for
@@ -125,8 +128,9 @@ def study(
     methods = _whole(methods, scales, generation)
     asked = {
         "title": title, "data": data, "cases": cases, "fits": fits, "fit_data": fit_data,
-        "methods": methods, "discriminators": discriminators, "scales": scales, "flows": flows,
-        "flow": flow, "generation": generation, "sources": sources, "samples": samples,
+        "names": names, "methods": methods, "discriminators": discriminators, "scales": scales,
+        "flows": flows, "flow": flow, "generation": generation, "sources": sources,
+        "samples": samples,
         "pairs": pairs, "refinement": refinement, "evaluation": evaluation, "trace": trace,
         "variants": variants, "published": published, "seed": seed, "seeds": seeds, "trust": trust,
     }  # fmt: skip
