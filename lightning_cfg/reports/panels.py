@@ -129,6 +129,7 @@ def per_name(
     first: list[str] | None = None,
     most: int = 4,
     panel: tuple[float, float] = (2.5, 2.2),
+    beside: float = 1.0,
     finish: Callable[[Any, str], None] = lambda axes, name: None,
     **shared: Any,
 ) -> Any:
@@ -138,14 +139,14 @@ def per_name(
     floors  {name: value of real data}, drawn in the dashes `floor`
     says    what stands above the legend, such as how many samples a point is of
     first   labels of lines, those first that are to have colours where there are many
-    most    panels across, of the size `panel` in inches
+    most    panels across, of the size `panel` in inches; the legend is at least as wide as `beside`
     finish  what is left to do to a panel: scales, marks
     """
     drawn = {name: lines(name) for name in titles}
     labels = list(dict.fromkeys(line.label for some in drawn.values() for line in some))
     coloured = foremost(labels, first)
     known = [line for label in [*coloured, "real"] for line in textwrap.wrap(label, LONGEST)]
-    beside = 0.6 + max(_wide(text, 8) for text in (*known, *says.split("\n")))
+    beside = max(beside, 0.6 + max(_wide(text, 8) for text in (*known, *says.split("\n"))))
     grey = max((_wide(_cut(label), SMALLEST) for label in set(labels) - set(coloured)), default=0)
     each = panel[0] + 0.9 * grey  # some end within the panel
     across = max(1, min(most, len(titles), int((WIDEST - beside) / each)))
