@@ -30,6 +30,7 @@ WITHOUT = "Every class"  # a chapter of the report that the page has as a table 
 
 def page(markdown: str, directory: Path, *, title: str, cases: list[Case], config: dict) -> str:
     """The page of a study whose report is `markdown`, with figures as they lie in `directory`."""
+    title = " ".join(title.split())
     found = [
         {
             **table_of(case, config),
