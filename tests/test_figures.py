@@ -169,16 +169,18 @@ def test_colours_go_to_the_first_method_and_to_the_fewest_errors_at_matched_dist
     assert foremost(Rows(rows), list("abc"), ["frechet", "wrong_class"]) == list("abc")
 
 
-def test_more_lines_than_colours_stay_apart():
+@pytest.mark.parametrize("places", [(1.0, 2.0), ("euler", "heun")])
+def test_more_lines_than_colours_stay_apart(places):
     looks = list(styles([str(i) for i in range(6)]).values())
     for key in ("color", "ls"):
         assert len({str(look[key]) for look in looks}) == 6
-    points = [(1.0, 2.0), (2.0, 3.0)]
+    points = list(zip(places, (2.0, 3.0), strict=True))
     figure = per_name(
         {"m": "m"}, lambda _: [Line(str(i), points, {}) for i in range(8)], xlabel="x", floors={},
         first=["7"],
     )  # fmt: skip
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*"01234", "7"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["5", "6"]
 
 
 # Images

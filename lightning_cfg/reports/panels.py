@@ -198,9 +198,10 @@ def beyond(axes: Any, lines: list[Line]) -> None:
     ends = []
     for line in lines:
         if line.points:
-            x, y = ([float(value) for value in some] for some in zip(*line.points, strict=True))
+            x, y = zip(*line.points, strict=True)
             axes.plot(x, y, color=GREY, lw=0.7, zorder=1)
-            at, height = up(across((x[-1], y[-1])))
+            end = axes.convert_xunits(x[-1]), float(y[-1])  # along an axis of texts too
+            at, height = up(across(end))
             mark = "↑ " if height > 1 else "↓ " if height < 0 else ""
             ends.append((at, height, mark + _cut(line.label)))
     axes.set(xlim=(left, right), ylim=(bottom, top))
