@@ -31,9 +31,9 @@ BELOW = {"loc": "outside lower center"}
 APART = 1e-4  # zeros closer in u are one: `trace` looks for them class by class
 JUMP = 0.5  # zeros of neighbouring levels farther apart in u are not on one line
 GRID = (
-    "Trajectories with the {} denoiser, from noise (left) to data (right): a row per method, a "
-    "column per guidance scale. Black: a classifier's decision boundary at every noise level, in "
-    "dots where a level has several. Beside each panel the finished samples and, as lines, the "
+    f"Trajectories with the {{}} denoiser, {PER_CLASS} of each class at most, from noise (left) to "
+    "data (right): a row per method, a column per guidance scale. Black: a classifier's decision "
+    "boundary at every noise level, in dots where a level has several. Beside each panel the finished samples and, as lines, the "
     "true density of each class; peaks higher than twice the true one are cut off. Straightness "
     "is arc over chord, 1 for a straight line; distance is the mean signed one to the boundary of "
     "the method's own classifier, or to the dashed one where it has none, above 0 on the class's "
@@ -67,6 +67,9 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
         kind = group.partition("_")[0]
         figure = grid(data_set, f"Trajectories, {kind} denoiser{name}", part, traced, case.sets)
         yield Drawn(f"trajectories_{group}", GRID.format(kind), figure, 32)
+    first = next(iter(traced.values()))
+    n = sum(row["n"] for row in first.of(first.guide))
+    name += f"; N = {n:,.0f} a line"
     title = f"Distance to the decision boundary{name}"
     yield Drawn("distance", DISTANCE, curves(title, methods, traced, "distance"))
     chance, title = 1 / data_set.num_classes, f"Probability of the class asked for{name}"
