@@ -33,11 +33,11 @@ JUMP = 0.5  # zeros of neighbouring levels farther apart in u are not on one lin
 GRID = (
     f"Trajectories with the {{}} denoiser, {PER_CLASS} of each class at most, from noise (left) to "
     "data (right): a row per method, a column per guidance scale. Black: a classifier's decision "
-    "boundary at every noise level, in dots where a level has several. Beside each panel the finished samples "
-    "and, as lines, the true density of each class; peaks higher than twice the true one are cut off. Straightness "
-    "is arc over chord, 1 for a straight line; distance is the mean signed one to the boundary of "
-    "the method's own classifier, or to the dashed one where it has none, above 0 on the class's "
-    "own side."
+    "boundary at every noise level, in dots where a level has several. Beside each panel the "
+    "finished samples and, as lines, the true density of each class; peaks higher than twice the "
+    "true one are cut off. Straightness is arc over chord, 1 for a straight line; distance is the "
+    "mean signed one to the boundary of the method's own classifier, or to the dashed one where it "
+    "has none, above 0 on the class's own side."
 )
 EACH = "a panel per method, a line per guidance scale, classes averaged."
 DISTANCE = (
