@@ -137,7 +137,7 @@ def _time(panel: Any, traced: dict[tuple, Traced]) -> None:
 
 def _name(panel: Any, called: str, about: dict) -> None:
     """At the left of a row: the method, its guidance and its networks."""
-    lines = [names.usual(about["guidance"]["name"])]
+    lines = [told for told in (names.usual(about["guidance"]["name"]),) if told != called]
     for role, path in about["models"].items():
         lines.append(f"{'denoiser' if role == 'model' else role}: {Path(path).name}")
     name = textwrap.fill(called, 22)
