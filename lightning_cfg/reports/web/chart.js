@@ -3,12 +3,6 @@ function drawChart(found, chosen) {
   const metric = found.metrics.find((one) => one.key === chosen.metric);
   const place = byId('chart');
   if (!metric) return place.replaceChildren();
-  const width = Math.min(860, place.clientWidth || 860);
-  const height = Math.max(260, Math.round(width * 0.45));
-  const box = { left: 66, right: width - 14, top: 12, bottom: height - 40 };
-
-  const real = found.averages.find((row) => row.stage === 'real');
-  const floor = real ? real.values[metric.key] : undefined;
   const line = (method, flow) =>
     found.averages
       .filter((row) => row.method === method && row.flow === flow && row.stage !== 'real')
@@ -16,92 +10,109 @@ function drawChart(found, chosen) {
       .sort((a, b) => a.scale - b.scale);
   const before = line(chosen.method, '');
   const after = chosen.flow ? line(chosen.method, chosen.flow) : [];
-  const others = found.methods
-    .filter(({ key }) => key !== chosen.method)
-    .map(({ key }) => line(key, ''));
+  const others = found.methods.filter(({ key }) => key !== chosen.method).map(({ key }) => line(key, ''));
+  const real = found.averages.find((row) => row.stage === 'real');
+  const floor = real ? real.values[metric.key] : undefined;
 
-  // the range is that of what is chosen; the others may leave it
-  const ends = (row) => {
-    const half = row.half[metric.key] || 0;
-    return [row.values[metric.key] - half, row.values[metric.key] + half];
-  };
-  const shown = [...before, ...after];
-  let values = shown.flatMap(ends);
-  if (typeof floor === 'number') values.push(floor);
-  if (!values.length) values = others.flat().flatMap(ends);
-  if (!values.length) values = [0, 1];
-  const middle = shown.map((row) => row.values[metric.key]);
-  const positive = middle.length > 0 && Math.min(...middle, floor ?? Infinity) > 0;
-  const logarithmic = positive && Math.max(...middle) > 5 * Math.min(...middle, floor ?? Infinity);
+  const width = Math.min(860, place.clientWidth || 860);
+  const frame = framed([...before, ...after], floor, metric, width);
+  const svg = axes(frame, metric);
+  const inside = drawn('g', { 'clip-path': 'url(#inside)' });
+  for (const rows of others) inside.append(drawn('path', { class: 'other', d: path(rows, frame, metric) }));
+  const style = [[before, COLOURS[0], ''], [after, COLOURS[1], '7 3']];
+  for (const [rows, colour] of style) inside.append(...band(rows, colour, frame, metric));
+  if (typeof floor === 'number') {
+    const [x1, x2, y] = [frame.left, frame.right, frame.y(floor)];
+    inside.append(drawn('line', { x1, x2, y1: y, y2: y, stroke: 'currentColor', 'stroke-dasharray': '2 3' }));
+  }
+  for (const [rows, colour, dash] of style) {
+    inside.append(drawn('path', {
+      d: path(rows, frame, metric), fill: 'none', stroke: colour, 'stroke-width': 2, 'stroke-dasharray': dash,
+    }));
+    inside.append(...rows.map((row) => point(row, colour, frame, metric, chosen)));
+  }
+  svg.append(inside);
+  place.replaceChildren(svg);
+  chartWords(found, chosen, metric, before, after, real);
+}
+
+// Ends of the 95 % interval of a row, over seeds.
+function ends(row, metric) {
+  const half = row.half[metric.key] || 0;
+  return [row.values[metric.key] - half, row.values[metric.key] + half];
+}
+
+// Where a scale and a value stand: the range is that of what is chosen, and the others may leave it.
+function framed(rows, floor, metric, width) {
+  const height = Math.max(260, Math.round(width * 0.45));
+  const [left, right, top, bottom] = [66, width - 14, 12, height - 40];
+  const means = rows.map((row) => row.values[metric.key]);
+  const known = typeof floor === 'number' ? [floor] : [];
+  const least = Math.min(...means, ...known);
+  const logarithmic = rows.length > 0 && least > 0 && Math.max(...means) > 5 * least;
+  let values = [...rows.flatMap((row) => ends(row, metric)), ...known];
   if (logarithmic) values = values.filter((value) => value > 0);
-  const scaled = logarithmic ? Math.log10 : (value) => value;
-  let [low, high] = [Math.min(...values), Math.max(...values)].map(scaled);
+  if (!values.length) values = [0, 1];
+  const placed = logarithmic ? Math.log10 : (value) => value;
+  let [low, high] = [placed(Math.min(...values)), placed(Math.max(...values))];
   const margin = (high - low || Math.abs(high) || 1) * 0.06;
   [low, high] = [low - margin, high + margin];
-  const scales = [...before, ...after, ...(shown.length ? [] : others.flat())].map((r) => r.scale);
+  const scales = rows.length ? rows.map((row) => row.scale) : [0, 1];
   let [first, last] = [Math.min(...scales), Math.max(...scales)];
   if (first === last) [first, last] = [first - 0.5, last + 0.5];
-  const x = (scale) => box.left + ((scale - first) / (last - first)) * (box.right - box.left - 10) + 5;
+  const x = (scale) => left + ((scale - first) / (last - first)) * (right - left - 10) + 5;
   const y = (value) => {
-    const up = logarithmic && value <= 0 ? low - 1 : scaled(value);
-    return box.bottom - ((up - low) / (high - low)) * (box.bottom - box.top);
+    const up = logarithmic && value <= 0 ? low - 1 : placed(value);
+    return bottom - ((up - low) / (high - low)) * (bottom - top);
   };
+  return { width, height, left, right, top, bottom, low, high, first, last, logarithmic, x, y };
+}
 
+function axes(frame, metric) {
+  const { width, height, left, right, top, bottom, low, high, first, last, x, y } = frame;
   const svg = drawn('svg', {
     viewBox: `0 0 ${width} ${height}`, width, height, role: 'img',
     'aria-label': `${metric.name} against the guidance scale`,
   });
   const clip = drawn('clipPath', { id: 'inside' });
-  clip.append(drawn('rect', {
-    x: box.left, y: box.top, width: box.right - box.left, height: box.bottom - box.top,
-  }));
+  clip.append(drawn('rect', { x: left, y: top, width: right - left, height: bottom - top }));
   svg.append(clip);
-  const marks = logarithmic
+  const marks = frame.logarithmic
     ? ticks(low, high).filter((t) => high - low < 1.5 || Number.isInteger(t)).map((t) => 10 ** t)
     : ticks(low, high);
   for (const value of marks) {
-    svg.append(drawn('line', { class: 'axis', x1: box.left, x2: box.right, y1: y(value), y2: y(value) }));
-    svg.append(drawn('text', { x: box.left - 6, y: y(value) + 4, 'text-anchor': 'end' }, written(metric, value)));
+    svg.append(drawn('line', { class: 'axis', x1: left, x2: right, y1: y(value), y2: y(value) }));
+    svg.append(drawn('text', { x: left - 6, y: y(value) + 4, 'text-anchor': 'end' }, written(metric, value)));
   }
   for (const value of ticks(first, last)) {
-    svg.append(drawn('text', { x: x(value), y: box.bottom + 16, 'text-anchor': 'middle' }, String(value)));
+    svg.append(drawn('text', { x: x(value), y: bottom + 16, 'text-anchor': 'middle' }, String(value)));
   }
-  svg.append(drawn('text', {
-    x: (box.left + box.right) / 2, y: height - 6, 'text-anchor': 'middle',
-  }, 'guidance scale'));
+  const middle = (left + right) / 2;
+  svg.append(drawn('text', { x: middle, y: height - 6, 'text-anchor': 'middle' }, 'guidance scale'));
+  return svg;
+}
 
-  const inside = drawn('g', { 'clip-path': 'url(#inside)' });
-  const path = (rows) => rows.map((r, i) => `${i ? 'L' : 'M'}${x(r.scale)},${y(r.values[metric.key])}`).join('');
-  for (const rows of others) inside.append(drawn('path', { class: 'other', d: path(rows) }));
-  const band = (rows, colour) => {
-    if (!rows.some((row) => row.half[metric.key])) return;
-    const corners = [...rows.map((r) => [x(r.scale), y(ends(r)[1])]),
-      ...[...rows].reverse().map((r) => [x(r.scale), y(ends(r)[0])])];
-    inside.append(drawn('polygon', { points: corners.map(String).join(' '), fill: colour, 'fill-opacity': 0.18 }));
-  };
-  const style = [[before, COLOURS[0], ''], [after, COLOURS[1], '7 3']];
-  for (const [rows, colour] of style) band(rows, colour);
-  if (typeof floor === 'number') {
-    inside.append(drawn('line', {
-      x1: box.left, x2: box.right, y1: y(floor), y2: y(floor), stroke: 'currentColor', 'stroke-dasharray': '2 3',
-    }));
-  }
-  for (const [rows, colour, dash] of style) {
-    inside.append(drawn('path', { d: path(rows), fill: 'none', stroke: colour, 'stroke-width': 2, 'stroke-dasharray': dash }));
-    for (const row of rows) {
-      const here = row.scale === chosen.scale;
-      const dot = drawn('circle', {
-        cx: x(row.scale), cy: y(row.values[metric.key]), r: here ? 6 : 4, fill: colour,
-        stroke: here ? 'currentColor' : 'none', 'stroke-width': 2,
-      });
-      dot.append(drawn('title', {}, `scale ${row.scale}: ${written(metric, row.values[metric.key], row.half[metric.key])}`));
-      dot.addEventListener('click', () => choose({ scale: row.scale }));
-      inside.append(dot);
-    }
-  }
-  svg.append(inside);
-  place.replaceChildren(svg);
-  chartWords(found, chosen, metric, before, after, real);
+function path(rows, { x, y }, metric) {
+  return rows.map((row, i) => `${i ? 'L' : 'M'}${x(row.scale)},${y(row.values[metric.key])}`).join('');
+}
+
+function band(rows, colour, { x, y }, metric) {
+  if (!rows.some((row) => row.half[metric.key])) return [];
+  const side = (i) => rows.map((row) => [x(row.scale), y(ends(row, metric)[i])]);
+  const corners = [...side(1), ...side(0).reverse()].map(String).join(' ');
+  return [drawn('polygon', { points: corners, fill: colour, 'fill-opacity': 0.18 })];
+}
+
+function point(row, colour, { x, y }, metric, chosen) {
+  const here = row.scale === chosen.scale;
+  const dot = drawn('circle', {
+    cx: x(row.scale), cy: y(row.values[metric.key]), r: here ? 6 : 4, fill: colour,
+    stroke: here ? 'currentColor' : 'none', 'stroke-width': 2,
+  });
+  const value = written(metric, row.values[metric.key], row.half[metric.key]);
+  dot.append(drawn('title', {}, `scale ${row.scale}: ${value}`));
+  dot.addEventListener('click', () => choose({ scale: row.scale }));
+  return dot;
 }
 
 // The same in words, and what the lines are.
@@ -116,9 +127,8 @@ function chartWords(found, chosen, metric, before, after, real) {
   byId('chart-says').textContent =
     `${metric.name}: ${metric.text}${metric.better ? `; ${way[metric.better]}` : ''}. ` +
     `${nameOf(found.methods, chosen.method)} at scale ${chosen.scale}: ${told.join(', ')}${n}${seeds}.`;
-  const flow = nameOf(found.flows, chosen.flow);
   const keys = [[`${nameOf(found.methods, chosen.method)}, before`, COLOURS[0]]];
-  if (after.length) keys.push([flow, COLOURS[1]]);
+  if (after.length) keys.push([nameOf(found.flows, chosen.flow), COLOURS[1]]);
   if (found.methods.length > 1) keys.push(['other methods, before', 'var(--grey)']);
   if (real) keys.push(['dotted: a fresh real draw', 'currentColor']);
   byId('chart-key').replaceChildren(...keys.map(([text, colour]) => {
