@@ -57,6 +57,7 @@ class Case:
     traced_by: dict[int, dict[tuple, Traced]] = field(default_factory=dict)
     # {method: what `tune` has chosen, told in words}
     tuned: dict[str, dict] = field(default_factory=dict)
+    images: Any = None  # those that are shown, once `nearest.shown` has made them
 
     def __post_init__(self) -> None:
         self.sets = Cells(self.sets)

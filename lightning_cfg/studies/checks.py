@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lightning_cfg.config import changed
-from lightning_cfg.errors import UserError
+from lightning_cfg.errors import UserError, did_you_mean
 from lightning_cfg.sampling.guided import check_roles, check_together, with_scale
 from lightning_cfg.sampling.guided import named as named_guidance
 from lightning_cfg.sampling.network import path_and_weights
@@ -34,6 +34,13 @@ def check_names(asked: dict) -> None:
             check_name(path, name)
     for name in () if asked["trace"] is None else asked["trace"]["classifiers"]:
         check_name("trace.classifiers", name)
+    known = [*asked["methods"], *asked["variants"]]
+    for key, name in asked["names"].items():
+        if key not in known:
+            hint = did_you_mean(key, known, "methods and variants have names")
+            raise UserError(f"names.{key} is no method and no variant of the study; {hint}")
+        if not (name.strip() and name.isprintable() and len(name) <= LONGEST):
+            raise UserError(f"names.{key} must be one line of 1 to {LONGEST} letters, not {name!r}")
 
 
 def recipes_of(variants: dict, flows: dict, own: dict) -> dict[str, dict]:

@@ -77,6 +77,7 @@ def study(
     trace: Tracing | None = None,
     tuning: Tuning | None = None,
     title: str = "",
+    names: dict[str, str] = {},
     stage: str | None = None,
     plan: bool | Literal["json"] = False,
     seed: Seed | None = None,
@@ -113,6 +114,8 @@ def study(
                     generation.trajectories; a method's own classifier is added, named own
     tuning          how the parameters of each method are chosen from its `ranges`, by networks,
                     samples and a seed that are never scored; left out, they are as written
+    names           what figures and the page call methods and variants, by key; left out, the usual
+                    names of methods, such as CFG for classifier_free
     stage           run this one only, which needs those before it to be done, and write no
                     report: so that several machines share a study through its directory
     plan            print every stage and how it stands, and run none; json: as a list for
@@ -132,8 +135,9 @@ def study(
     methods = _whole(methods, scales, generation)
     asked = {
         "title": title, "data": data, "cases": cases, "fits": fits, "fit_data": fit_data,
-        "methods": methods, "discriminators": discriminators, "scales": scales, "flows": flows,
-        "flow": flow, "generation": generation, "sources": sources, "samples": samples,
+        "names": names, "methods": methods, "discriminators": discriminators, "scales": scales,
+        "flows": flows, "flow": flow, "generation": generation, "sources": sources,
+        "samples": samples,
         "pairs": pairs, "refinement": refinement, "evaluation": evaluation, "trace": trace,
         "variants": variants, "published": published, "tuning": tuning, "seed": seed,
         "seeds": seeds, "trust": trust,
