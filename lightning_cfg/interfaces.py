@@ -176,6 +176,8 @@ class Net:
     class_vectors: Callable[[Tensor], Tensor] | None = None
     features: Features | None = None  # of a classifier: what its last layer sees of clean x
     head: Callable[[Tensor], Tensor] | None = None  # that layer
+    # called with the classes' names, before anything is asked, of a network that reads them
+    take_class_names: Callable[[list[str]], None] | None = None
 
 
 class Model(nn.Module):
@@ -229,6 +231,8 @@ class DataSet:
     has_points: bool = True  # False: nothing of it is here but shape and classes
     has_sources: bool = False  # batches have x0, of which y is the target
     confusable: Tensor | None = None  # (K, K) bool: which classes may be taken for which
+    drawn: Tensor | None = None  # the classes that samples are drawn of, where not all
+    parts: Tensor | None = None  # (K, n) long: of things side by side, which class each one is
     reads_files: bool = False  # `batch` does, which is then called in a thread, while a step runs
     condition: Any = None  # a `refinement.condition.Condition`: what a flow on it is told too
     # of images the bytes of a split, the rows that are in it, and their classes; see `Images.rows`
