@@ -220,7 +220,7 @@ class DataSet:
     """What may be asked of a data set. One of one's own has shape and num_classes, and
     `batch` to train on it, `real` to pair or compare with it."""
 
-    shape: tuple[int, ...]  # of one point
+    shape: tuple[int, ...]  # of one point; (): that of whatever a model makes
     num_classes: int  # 0: it has none
     truth: Any = None  # its density in closed form, a `diffusion.mixture.GaussianMixture`
     formula: str = ""  # that density in words
@@ -271,7 +271,7 @@ def complete(made: Any, contract: type, who: str, *needed: str) -> Any:
 
 def check_same(who: str, one: Any, of: str, other: Any, *, classes: bool = True) -> None:
     """UserError unless both have the same shape and, if asked for, the same number of classes."""
-    if tuple(one.shape) != tuple(other.shape):
+    if other.shape and tuple(one.shape) != tuple(other.shape):
         raise UserError(f"{who} has shape {tuple(one.shape)}, but {of} {tuple(other.shape)}")
     if classes and one.num_classes != other.num_classes:
         raise UserError(f"{who} has num_classes {one.num_classes}, but {of} {other.num_classes}")

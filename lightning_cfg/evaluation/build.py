@@ -1,5 +1,6 @@
 """What `evaluate` and the evaluation of a training are made of: its scorer and its real side."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -8,7 +9,7 @@ from typing import Annotated, Any
 
 import torch
 
-from lightning_cfg.config import Input, build
+from lightning_cfg.config import Input, build, identity_of
 from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import UserError
@@ -24,6 +25,8 @@ from lightning_cfg.runs.files import output_of
 from lightning_cfg.runs.manifests import content_hash
 from lightning_cfg.runs.parts import Parts
 from lightning_cfg.runs.ranks import Ranks
+from lightning_cfg.sampling.elsewhere import elsewhere
+from lightning_cfg.sampling.network import Elsewhere, said
 from lightning_cfg.weights.catalogue import ASSETS
 from lightning_cfg.weights.store import find
 
@@ -38,7 +41,7 @@ def scorer_of(
     statistics: dict[str, str],
     reference: list[str],
     real: Real | None,
-    classifier: str | Model | None,
+    classifier: str | dict | Model | None,
     device: torch.device | str = "cpu",
     cache: bool = True,
     batch_size: int = 512,
@@ -81,11 +84,24 @@ def scorer_of(
     )
 
 
-def _hash_of(classifier: str | Model | None) -> str:
-    """Of its file, where it is not in memory."""
+def _hash_of(classifier: str | dict | Model | None) -> str:
+    """Of its file, where it is not in memory; of a part, with the name of which it is said."""
+    if isinstance(classifier, dict):
+        return f"{said(classifier)} {known_by(classifier)[:12]}"
     if not isinstance(classifier, str):
         return ""
     return content_hash(output_of(classifier, checkpoints.LAST))
+
+
+def known_by(section: dict) -> str:
+    """The hash of all that a part depends on: its keys, and what it reads by its content."""
+
+    def read_by(*, classifier: Elsewhere) -> None: ...
+
+    found = identity_of(read_by, {"classifier": section})
+    files = found.inputs | found.code
+    text = [found.settings, {key: content_hash(file) for key, file in files.items()}]
+    return hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()
 
 
 def by_label(features: dict | None) -> dict[str, dict]:
@@ -107,20 +123,25 @@ def statistics_file(path: str) -> Path:
 Statistics = Annotated[str, Input(statistics_file)]  # which counts by its content
 
 
-def judge(given: str | Model | None, side: Real | None, place: torch.device | str) -> Any:
-    """The classifier of clean samples, of a run or in memory; UserError where it is none of them,
-    or the data are none of its."""
+def judge(given: str | dict | Model | None, side: Real | None, place: torch.device | str) -> Any:
+    """The classifier of clean samples, of a run, a part by its section, or in memory; UserError
+    where it is none of them, or the data are none of its."""
     if given is None or side is None:
         return None
-    reader = checkpoints.restore(given) if isinstance(given, str) else given
-    path = given if isinstance(given, str) else type(given).__name__
+    if isinstance(given, dict):
+        reader = elsewhere("classifier", given, side.data, classifies=True)
+        path = said(given)
+    else:
+        reader = checkpoints.restore(given) if isinstance(given, str) else given
+        path = given if isinstance(given, str) else type(given).__name__
     if not (reader.classifies and reader.clean):
         what = "noisy samples" if reader.classifies else "none, but generates them"
         raise UserError(
             f"classifier {path} must be one of clean samples, a run of `fit` of NoisyClassifier "
             f"with model.clean=true: this {type(reader).__name__} reads {what}"
         )
-    check_same(f"classifier {path}", reader, "the data have", side.data)
+    if reader.shape is not None:  # or it reads pictures of any size
+        check_same(f"classifier {path}", reader, "the data have", side.data)
     if side.data.num_classes == 0:
         raise UserError(f"classifier {path}: the data have no classes that it could confirm")
     return reader.to(place)
@@ -174,6 +195,8 @@ def fresh_points(side: Real, per_class: int, seed: int = 0) -> tuple[SampleSet, 
         return real_set(side.data, "fresh", per_class), None
     held_out = side.split("held_out")
     classes = range(max(1, side.data.num_classes))
+    if side.data.drawn is not None:  # there is nothing of the others
+        classes = side.data.drawn.tolist()
     of_class = [(held_out.c == k).nonzero().flatten() for k in classes]
     if min(map(len, of_class)) <= per_class:
         raise UserError(f"fresh={per_class} leaves no held-out point of some class to compare with")
@@ -189,7 +212,7 @@ def fresh_points(side: Real, per_class: int, seed: int = 0) -> tuple[SampleSet, 
 
 
 def check_set(label: str, held: Any, data: Any, draws: int, *, needs_classes: bool) -> None:
-    if data is not None and held.shape != tuple(data.shape):
+    if data is not None and data.shape and held.shape != tuple(data.shape):
         raise UserError(f"{label} has samples of shape {held.shape}, not {tuple(data.shape)}")
     if needs_classes and not held.labelled:
         raise UserError(

@@ -45,6 +45,7 @@ from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import launched, sharing
 from lightning_cfg.runs.run import Run, content_of, verb
 from lightning_cfg.sampling.guided import check_roles
+from lightning_cfg.sampling.network import Elsewhere
 from lightning_cfg.sampling.prepared import pick_device
 from lightning_cfg.sampling.seeds import check_seeds
 
@@ -83,7 +84,7 @@ def _scorer_again(asked: str, real: Real | None) -> Scorer:
     return scorer_of(**json.loads(asked), real=real)
 
 
-def _same_scorer(*, real: Real | None, classifier: str | None, **asked: Any) -> Scorer:
+def _same_scorer(*, real: Real | None, classifier: str | dict | None, **asked: Any) -> Scorer:
     """As `scorer_of`; a study tries many tables of the same metrics."""
     if classifier is not None:  # which may be to come, and is no mere text
         return scorer_of(real=real, classifier=classifier, **asked)
@@ -138,7 +139,7 @@ def evaluate(
     features: Features | dict[str, Features] | None = None,
     statistics: dict[str, Statistics] = {},
     reference: str | list[str] = "held_out",
-    classifier: Checkpoint | None = None,
+    classifier: Checkpoint | Elsewhere | None = None,
     real: Count | None = None,
     bank: Count | None = None,
     by_class: bool = True,
@@ -169,7 +170,9 @@ def evaluate(
                 keeps them; instead of the first reference
     reference   splits to compare with, held_out or bank (the training data, as is usual for FID);
                 columns of the second bear its name, _vs_bank
-    classifier  a run of `fit` of a clean classifier, for class_accuracy and confidence
+    classifier  a run of `fit` of a clean classifier, for class_accuracy and confidence; or one by
+                its section, as in `models` of `generate`: {name: clip, path: FOLDER} over the
+                prompts that are the data, for text_alignment
     real, bank  points per class of either split; left out, all of them
     by_class    False scores all classes together, in one row named all
     fresh       real points per class that are scored too, as the floor of every metric; they are a

@@ -61,6 +61,7 @@ def study(
     data: Data | None = None,
     cases: dict[str, Data] = {},
     fit_data: dict[str, dict] = {},
+    once: list[str] = [],
     discriminators: dict[str, Discriminator] = {},
     flows: dict[str, list[Annotated[float, Real]]] = {},
     flow: Training | None = None,
@@ -88,12 +89,14 @@ def study(
     fit_data        {fit: keys of the data set that are different for it}, such as half: first for
                     what judges and half: second for a classifier in whose features samples are
                     paired
+    once            fits that the first seed trains for all, as a classifier that guides them all
     discriminators  what learns to tell a fit's samples from the data, by name, for `methods`
     methods         guidances by name, each with its networks
     scales          guidance scales at which fresh samples are generated, refined and evaluated
     samples         fresh samples per method and scale to evaluate
     generation      how samples are made: keys of `generate`
-    cases           instead of `data`: several data sets by name, with everything done on each
+    cases           instead of `data`: several data sets by name, with everything done on each; what
+                    is trained on the same data is trained once
     flows           all: scales that share one flow's sources equally; dedicated: scales with a
                     flow each; left out: nothing is refined
     sources         generated samples that train each flow
@@ -125,8 +128,8 @@ def study(
     methods = _whole(methods, scales, generation)
     asked = {
         "title": title, "data": data, "cases": cases, "fits": fits, "fit_data": fit_data,
-        "methods": methods, "discriminators": discriminators, "scales": scales, "flows": flows,
-        "flow": flow, "generation": generation, "sources": sources, "samples": samples,
+        "once": once, "methods": methods, "discriminators": discriminators, "scales": scales,
+        "flows": flows, "flow": flow, "generation": generation, "sources": sources, "samples": samples,
         "pairs": pairs, "refinement": refinement, "evaluation": evaluation, "trace": trace,
         "variants": variants, "published": published, "seed": seed, "seeds": seeds, "trust": trust,
     }  # fmt: skip
@@ -221,7 +224,7 @@ def _check(asked: dict) -> dict[str, dict]:
     for path, section in [(f"fits.{name}", part) for name, part in fits.items()]:
         checks.check_devices(path, section)
     checks.check_devices("flow", asked["flow"])
-    checks.check_fits(fits, asked["discriminators"], asked["fit_data"])
+    checks.check_fits(fits, asked["discriminators"], asked["fit_data"], asked["once"])
     known = [*fits, *asked["discriminators"]]
     checks.check_methods(methods, known, flows)
     if (asked["data"] is None) == (not asked["cases"]):
@@ -245,10 +248,15 @@ def _check(asked: dict) -> dict[str, dict]:
 
 def _graphs(asked: dict, recipes: dict[str, dict], data_sets: dict[str, Any]) -> list[Graph]:
     """One for each case and seed."""
-    out = []
+    out, known = [], {}
     for name, data in _cases(asked).items():
         classes, real = data_sets[name].num_classes, data_sets[name].has_points
-        out += graphs_of(asked, recipes, case=name, data=data, classes=classes, real=real)
+        drawn = data_sets[name].drawn
+        drawn = None if drawn is None else drawn.tolist()
+        out += graphs_of(
+            asked, recipes, case=name, data=data, classes=classes, real=real, drawn=drawn,
+            known=known,
+        )  # fmt: skip
     return out
 
 
