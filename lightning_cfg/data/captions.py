@@ -31,7 +31,6 @@ class Captions(Images):
 
     shape = (1, 28, 56)
     num_classes = len(WORDINGS) * PAIRS
-    class_names = [text.format(a, b) for text in WORDINGS for a in WORDS for b in WORDS]
 
     def __init__(
         self,
@@ -40,6 +39,7 @@ class Captions(Images):
         pairs: Literal["all", "shown", "unseen"] = "all",
     ):
         self.root, self.pairs = root, pairs
+        self.class_names = [text.format(a, b) for text in WORDINGS for a in WORDS for b in WORDS]
         pair = torch.arange(self.num_classes) % PAIRS
         self.parts = torch.stack([pair // 10, pair % 10], 1)
         self.confusable = pair[:, None] != pair

@@ -3,16 +3,15 @@
 Every model computes in the dtype of x and runs its network in the network's own.
 """
 
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_cfg.config import Between, Newer, Positive, Real, Share, Sigma, Width, ordered
+from lightning_cfg.diffusion.contrastive import Contrastive
 from lightning_cfg.diffusion.coupling import Coupling, coupled
 from lightning_cfg.diffusion.draws import Draws, onto
-from lightning_cfg.diffusion.contrastive import Contrastive
 from lightning_cfg.diffusion.guidance_weight import GuidanceWeight
 from lightning_cfg.diffusion.magnitude import MPFourier, MPLayer
 from lightning_cfg.diffusion.noise import cosine_sigmas, ddpm_time, linear_beta_sigmas
@@ -21,10 +20,10 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL, Denoiser, Velocity, expand_like
 
 __all__ = [  # what a config can name
-    "Contrastive",
     "DDPM",
     "EDM",
     "EDM2",
+    "Contrastive",
     "Flow",
     "GuidanceFree",
     "GuidanceWeight",

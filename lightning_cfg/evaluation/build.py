@@ -1,6 +1,5 @@
 """What `evaluate` and the evaluation of a training are made of: its scorer and its real side."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -20,13 +19,14 @@ from lightning_cfg.evaluation.reference import Real, published
 from lightning_cfg.evaluation.sample_sets import Generated, SampleSet, real_set
 from lightning_cfg.evaluation.scorer import Scorer
 from lightning_cfg.interfaces import DataSet, Model, check_same
+from lightning_cfg.metrics.judged import read_right
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import output_of
-from lightning_cfg.runs.manifests import content_hash
+from lightning_cfg.runs.manifests import MANIFEST, as_written, content_hash, read_manifest
 from lightning_cfg.runs.parts import Parts
 from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.sampling.elsewhere import elsewhere
-from lightning_cfg.sampling.network import Elsewhere, said
+from lightning_cfg.sampling.network import Networks, said
 from lightning_cfg.weights.catalogue import ASSETS
 from lightning_cfg.weights.store import find
 
@@ -87,21 +87,35 @@ def scorer_of(
 def _hash_of(classifier: str | dict | Model | None) -> str:
     """Of its file, where it is not in memory; of a part, with the name of which it is said."""
     if isinstance(classifier, dict):
-        return f"{said(classifier)} {known_by(classifier)[:12]}"
+        of_keys = {k: v for k, v in classifier.items() if k not in ("name", "path")}
+        hashes = (digest[:12] for digest in read_by(classifier).values())
+        return " ".join([said(classifier), *(f"{k}={v}" for k, v in of_keys.items()), *hashes])
     if not isinstance(classifier, str):
         return ""
     return content_hash(output_of(classifier, checkpoints.LAST))
 
 
-def known_by(section: dict) -> str:
-    """The hash of all that a part depends on: its keys, and what it reads by its content."""
+def read_by(classifier: str | dict) -> dict[str, str]:
+    """Content hashes of the files that a classifier of `models` is made of, by key."""
 
-    def read_by(*, classifier: Elsewhere) -> None: ...
+    def of(*, models: Networks) -> None: ...
 
-    found = identity_of(read_by, {"classifier": section})
-    files = found.inputs | found.code
-    text = [found.settings, {key: content_hash(file) for key, file in files.items()}]
-    return hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()
+    found = identity_of(of, {"models": {"classifier": classifier}})
+    return {key: content_hash(file) for key, file in found.inputs.items()}
+
+
+def guided_by(run: str | Path, classifier: str | dict) -> bool:
+    """Whether the samples of a run of `generate`, or what it refined, were guided by a classifier.
+
+    It is known by its files, wherever they lie.
+    """
+    with as_written(Path(run) / MANIFEST):
+        manifest = read_manifest(Path(run), "verb", "inputs")
+        if manifest.get("verb") == "refine":
+            return guided_by(manifest["free"]["samples"], classifier)
+        inputs = manifest.get("inputs", {}).items()
+        guiding = {digest for key, digest in inputs if key.startswith("models.classifier")}
+    return bool(guiding & set(read_by(classifier).values()))
 
 
 def by_label(features: dict | None) -> dict[str, dict]:
@@ -248,12 +262,12 @@ def gather_sets(
 
 def scored(
     pieces: Iterable[Piece], scorer: Scorer, others: Real | None
-) -> tuple[list[dict], list[dict]]:
-    """The rows of the table and of the numbers.
+) -> tuple[list[dict], list[dict], list[dict]]:
+    """The rows of the table and of the numbers, and of each class how many were read as it.
 
     others  what fresh real points are compared with, in place of all real points
     """
-    rows, numbers = [], []
+    rows, numbers, right = [], [], []
     for label, draw, some, found in pieces:
         for group in scorer.groups:
             n = len(found.of(group).c)
@@ -264,4 +278,15 @@ def scored(
             front = {"samples": label, "class": group, **draw}
             rows.append({**front, "n": n, **row})
             numbers += [{**front, **record, **some.about} for record in records]
-    return rows, numbers
+        right += [{"samples": label, **draw, **row} for row in _right_of_each(found)]
+    return rows, numbers, right
+
+
+def _right_of_each(found: Gathered) -> Iterator[dict]:
+    """Of each class its samples, and how many a classifier reads as it; nothing without one."""
+    if found.logits is None:
+        return
+    right = read_right(found.logits, found.c)
+    for k in found.c.unique().tolist():
+        own = found.c == k
+        yield {"class": k, "n": int(own.sum()), "right": int(right[own].sum())}

@@ -175,7 +175,7 @@ def _found(
     classifier: Any,
     device: torch.device | str,
 ) -> dict[str, Tensor]:
-    """What is wanted of a batch, by name: c, x, logits, cosine, features/SPACE, head_logits/SPACE."""
+    """What is wanted of a batch: c, x, logits, cosine, features/SPACE, head_logits/SPACE."""
     found = {"c": c, "x": x} if "x" in wanted else {"c": c}
     if "logits" in wanted:
         found["logits"] = _logits(classifier, x.to(device))

@@ -61,7 +61,12 @@ class Scorer:
             why = "none fits what is given here" if metrics is None else "the list is empty"
             raise UserError(f"metrics: {why}, so there would be nothing but names in the table")
         self._needed = set().union(*(needs(metric) for metric, _ in self.metrics))
-        self.wanted = self._needed & {"x", "logits", "cosine", "head_logits"}  # of a set, for `gather`
+        self.wanted = self._needed & {
+            "x",
+            "logits",
+            "cosine",
+            "head_logits",
+        }  # of a set, for `gather`
         self.wanted |= {what for what in ("features", "moments") if f"{what}_x" in self._needed}
 
     def to(self, device: torch.device) -> "Scorer":

@@ -17,9 +17,13 @@ def class_accuracy(logits: Tensor, c: Tensor | int) -> dict[str, float]:
 
     That is, no class is more probable: of prompts that say the same, each is right.
     """
+    return {"class_accuracy": read_right(logits, c).double().mean().item()}
+
+
+def read_right(logits: Tensor, c: Tensor | int) -> Tensor:
+    """Of which samples no class is more probable than their own c, one or (n,): (n,) bool."""
     c = torch.as_tensor(c, device=logits.device).expand(len(logits))
-    own = logits.gather(1, c[:, None])[:, 0]
-    return {"class_accuracy": (own >= logits.amax(1)).double().mean().item()}
+    return logits.gather(1, c[:, None])[:, 0] >= logits.amax(1)
 
 
 @better("higher", "mean probability that a classifier gives to their class", format=percent)

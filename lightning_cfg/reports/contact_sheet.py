@@ -13,9 +13,9 @@ from lightning_cfg.reports.rows import SAMPLE_KINDS, Cell
 from lightning_cfg.runs.pngs import drawable
 from lightning_cfg.runs.tensors import load_tensors
 
-COLUMNS = 6
+COLUMNS, ROWS = 6, 10
 LEFT, TOP, GAP = 20, 20, 12  # pixels: class numbers, titles, between sheets
-LETTER, LETTERS = 7, 16  # pixels of one, at most so many of a class's name
+LETTER, LETTERS = 7, 24  # pixels of one, at most so many of a class's name
 
 
 def draw(case: Case, config: dict) -> Iterator[Drawn]:
@@ -24,24 +24,37 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
     pictures = pictures_of(config.get("generation", {}).get("decode"), shape)
     if not drawable(pictures.shape):
         return
-    classes, colours = data.num_classes, 32 if pictures.shape[0] == 1 else 0
+    colours, own = 32 if pictures.shape[0] == 1 else 0, _shown(data)
+    classes, names = len(own), data.class_names and [data.class_names[k] for k in own]
+    number = torch.full((max(1, data.num_classes),), -1)
+    number[own] = torch.arange(classes)
+    classes = min(classes, data.num_classes)
     real = {}
     if data.has_points:
         y, c = data.real("held_out")
-        real["real"] = pictures.first(y, c, COLUMNS, classes)
+        real["real"] = pictures.first(y, number[c], COLUMNS, classes)
     for method, scale in dict.fromkeys((cell.method, cell.scale) for cell in case.sets):
         groups = dict(real)
         for kind, title in SAMPLE_KINDS.items():
             if (cell := Cell(method, scale, *kind)) in case.sets:
                 held = load_tensors(case.sets[cell], "x", "c")
-                groups[title] = pictures.first(held["x"], held["c"], COLUMNS, classes)
-        figure = contact_sheet(groups, classes, columns=COLUMNS, names=data.class_names)
+                groups[title] = pictures.first(held["x"], number[held["c"]], COLUMNS, classes)
+        figure = contact_sheet(groups, classes, columns=COLUMNS, names=names)
         beside = "real images, and the" if real else "the"
         caption = (
             f"{method}, scale {scale:g}: {beside} same seeds before and after "
             "refinement; a row per class."
         )
         yield Drawn(f"images_{method}_{scale:g}", caption, figure, colours)
+
+
+def _shown(data: Any) -> list[int]:
+    """The classes that a study's sheets have rows of: the first ones, of those that are drawn ten
+    from all over them, as neighbours in number are alike."""
+    if data.drawn is None:
+        return list(range(max(1, data.num_classes)))
+    step = -(-len(data.drawn) // ROWS)
+    return data.drawn[::step].tolist()
 
 
 def contact_sheet(

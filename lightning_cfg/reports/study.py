@@ -13,6 +13,7 @@ from lightning_cfg.reports import (
     contact_sheet,
     place_and_mass,
     points,
+    resampled,
     trajectories,
     trajectory_figures,
     variants,
@@ -86,6 +87,7 @@ def write_report(
     parts += chapter(
         "Methods compared", lambda case: comparison.sections(case.averages, config, metrics)
     )
+    parts += chapter("Read right", resampled.told)
     parts += chapter("Flows and scales", lambda case: variants.sections(case, config))
     parts += chapter(
         "What guidance did to the trajectories",

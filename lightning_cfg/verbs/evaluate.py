@@ -26,6 +26,8 @@ from lightning_cfg.evaluation.build import (
     check_set,
     fresh_points,
     gather_sets,
+    guided_by,
+    read_by,
     real_side,
     scored,
     scorer_of,
@@ -39,7 +41,7 @@ from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.files import write_text
 from lightning_cfg.runs.inputs import Checkpoint
 from lightning_cfg.runs.manifests import read_table
-from lightning_cfg.runs.names import METRICS
+from lightning_cfg.runs.names import METRICS, RIGHT
 from lightning_cfg.runs.parts import Parts
 from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import launched, sharing
@@ -157,7 +159,8 @@ def evaluate(
     """Score samples; the run holds metrics/metrics.csv and .json, numbers.csv and .json, table.md.
 
     metrics.csv has a row per set and class. numbers.csv has a row per number, with all that it
-    depends on: N, reference split and its M, extractor, resize, weights, sampler, seeds.
+    depends on: N, reference split and its M, extractor, resize, weights, sampler, seeds. right.json
+    has of each class how many samples a classifier has read as it.
 
     samples     {label: run of `generate` or `refine`, sample file, or anyone's images: a folder,
                 zip, .npz or .npy}
@@ -199,6 +202,7 @@ def evaluate(
 
     ready = _ready({**asked, "device": device, "seed": seed}, scorer_of)
     scorer, sets, others = ready.scorer, ready.sets, ready.others
+    _tell_guiding(run, samples, generate, classifier)
     parts = {label: 1 if label == "real" else draws for label in sets}
     with sharing() as ranks:
         total = _total(sets, draws)
@@ -214,7 +218,7 @@ def evaluate(
     if not ranks.first:
         return run.directory
     with bar, made.kept(total, "samples"):
-        rows, numbers = scored(pieces, scorer, others)
+        rows, numbers, right = scored(pieces, scorer, others)
     rows, names = spread(rows), ready.class_names
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
     asked_for = [metric.__name__ for metric, _ in scorer.metrics]
@@ -222,12 +226,26 @@ def evaluate(
     steps = ({"generate": made} if made else {}) | scorer.steps
     facts = {"metrics": asked_for, "steps": steps}
     facts |= {} if names is None else {"class_names": names}
-    run.finish(*_written(run.directory, rows, numbers, names), **facts)
+    run.finish(*_written(run.directory, rows, numbers, right, names), **facts)
     _send(run)
     if sys.stdout.isatty():
         print(as_text(named(rows, names)))
     print(f"{run_dir}: {len(rows)} rows of {len(scorer.metrics)} metrics")
     return run.directory
+
+
+def _tell_guiding(run: Run, samples: dict, generate: dict, classifier: str | dict | None) -> None:
+    """A line for each set that was guided by the classifier which measures it."""
+    if classifier is None:
+        return
+    own = read_by(classifier)
+    guiding = [label for label, path in samples.items() if guided_by(path, classifier)]
+    for label, keys in generate.items():
+        one = keys["models"].get("classifier")
+        if one is not None and set(own.values()) & set(read_by(one).values()):
+            guiding.append(label)
+    for label in guiding:
+        run.say(f"{label} was guided by this classifier: it says how far that was followed")
 
 
 def _check(config: dict) -> None:
@@ -258,9 +276,14 @@ def _total(sets: dict[str, SampleSet], draws: int) -> int:
 
 
 def _written(
-    directory: Path, rows: list[dict], numbers: list[dict], names: list[str] | None
+    directory: Path,
+    rows: list[dict],
+    numbers: list[dict],
+    right: list[dict],
+    names: list[str] | None,
 ) -> list[Path]:
-    """The files of a table and of its numbers; metrics.json, which others read, by number alone."""
+    """The files of a table and of its numbers; metrics.json and right.json, which others read, by
+    number alone."""
     folder, shown = directory / "metrics", named(rows, names)
     numbers = named(numbers, names)
     return [
@@ -269,6 +292,7 @@ def _written(
         write_text(folder / "numbers.csv", as_csv(numbers)),
         write_text(folder / "numbers.json", json.dumps(numbers, indent=1)),
         write_text(folder / "table.md", as_markdown(shown, numbers)),
+        *([write_text(directory / RIGHT, json.dumps(right, indent=1))] if right else []),
     ]
 
 

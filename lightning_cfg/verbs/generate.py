@@ -40,7 +40,6 @@ from lightning_cfg.sampling.network import Networks, others
 from lightning_cfg.sampling.prepared import Prepared, pick_device, prepare
 from lightning_cfg.sampling.seeds import check_seeds
 
-
 Label = Annotated[int, NonNegative] | str
 
 

@@ -13,7 +13,7 @@ from lightning_cfg.reports.rows import Cell
 from lightning_cfg.reports.study import write_report
 from lightning_cfg.reports.trajectories import trends
 from lightning_cfg.runs.manifests import read_manifest, read_table
-from lightning_cfg.runs.names import METRICS, SAMPLES, TRAJECTORIES
+from lightning_cfg.runs.names import METRICS, RIGHT, SAMPLES, TRAJECTORIES
 from lightning_cfg.runs.ranks import alone
 from lightning_cfg.sampling.guided import named as named_guidance
 from lightning_cfg.sampling.network import told
@@ -129,9 +129,10 @@ def study(
     asked = {
         "title": title, "data": data, "cases": cases, "fits": fits, "fit_data": fit_data,
         "once": once, "methods": methods, "discriminators": discriminators, "scales": scales,
-        "flows": flows, "flow": flow, "generation": generation, "sources": sources, "samples": samples,
-        "pairs": pairs, "refinement": refinement, "evaluation": evaluation, "trace": trace,
-        "variants": variants, "published": published, "seed": seed, "seeds": seeds, "trust": trust,
+        "flows": flows, "flow": flow, "generation": generation, "sources": sources,
+        "samples": samples, "pairs": pairs, "refinement": refinement, "evaluation": evaluation,
+        "trace": trace, "variants": variants, "published": published, "seed": seed,
+        "seeds": seeds, "trust": trust,
     }  # fmt: skip
     recipes = _check(asked)
     asked["seed"] = None if seeds else seed or 0
@@ -276,6 +277,7 @@ def _found(graph: Graph, data_set: object, places: dict[str, Path]) -> Case:
             found.sets[key] = places[scored.sets[when, kind]] / SAMPLES
             label = f"{when} {kind}".strip()
             found.rows.extend(_rows(places[scored.table], label, key, spent[when, kind]))
+            found.right |= _right(places[scored.table], label, key)
         if scored.traced is not None:
             paths = places[scored.sets["before", ""]] / TRAJECTORIES
             found.traced[name, scale] = Traced.read(paths, places[scored.traced])
@@ -305,6 +307,13 @@ def _in_words(method: dict) -> dict:
     guidance = {**method["guidance"], "name": named_guidance(method["guidance"])}
     models = {role: told(network) for role, network in method["models"].items()}
     return {**method, "guidance": guidance, "models": models}
+
+
+def _right(table: Path, label: str, key: Cell) -> dict[Cell, list[list[dict]]]:
+    """Of each class how many samples of a set were read as it, where a classifier has read them."""
+    if not (table / RIGHT).is_file():
+        return {}
+    return {key: [[row for row in read_table(table / RIGHT) if row["samples"] == label]]}
 
 
 def _rows(table: Path, label: str, key: tuple, spent: dict) -> list[dict]:
