@@ -109,8 +109,9 @@ def guided_by(run: str | Path, classifier: str | dict) -> bool:
 
     It is known by its files, wherever they lie.
     """
-    with as_written(Path(run) / MANIFEST):
-        manifest = read_manifest(Path(run), "verb", "inputs")
+    run = Path(run) if Path(run).is_dir() else Path(run).absolute().parent.parent
+    with as_written(run / MANIFEST):
+        manifest = read_manifest(run, "verb", "inputs")
         if manifest.get("verb") == "refine":
             return guided_by(manifest["free"]["samples"], classifier)
         inputs = manifest.get("inputs", {}).items()

@@ -117,7 +117,10 @@ def _ready(config: dict, scorer_of: Callable[..., Scorer]) -> _Ready:
     sets = {
         label: read_set(path, data_set, decode=decode) for label, path in config["samples"].items()
     }
+    drawn = None if data_set is None else data_set.drawn
     for label, keys in config["generate"].items():
+        if keys["class_label"] is None and drawn is not None:
+            keys = {**keys, "class_label": drawn.tolist()}
         sets[label] = generated(**keys, device=config["device"]).decoded(decode)
     needs_classes = by_class or classifier is not None
     for label, held in sets.items():
@@ -164,7 +167,8 @@ def evaluate(
 
     samples     {label: run of `generate` or `refine`, sample file, or anyone's images: a folder,
                 zip, .npz or .npy}
-    generate    {label: keys of `generate`}: samples that are made while they are scored, not kept
+    generate    {label: keys of `generate`}: samples that are made while they are scored, not kept;
+                of prompts that the data have pictures of, where they have none of others
     data        the real data; can be left out where `statistics` are all that is asked for
     metrics     functions of lightning_cfg.metrics, or dotted paths; left out, all that fit
     features    one feature space, or several by label: the metrics of features are taken in each
