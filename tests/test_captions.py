@@ -95,6 +95,11 @@ def test_a_fifth_of_the_pairs_is_never_shown(made):
     for data in (shown, unseen):
         for split in ("bank", "held_out"):
             assert data.rows(split)[2].unique().tolist() == data.drawn.tolist()
+    assert unseen.real("held_out", 2)[1].bincount(minlength=400).tolist() == [
+        2 * (k in unseen.drawn) for k in range(400)
+    ]
+    with pytest.raises(UserError, match="between 1 and 25, the images of class 1 in split held"):
+        unseen.real("held_out", 26)
     pairs = unseen.parts[unseen.drawn].unique(dim=0)
     for side in pairs.T:  # so that each word is known on each side
         assert side.bincount().tolist() == [2] * 10
