@@ -21,7 +21,10 @@ from lightning_cfg.metrics.judged import class_accuracy, text_alignment
 from lightning_cfg.metrics.meaning import kind_of, meaning
 from lightning_cfg.nets import CaptionUNet, DualEncoder
 from lightning_cfg.nets.text import TextEmbedding
-from lightning_cfg.reports.resampled import meanings, resampled
+from lightning_cfg.reports.case import Case
+from lightning_cfg.reports.contact_sheet import _shown
+from lightning_cfg.reports.resampled import meanings, resampled, told
+from lightning_cfg.reports.rows import Cell, Cells
 from lightning_cfg.runs.checkpoints import build_model, restore
 from lightning_cfg.runs.names import METRICS, RIGHT, SAMPLES
 from lightning_cfg.runs.tensors import load_tensors
@@ -409,3 +412,47 @@ def test_errors_over_classes_and_seeds():
     assert both[1:].var().item() == pytest.approx(variance.item(), rel=0.05)
     again = resampled(n, n * (share / 2 + 0.35 + of_seeds), 20_000)
     assert (again - both).std().item() < 1e-6  # the same draws: what they share cancels
+
+
+def read(share: float, seeds: int = 2) -> list[list[dict]]:
+    """Of every unseen prompt 10 samples by each seed, of which so many are right."""
+    prompts = Captions(pairs="unseen").drawn.tolist()
+    rows = [{"class": k, "n": 10, "right": round(10 * share)} for k in prompts]
+    return [rows for _ in range(seeds)]
+
+
+def test_the_report_tells_shares_by_what_prompts_say():
+    row = {"scale": 1.0, "class": "all", "stage": "before", "flow": "", "nfe": 38.0, "n": 800}
+    rows = [
+        {"seed": seed, "method": name, **row, "evaluations": "model 38", "class_accuracy": 0.5}
+        for name in ("plain", "guided")
+        for seed in (0, 1)
+    ]
+    right = {("plain", 1.0, "before", ""): read(0.5), ("guided", 1.0, "before", ""): read(0.8)}
+    case = Case("unseen", Captions(pairs="unseen"), rows, seeds=[0, 1], right=Cells(right))
+    text, table = told(case)
+    assert "what the classes say, 20 of it" in text
+    assert "the seeds with all that they trained" in text
+    plain, guided = (line.split("|")[1:-1] for line in table.splitlines()[2:])
+    assert [cell.strip() for cell in plain] == [
+        "plain",
+        "1",
+        "before",
+        "model 38",
+        "50.0 ± 0.0 %",
+        "",
+    ]
+    assert [cell.strip() for cell in guided][4:] == ["80.0 ± 0.0 %", "30.0 ± 0.0 %"]
+    few = Case("", SimpleNamespace(num_classes=10, parts=None), rows, right=Cells(right))
+    for cell, of_seeds in right.items():
+        few.right[Cell(*cell)] = [[row for row in of_seeds[0] if row["class"] < 10]]
+    assert told(few) == []  # of ten classes none is said to be drawn
+
+
+def test_a_sheet_shows_prompts_that_there_are_pictures_of():
+    unseen = Captions(pairs="unseen")
+    shown = _shown(unseen)
+    assert len(shown) == 10
+    assert set(shown) <= set(unseen.drawn.tolist())
+    assert len({tuple(unseen.parts[k].tolist()) for k in shown}) > 5
+    assert _shown(SimpleNamespace(drawn=None, num_classes=3)) == [0, 1, 2]

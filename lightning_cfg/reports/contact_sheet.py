@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.latents.pictures import pictures_of
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.panels import DPI, STYLE, Drawn, without_tex
@@ -49,12 +50,12 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
 
 
 def _shown(data: Any) -> list[int]:
-    """The classes that a study's sheets have rows of: the first ones, of those that are drawn ten
-    from all over them, as neighbours in number are alike."""
+    """The classes that a study's sheets have rows of: the first ones, of those that samples are
+    drawn of ten by chance, as neighbours in number are alike."""
     if data.drawn is None:
         return list(range(max(1, data.num_classes)))
-    step = -(-len(data.drawn) // ROWS)
-    return data.drawn[::step].tolist()
+    some = torch.randperm(len(data.drawn), generator=keyed("sheet"))[:ROWS]
+    return data.drawn[some.sort().values].tolist()
 
 
 def contact_sheet(
