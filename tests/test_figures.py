@@ -45,7 +45,7 @@ def many(flows=()) -> Case:
 def config_of(methods=METHODS, **more):
     section = {"models": {"model": "base"}, "guidance": {"name": "classifier_free"}}
     config = {"methods": dict.fromkeys(methods, section), "variants": {}, "flows": {}}
-    return {**config, "published": [], **more}
+    return {**config, "published": [], "tuning": None, **more}
 
 
 def drawn_by(kind, case, config):

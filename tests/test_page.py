@@ -78,6 +78,7 @@ def study(tmp_path_factory):
         **{"methods": {m: {**section, "scales": list(SCALES)} for m in METHODS}},
         **{"names": {"own": EVIL}, "scales": list(SCALES), "variants": {}, "published": []},
         **{"flows": {"all": [1.0, 2.0]}, "sources": 9, "samples": 40, "pairs": {}, "fits": {}},
+        "tuning": None,
     }
     case = Case("", data_set, [r for s in SEEDS for r in rows_of(s)], sets, seeds=list(SEEDS))
     write_report(folder, title=EVIL, config=config, cases=[case], stages=[])

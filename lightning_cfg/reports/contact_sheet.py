@@ -8,36 +8,41 @@ from torch import Tensor
 
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.names import of_methods
-from lightning_cfg.reports.nearest import PER_CLASS, Shown, shown
+from lightning_cfg.reports.nearest import PER_CLASS, Shown, classes_shown, shown
 from lightning_cfg.reports.panels import DPI, STYLE, WIDEST, Drawn, without_tex
 from lightning_cfg.reports.rows import SAMPLE_KINDS, Cell
 
 COLUMNS = PER_CLASS
 LEFT, TOP, GAP = 20, 20, 12  # pixels: class numbers, titles, between sheets
-LETTER, LETTERS = 7, 16  # pixels of one, at most so many of a class's name
+LETTER, LETTERS = 7, 24  # pixels of one, at most so many of a class's name
 
 
 def draw(case: Case, config: dict) -> Iterator[Drawn]:
     """A sheet for every method and scale of a study: before, after, and the nearest real images."""
     data, called = case.data_set, of_methods(config)
+    own = classes_shown(data)
+    names = data.class_names and [data.class_names[k] for k in own]
+    row = torch.zeros(max(1, data.num_classes), dtype=torch.long)
+    row[own] = torch.arange(len(own))
+    classes = min(len(own), data.num_classes)
     for (method, scale), sets in beside(shown(case, config)).items():
         groups, last = {}, None
         for kind, title in SAMPLE_KINDS.items():
             if kind in sets:
                 last = sets[kind]
-                groups[title] = last.x, last.c
+                groups[title] = last.x, row[last.c]
         if last is None:
             continue
         refined = len(groups) > 1
         what = "the same seeds before and after refinement" if refined else "samples"
         if last.nearest is not None:
-            groups["the nearest real image"] = last.nearest, last.c
+            groups["the nearest real image"] = last.nearest, row[last.c]
             what += ", and the real images that are nearest"
             what += " to those after it in |x - y|" if refined else " to them in |x - y|"
         caption = f"{called[method]}, scale {scale:g}: {what}; a row per class."
         shape = last.x.shape
         columns = fitting(len(groups), shape[-2], shape[-1])
-        figure = contact_sheet(groups, data.num_classes, columns=columns, names=data.class_names)
+        figure = contact_sheet(groups, classes, columns=columns, names=names)
         colours = 32 if shape[1] == 1 else 0
         yield Drawn(f"images_{method}_{scale:g}", caption, figure, colours, appendix=True)
 

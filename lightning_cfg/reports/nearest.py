@@ -1,11 +1,12 @@
 """The images that a study shows, the first of each class, each with the nearest real one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.latents.pictures import pictures_of
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.rows import Cell
@@ -42,10 +43,11 @@ def _shown(case: Case, config: dict) -> dict[Cell, Shown]:
     pictures = pictures_of(config.get("generation", {}).get("decode"), tuple(data.shape))
     if not drawable(pictures.shape):
         return {}
+    own = classes_shown(data)
     chosen: dict[Cell, tuple[Tensor, Tensor]] = {}
     for cell, file in case.sets.items():
         held = load_tensors(file, "x", "c")
-        rows = first_of_each(held["c"], data.num_classes)
+        rows = first_of_each(held["c"], own)
         chosen[cell] = held["x"][rows], held["c"][rows]
     real: list[Tensor | None] = [None] * len(chosen)
     if data.has_points and chosen:
@@ -61,11 +63,22 @@ def _shown(case: Case, config: dict) -> dict[Cell, Shown]:
     }
 
 
-def first_of_each(c: Tensor, classes: int, most: int = PER_CLASS) -> Tensor:
-    """Rows of the first `most` of each of the first 10 classes; 10 times as many of one class."""
-    if classes < 2:
+def classes_shown(data_set: Any) -> list[int]:
+    """The first 10 classes, or of those that samples are drawn of 10 by chance.
+
+    As prompts that are neighbours in number are alike.
+    """
+    if data_set.drawn is None:
+        return list(range(max(1, data_set.num_classes)))[:CLASSES]
+    some = torch.randperm(len(data_set.drawn), generator=keyed("sheet"))[:CLASSES]
+    return data_set.drawn[some.sort().values].tolist()
+
+
+def first_of_each(c: Tensor, classes: Sequence[int], most: int = PER_CLASS) -> Tensor:
+    """Rows of the first `most` of each of these classes; 10 times as many of one class."""
+    if len(classes) < 2:
         return torch.arange(min(len(c), CLASSES * most))
-    return torch.cat([(c == k).nonzero()[:most, 0] for k in range(min(classes, CLASSES))])
+    return torch.cat([(c == k).nonzero()[:most, 0] for k in classes])
 
 
 def nearest(x: Tensor, data_set: Any, most: int = MOST) -> Tensor:

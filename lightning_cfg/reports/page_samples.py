@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_cfg.diffusion.trajectories import scaled, time_of
 from lightning_cfg.reports.case import Case
-from lightning_cfg.reports.nearest import Shown, first_of_each, shown
+from lightning_cfg.reports.nearest import Shown, classes_shown, first_of_each, shown
 from lightning_cfg.reports.points import whole
 from lightning_cfg.reports.rows import Cell
 from lightning_cfg.runs.names import TRAJECTORIES
@@ -41,15 +41,15 @@ def _points(case: Case, dimension: int, room: int) -> dict[str, Any] | None:
         return None
     most = min(MOST_POINTS, max(20, room // (3 * dimension * (len(case.sets) + 1))))
     each = max(1, most // max(1, case.data_set.num_classes))
-    held, entries = {}, {}
+    held, entries, own = {}, {}, classes_shown(case.data_set)
     for cell, file in case.sets.items():
         found = load_tensors(file, "x", "c")
-        rows = first_of_each(found["c"], case.data_set.num_classes, each)
+        rows = first_of_each(found["c"], own, each)
         held[cell] = found["x"][rows].reshape(len(rows), -1), found["c"][rows]
     real = None
     if case.data_set.has_points:
         y, c = case.data_set.real("held_out")
-        rows = first_of_each(c, case.data_set.num_classes, each)
+        rows = first_of_each(c, own, each)
         real = y[rows].reshape(len(rows), -1), c[rows]
     low, high = _frame([x for x, _ in (*held.values(), *([real] if real else []))])
     for cell, (x, c) in held.items():
@@ -105,8 +105,7 @@ def _images(images: dict[Cell, Shown], room: int) -> dict[str, Any] | None:
 def _sheets(images: dict[Cell, Shown], per_class: int) -> list[dict[str, Any]]:
     entries: dict[tuple, dict[str, Any]] = {}
     for cell, some in images.items():
-        classes = int(some.c.max()) + 1
-        rows = first_of_each(some.c, classes, per_class)
+        rows = first_of_each(some.c, some.c.unique().tolist(), per_class)
         entry = entries.setdefault((cell.method, cell.scale), _entry(cell, some.c[rows]))
         entry["sets"][cell.flow] = sheet(some.x[rows])
         if some.nearest is not None:
@@ -144,9 +143,10 @@ def trajectories_of(case: Case, room: int) -> dict[str, Any] | None:
         return None
     paths = max(4, min(MOST_PATHS, room // (len(files) * MOST_LEVELS * dimension * 3)))
     each, held = max(1, paths // max(1, case.data_set.num_classes)), {}
+    own = classes_shown(case.data_set)
     for key, file in files.items():
         found = load_tensors(file, "path", "sigma", "c")
-        rows = first_of_each(found["c"], case.data_set.num_classes, each)
+        rows = first_of_each(found["c"], own, each)
         levels = torch.linspace(0, len(found["sigma"]) - 1, min(MOST_LEVELS, len(found["sigma"])))
         levels = levels.round().long()
         sigma = found["sigma"][levels]

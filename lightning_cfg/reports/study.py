@@ -15,6 +15,7 @@ from lightning_cfg.reports import (
     front,
     place_and_mass,
     points,
+    resampled,
     trajectories,
     trajectory_figures,
     tuned,
@@ -91,6 +92,7 @@ def write_report(
     parts += chapter(
         "Methods compared", lambda case: comparison.sections(case.averages, config, metrics)
     )
+    parts += chapter("Read right", resampled.told)
     parts += chapter(
         "Effective guidance scales",
         lambda case: effective.sections(case.averages, config, metrics),

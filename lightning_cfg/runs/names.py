@@ -7,6 +7,7 @@ SHEET = ("figures/samples.png", "figures/samples.pdf")
 PAIRS = "pairs/pairs.safetensors"
 LATENTS = "latents/latents.zip"
 METRICS = "metrics/metrics.json"
+RIGHT = "metrics/right.json"  # of each class how many samples a classifier has read as it
 
 # of `trace`
 SUMMARY = "metrics/trajectories.json"

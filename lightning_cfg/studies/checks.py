@@ -125,8 +125,11 @@ def check_devices(path: str, section: dict | None) -> None:
         )
 
 
-def check_fits(fits: dict, discriminators: dict, fit_data: dict) -> None:
+def check_fits(fits: dict, discriminators: dict, fit_data: dict, once: list[str]) -> None:
     """UserError for a name that means something else, or a discriminator or data of nothing."""
+    for name in once:
+        if name not in fits:
+            raise UserError(f"once: {name} is none of fits ({', '.join(fits)})")
     for name in fit_data:
         if name not in fits:
             raise UserError(f"fit_data.{name} is none of fits ({', '.join(fits)})")

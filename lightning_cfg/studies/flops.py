@@ -99,7 +99,8 @@ def _held(path: str) -> tuple[nn.Module, tuple[int, ...]] | None:
         return None
     held = load(path)
     shape = tuple(held["shape"])
-    model: Any = build_model(held["config"], shape, held["num_classes"])
+    names = held.get("class_names")
+    model: Any = build_model(held["config"], shape, held["num_classes"], names)
     return model.net, shape
 
 

@@ -71,7 +71,7 @@ class Graph:
     """Every stage of a study on one data set and by one seed, each once, and what is shown of them.
 
     seeded  "seed 1" in front of the stages' names, where the study has several seeds
-    judges  fits that only measure, {name: output}: the other seeds' too
+    judges  fits that only measure, and those of `once`, {name: output}: the other seeds' too
     """
 
     case: str
@@ -82,17 +82,18 @@ class Graph:
     scored: list[Scored] = field(default_factory=list)
     real: str = ""  # the scores of real points
     tuned: dict[str, Tuned] = field(default_factory=dict)  # by method
-    _known: dict[str, str] = field(default_factory=dict)  # by verb and settings
+    known: dict[str, str] = field(default_factory=dict)  # by verb and settings, of all graphs
 
     def add(self, name: str, verb: str, settings: dict) -> Output:
-        """One more stage, unless another is the same by another name, as variants share pairs."""
+        """One more stage, unless another is the same by another name, as variants share pairs, and
+        cases what is trained on the same data."""
         folder = f"{self.case} {name}".strip()
         name = f"{self.seeded} {folder}".strip()
         asked = json.dumps([verb, settings], sort_keys=True, default=repr)
-        if asked not in self._known:
-            self._known[asked] = name
+        if asked not in self.known:
+            self.known[asked] = name
             self.stages[name] = Stage(name, verb, settings, folder)
-        return Output(self._known[asked])
+        return Output(self.known[asked])
 
 
 def _outputs(value: Any) -> Iterator[str]:
@@ -109,12 +110,22 @@ def _outputs(value: Any) -> Iterator[str]:
 
 
 def graphs_of(
-    asked: dict, recipes: dict[str, dict], *, case: str, data: dict, classes: int, real: bool = True
+    asked: dict,
+    recipes: dict[str, dict],
+    *,
+    case: str,
+    data: dict,
+    classes: int,
+    real: bool = True,
+    drawn: list[int] | None = None,
+    known: dict[str, str] | None = None,
 ) -> list[Graph]:
     """A graph for each of the study's seeds; the keys as of `graph_of`.
 
-    A fit that makes nothing and only measures is the first seed's in all of them.
+    A fit that makes nothing and only measures is the first seed's in all of them, as those of
+    `once` are.
     """
+    known = {} if known is None else known
     graphs: list[Graph] = []
     tuned: dict[str, Tuned] = {}
     if asked["tuning"] is not None:
@@ -133,6 +144,8 @@ def graphs_of(
                 data=drawn_by(seed, data),
                 classes=classes,
                 real=real,
+                drawn=drawn,
+                known=known,
                 first=first,
                 tuned=tuned,
             )
@@ -154,6 +167,8 @@ def graph_of(
     data: dict,
     classes: int,
     real: bool = True,
+    drawn: list[int] | None = None,
+    known: dict[str, str] | None = None,
     first: Graph | None = None,
     tuned: dict[str, Tuned] | None = None,
 ) -> Graph:
@@ -163,18 +178,22 @@ def graph_of(
     recipes  {kind of flow: its pairs, flow, refinement and scales}
     case     the data set's name, which leads those of its stages
     real     whether real points are scored beside the samples
+    drawn    the classes that samples are drawn of, where not all
+    known    the stages of other graphs, by verb and settings
     first    of the study's first seed, where this is another one
     tuned    by which stage each method's setting is chosen
     """
     seeded = f"seed {asked['seed']}" if len(asked["seeds"]) > 1 else ""
-    graph = Graph(case, asked["seed"], seeded, {} if first is None else first.judges)
-    built = _Builder(asked, recipes, graph, data, tuned)
+    judges = {} if first is None else first.judges
+    graph = Graph(case, asked["seed"], seeded, judges, known={} if known is None else known)
+    built = _Builder(asked, recipes, graph, data, drawn, tuned)
     for name, section in asked["methods"].items():
         built.method(name, section)
     if first is None:
-        graph.judges = {name: built.fits[name] for name in judging(asked, recipes)}
+        alike = [*judging(asked, recipes), *asked["once"]]
+        graph.judges = {name: built.fits[name] for name in alike}
     if real:
-        fresh = max(1, asked["samples"] // max(1, classes))
+        fresh = max(1, asked["samples"] // max(1, classes if drawn is None else len(drawn)))
         built.graph.real = built.evaluate("real", {}, fresh=fresh).stage
     return built.graph
 
@@ -201,9 +220,11 @@ class _Builder:
         recipes: dict[str, dict],
         graph: Graph,
         data: dict,
+        drawn: list[int] | None = None,
         tuned: dict[str, Tuned] | None = None,
     ):
         self.asked, self.recipes, self.graph, self.data = asked, recipes, graph, data
+        self.labels = {} if drawn is None else {"class_label": drawn}
         self.tuned = tuned or {}
         self.first_seed = 2 * FRESH * asked["seed"]
         self.fits: dict[str, Output] = dict(graph.judges)
@@ -235,7 +256,7 @@ class _Builder:
     def discriminator(self, name: str, section: dict) -> None:
         settings = {"models": {"model": self.fits[section["of"]]}, "guidance": {"name": "unguided"}}
         settings |= {"n": section["n"], "data": self.data, **UNWATCHED}
-        settings |= {"seed": self.first_seed}
+        settings |= {"seed": self.first_seed, **self.labels}
         made = self.add(
             f"generate for {name}", "generate", {**self.asked["generation"], **settings}
         )
@@ -343,6 +364,7 @@ class _Builder:
 
     def generate(self, name: str, section: dict, scale: float, n: int, what: str) -> Output:
         settings = {"models": section["models"], "n": n, "data": self.data}
+        settings |= self.labels
         settings |= {"guidance": with_scale(section["guidance"], scale)}
         settings |= {"seed": self.first_seed + (FRESH if what == "fresh" else 0)}
         settings |= UNWATCHED if what == "sources" else {}

@@ -64,7 +64,7 @@ def _numbers(section: dict, module: str, path: str, scales: bool) -> Iterator[tu
             scales = scales and key == "of"
         elif key == "scale" and scales:
             scales = False
-        elif _is_number(keys[key][0]):
+        elif _is_number(keys[key][0]) and not isinstance(value, str):  # own, of a knock-out
             yield here, keys[key][0]
 
 

@@ -14,7 +14,7 @@ from lightning_cfg.reports.study import write_report
 from lightning_cfg.reports.trajectories import trends
 from lightning_cfg.reports.tuned import AS_WRITTEN
 from lightning_cfg.runs.manifests import MANIFEST, as_written, read_manifest, read_table
-from lightning_cfg.runs.names import METRICS, SAMPLES, TRAJECTORIES
+from lightning_cfg.runs.names import METRICS, RIGHT, SAMPLES, TRAJECTORIES
 from lightning_cfg.runs.ranks import alone
 from lightning_cfg.sampling.guided import named as named_guidance
 from lightning_cfg.sampling.network import told
@@ -65,6 +65,7 @@ def study(
     data: Data | None = None,
     cases: dict[str, Data] = {},
     fit_data: dict[str, dict] = {},
+    once: list[str] = [],
     discriminators: dict[str, Discriminator] = {},
     flows: dict[str, list[Annotated[float, Real]]] = {},
     flow: Training | None = None,
@@ -94,12 +95,14 @@ def study(
     fit_data        {fit: keys of the data set that are different for it}, such as half: first for
                     what judges and half: second for a classifier in whose features samples are
                     paired
+    once            fits that the first seed trains for all, as a classifier that guides them all
     discriminators  what learns to tell a fit's samples from the data, by name, for `methods`
     methods         guidances by name, each with its networks
     scales          guidance scales at which fresh samples are generated, refined and evaluated
     samples         fresh samples per method and scale to evaluate
     generation      how samples are made: keys of `generate`
-    cases           instead of `data`: several data sets by name, with everything done on each
+    cases           instead of `data`: several data sets by name, with everything done on each; what
+                    is trained on the same data is trained once
     flows           all: scales that share one flow's sources equally; dedicated: scales with a
                     flow each; left out: nothing is refined
     sources         generated samples that train each flow
@@ -135,11 +138,11 @@ def study(
     methods = _whole(methods, scales, generation)
     asked = {
         "title": title, "data": data, "cases": cases, "fits": fits, "fit_data": fit_data,
-        "names": names, "methods": methods, "discriminators": discriminators, "scales": scales,
-        "flows": flows, "flow": flow, "generation": generation, "sources": sources,
-        "samples": samples,
-        "pairs": pairs, "refinement": refinement, "evaluation": evaluation, "trace": trace,
-        "variants": variants, "published": published, "tuning": tuning, "seed": seed,
+        "names": names, "once": once, "methods": methods, "discriminators": discriminators,
+        "scales": scales, "flows": flows, "flow": flow, "generation": generation,
+        "sources": sources, "samples": samples, "pairs": pairs, "refinement": refinement,
+        "evaluation": evaluation, "trace": trace, "variants": variants, "published": published,
+        "tuning": tuning, "seed": seed,
         "seeds": seeds, "trust": trust,
     }  # fmt: skip
     recipes = _check(asked)
@@ -233,7 +236,7 @@ def _check(asked: dict) -> dict[str, dict]:
     for path, section in [(f"fits.{name}", part) for name, part in fits.items()]:
         checks.check_devices(path, section)
     checks.check_devices("flow", asked["flow"])
-    checks.check_fits(fits, asked["discriminators"], asked["fit_data"])
+    checks.check_fits(fits, asked["discriminators"], asked["fit_data"], asked["once"])
     known = [*fits, *asked["discriminators"]]
     checks.check_methods(methods, known, flows)
     if (asked["data"] is None) == (not asked["cases"]):
@@ -260,10 +263,15 @@ def _check(asked: dict) -> dict[str, dict]:
 
 def _graphs(asked: dict, recipes: dict[str, dict], data_sets: dict[str, Any]) -> list[Graph]:
     """One for each case and seed."""
-    out = []
+    out, known = [], {}
     for name, data in _cases(asked).items():
         classes, real = data_sets[name].num_classes, data_sets[name].has_points
-        out += graphs_of(asked, recipes, case=name, data=data, classes=classes, real=real)
+        drawn = data_sets[name].drawn
+        drawn = None if drawn is None else drawn.tolist()
+        out += graphs_of(
+            asked, recipes, case=name, data=data, classes=classes, real=real, drawn=drawn,
+            known=known,
+        )  # fmt: skip
     return out
 
 
@@ -292,6 +300,7 @@ def _found(graph: Graph, data_set: object, places: dict[str, Path]) -> Case:
             label = f"{when} {kind}".strip()
             measured = _effective(places[scored.sets[when, kind]])
             found.rows.extend(_rows(places[scored.table], label, key, spent[when, kind], measured))
+            found.right |= _right(places[scored.table], label, key)
         if scored.traced is not None:
             paths = places[scored.sets["before", ""]] / TRAJECTORIES
             found.traced[name, scale] = Traced.read(paths, places[scored.traced])
@@ -328,6 +337,13 @@ def _effective(run: Path) -> dict[str, float | None]:
     with as_written(run / MANIFEST):
         found = read_manifest(run).get("effective_scale")
         return {} if found is None else {"effective_scale": found["mean"]}
+
+
+def _right(table: Path, label: str, key: Cell) -> dict[Cell, list[list[dict]]]:
+    """Of each class how many samples of a set were read as it, where a classifier has read them."""
+    if not (table / RIGHT).is_file():
+        return {}
+    return {key: [[row for row in read_table(table / RIGHT) if row["samples"] == label]]}
 
 
 def _rows(table: Path, label: str, key: tuple, spent: dict, measured: dict = {}) -> list[dict]:

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ from lightning_cfg.config import (
     Verb,
     resolve,
 )
+from lightning_cfg.data.build import build_data
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.build import real_side, scorer_of
 from lightning_cfg.evaluation.decoded import decoding_of
@@ -218,8 +219,16 @@ def _prepared(asked: dict, one: dict, scale: float) -> Prepared:
         models=one["models"],
         guidance=with_scale(one["guidance"], scale) or one["guidance"],
         data=asked["data"],
+        class_label=_drawn(json.dumps(asked["data"]), content_of(asked["data"])[1]),
         **{key: generation[key] for key in keys},
     )
+
+
+@cache
+def _drawn(data: str, content: tuple[str, ...]) -> list[int] | None:
+    """The classes that samples are drawn of, where the data set names them."""
+    drawn = build_data(json.loads(data)).drawn
+    return None if drawn is None else drawn.tolist()
 
 
 def _spent(ready: Prepared) -> int:
