@@ -134,6 +134,17 @@ def test_what_is_tuned_on_is_never_scored(done):
         assert (real["seed"], tuned["data"]["seed"]) == (7 + seed, 107)
 
 
+def test_the_plan_counts_what_is_tuned(tmp_path, capsys):
+    """CFG and the one that is left have one setting, at four scales of 300 samples each."""
+    study(**loaded(tmp_path, "plan=true"))
+    told = capsys.readouterr().out
+    assert "8 settings tuned on 9,600 samples, 4,800 samples of about 30 evaluations, all" in told
+    assert "tuning tune cfg: ready" in told
+    assert "tuning tune tuned: waits for tuning tune cfg" in told
+    assert "generate tuned 2 fresh: waits for tuning tune tuned" in told
+    assert not (tmp_path / "study").exists()
+
+
 def test_interrupted_it_goes_on_and_ends_alike(done, tmp_path, monkeypatch):
     from lightning_cfg.verbs import tune as function
     from lightning_cfg.verbs.tune import Parts

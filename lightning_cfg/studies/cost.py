@@ -27,6 +27,8 @@ def cost(stages: dict[str, Stage], sampler: dict, shape: tuple[int, ...]) -> str
     numbers = sorted({n for n in map(evaluations_of, told.values()) if n is not None})
     each = " to ".join(map(str, dict.fromkeys([*numbers[:1], *numbers[-1:]])))
     each = each and f" of {each} evaluations of each network"
+    for wanted in {one["evaluations"] for one in of["tune"]} - {None}:
+        each = f" of about {wanted} evaluations, all networks together"
     tried = [(len(one["settings"]), len(one["scales"]) * one["n"]) for one in of["tune"]]
     tuned = sum(settings * samples for settings, samples in tried)
     tuning = f"{sum(n for n, _ in tried)} settings tuned on {tuned:,} samples, " if tried else ""

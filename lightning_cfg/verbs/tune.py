@@ -171,7 +171,7 @@ def tune(
     ]
     run.finish(*out)
     best = ", ".join(f"{show(e, reached)} at {show(d, x)}" for x, reached in chosen["reached"])
-    print(f"{run_dir}: setting {chosen['setting']} of {len(settings)}, {e} {best}")
+    print(f"{run_dir}: of {len(settings)} settings number {chosen['setting']}, {e} {best}")
     return run.directory
 
 
