@@ -73,6 +73,7 @@ def study(tmp_path_factory):
             path = x[:, None] + SIGMA[:, None].float() * torch.randn(1, 1, 2, generator=generator)
             save_tensors(run / TRAJECTORIES, path=path, sigma=SIGMA, c=c)
     section = {"models": {"model": "base"}, "guidance": {"name": "classifier_free"}}
+    section["generation"] = {"sampler": {"name": "heun"}}
     config = {
         **{"data": {"name": "Mixture"}, "cases": {}, "seed": None, "seeds": list(SEEDS)},
         **{"methods": {m: {**section, "scales": list(SCALES)} for m in METHODS}},

@@ -142,7 +142,12 @@ CONFIG = {
     "cases": {},
     "seed": 0,
     "methods": {
-        m: {"models": {"model": "base"}, "guidance": {"name": m}, "scales": [1.0, 2.0]}
+        m: {
+            "models": {"model": "base"},
+            "guidance": {"name": m},
+            "scales": [1.0, 2.0],
+            "generation": {"sampler": {"name": "heun"}},
+        }
         for m in ("cfg", "gradient")
     },
     "scales": [1.0, 2.0],
@@ -152,6 +157,7 @@ CONFIG = {
     "sources": 300,
     "samples": 300,
     "pairs": {"k": 7},
+    "tuning": None,
 }
 STAGES = [
     {"name": "fit base", "verb": "fit", "seconds": 100.0, "directory": "stages/a", "reused": False},
