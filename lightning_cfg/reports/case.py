@@ -92,7 +92,7 @@ def joined(cases: list[Case]) -> Case:
         first.traced,
         seeds,
         {case.seeds[0]: case.traced for case in cases},
-        Cells({cell: [case.right[cell][0] for case in cases] for cell in _by_all(cases)}),
+        right=Cells({cell: [case.right[cell][0] for case in cases] for cell in _by_all(cases)}),
     )
 
 

@@ -47,8 +47,8 @@ def sections(averages: Rows, config: dict) -> list[str]:
             line += [show(metric, row[metric]) for metric in (DISTANCE, CERTAINTY)]
             line.append("" if gap is None else show(CERTAINTY, gap))
             if averages.over_seeds:
-                known = isinstance(gap, OverSeeds) and gap.deviation > 0
-                line.append(f"{float(gap) / gap.deviation:.1f}" if known else "")
+                deviation = gap.deviation if isinstance(gap, OverSeeds) else 0.0
+                line.append(f"{float(gap) / deviation:.1f}" if gap and deviation else "")
             body.append(line)
         heads = ["method", "scale", f"`{DISTANCE}`", f"`{CERTAINTY}`", "below the front"]
         heads += ["in deviations"] if averages.over_seeds else []

@@ -69,11 +69,11 @@ class Prepared:
         labels  (B,) their classes, in place of `class_label` and of what the seeds draw
         """
         told = self.class_label if labels is None else labels
-        several, classes = isinstance(told, list), self.classes
-        if several:  # each seed draws one of them
-            told, classes = None, len(told)
-        noise, c, draw = seeded(seeds.tolist(), self.shape, classes, told, self.device)
-        c = torch.tensor(self.class_label, device=c.device)[c] if several else c
+        if isinstance(told, list):  # each seed draws one of them
+            noise, c, draw = seeded(seeds.tolist(), self.shape, len(told), None, self.device)
+            c = torch.tensor(told, device=c.device)[c]
+        else:
+            noise, c, draw = seeded(seeds.tolist(), self.shape, self.classes, told, self.device)
         noise = noise * self.start_scale if self.start_scale != 1 else noise
         return c, sample(self.sampler, self.denoise, noise, c, draw, rows)
 

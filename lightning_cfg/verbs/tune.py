@@ -225,10 +225,10 @@ def _prepared(asked: dict, one: dict, scale: float) -> Prepared:
 
 
 @cache
-def _drawn(data: str, content: tuple[str, ...]) -> list[int] | None:
+def _drawn(data: str, content: tuple[str, ...]) -> list[int | str] | None:
     """The classes that samples are drawn of, where the data set names them."""
     drawn = build_data(json.loads(data)).drawn
-    return None if drawn is None else drawn.tolist()
+    return None if drawn is None else list(drawn.tolist())
 
 
 def _spent(ready: Prepared) -> int:
