@@ -206,7 +206,17 @@ def test_a_small_grid_is_tried_whole():
     settings = tried("one", section, 24, 0)
     assert [setting.models["weak"] for setting in settings][:2] == ["weak", {**weak[1], **NONE}]
     assert len(settings) == 3
+    assert str(settings[0]) == ""
     assert str(settings[1]) == "models.weak base (weights raw)"
+    drop = {"path": "base", "weaken": {"name": "drop", "rate": 0.2}}
+    section = of({"models": models, "guidance": "autoguidance", "ranges": {"models.weak": [drop]}})
+    assert str(tried("one", section, 24, 0)[1]) == "models.weak base (weakened by drop 0.2)"
+
+
+def test_only_what_is_other_than_written_is_told():
+    ranges = {"sigma_low": [BAD["sigma_low"]], "sigma_high": [BAD["sigma_high"], 8.0]}
+    section = of({"models": EXACT, "guidance": INTERVAL, "ranges": ranges})
+    assert [str(setting) for setting in tried("one", section, 24, 0)] == ["", "sigma_high 8"]
 
 
 def test_every_number_of_a_method_is_one_of_its_parameters():

@@ -163,7 +163,8 @@ def _with(name: str, method: dict, values: dict[str, Any]) -> Setting:
     guidance = asked(Guidance, changed["guidance"], f"{path}.guidance")
     models = asked(Networks, changed["models"], f"{path}.models")
     check_together(guidance, method["generation"]["sampler"])
-    return Setting(models, guidance, values)
+    other = {key: value for key, value in values.items() if value != _usual(method, key)}
+    return Setting(models, guidance, other)
 
 
 def _laid(method: dict, key: str, value: Any, path: str) -> dict:
@@ -183,6 +184,9 @@ def _at(section: Any, key: str, value: Any, told_as: str) -> dict:
 
 def _in_words(value: Any) -> str:
     """A number as it is, a network in a few words."""
+    if isinstance(value, dict) and isinstance(value.get("weaken"), dict):
+        weaken = " ".join(str(item) for item in value["weaken"].values())
+        return f"{value['path']} (weakened by {weaken})"
     if isinstance(value, dict) and ("path" in value or "name" in value):
         return told(value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)
