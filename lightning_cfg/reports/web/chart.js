@@ -55,12 +55,13 @@ function framed(rows, floor, metric, width) {
   if (!values.length) values = [0, 1];
   const placed = logarithmic ? Math.log10 : (value) => value;
   let [low, high] = [placed(Math.min(...values)), placed(Math.max(...values))];
-  const margin = (high - low || Math.abs(high) || 1) * 0.06;
-  [low, high] = [low - margin, high + margin];
+  const margin = (high - low || Math.abs(high) || (metric.share ? 0.01 : 1)) * 0.06;
+  const negative = logarithmic || Math.min(...values) < 0;
+  [low, high] = [negative ? low - margin : Math.max(low - margin, -margin / 3), high + margin];
   const scales = rows.length ? rows.map((row) => row.scale) : [0, 1];
   let [first, last] = [Math.min(...scales), Math.max(...scales)];
   if (first === last) [first, last] = [first - 0.5, last + 0.5];
-  const x = (scale) => left + ((scale - first) / (last - first)) * (right - left - 10) + 5;
+  const x = (scale) => left + 9 + ((scale - first) / (last - first)) * (right - left - 18);
   const y = (value) => {
     const up = logarithmic && value <= 0 ? low - 1 : placed(value);
     return bottom - ((up - low) / (high - low)) * (bottom - top);
