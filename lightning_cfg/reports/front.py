@@ -47,13 +47,18 @@ def sections(averages: Rows, config: dict) -> list[str]:
             line += [show(metric, row[metric]) for metric in (DISTANCE, CERTAINTY)]
             line.append("" if gap is None else show(CERTAINTY, gap))
             if averages.over_seeds:
-                deviation = gap.deviation if isinstance(gap, OverSeeds) else 0.0
-                line.append(f"{float(gap) / deviation:.1f}" if gap and deviation else "")
+                line.append(_in_deviations(gap))
             body.append(line)
         heads = ["method", "scale", f"`{DISTANCE}`", f"`{CERTAINTY}`", "below the front"]
         heads += ["in deviations"] if averages.over_seeds else []
         parts += [f"**{kind.capitalize()} sampler**", markdown_table(heads, body)]
     return parts
+
+
+def _in_deviations(gap: Any) -> str:
+    if not isinstance(gap, OverSeeds) or gap.deviation == 0:
+        return ""
+    return f"{float(gap) / gap.deviation:.1f}"
 
 
 def kinds(methods: dict[str, dict]) -> dict[str, list[str]]:
