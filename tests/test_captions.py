@@ -91,6 +91,14 @@ def test_every_digit_comes_on_either_side(made):
         assert len(side.flatten(1).unique(dim=0)) == len(made.labels["t10k"])
 
 
+def test_two_of_one_digit_are_two_pictures(made):
+    data = Captions(root=str(made.root))
+    for y, c in (data._bank, data._held_out):
+        twice = data.parts[c, 0] == data.parts[c, 1]
+        left, right = y[twice].split(28, 3)
+        assert (left != right).flatten(1).any(1).all()
+
+
 def test_a_fifth_of_the_pairs_is_never_shown(made):
     shown, unseen = (Captions(root=str(made.root), pairs=pairs) for pairs in ("shown", "unseen"))
     assert (len(shown.drawn), len(unseen.drawn)) == (320, 80)

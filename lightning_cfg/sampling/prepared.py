@@ -64,11 +64,12 @@ class Prepared:
         labels  (B,) their classes, in place of `class_label` and of what the seeds draw
         """
         told = self.class_label if labels is None else labels
-        several, classes = isinstance(told, list), self.classes
-        if several:  # each seed draws one of them
-            told, classes = None, len(told)
-        noise, c, draw = seeded(seeds.tolist(), self.shape, classes, told, self.device)
-        c = torch.tensor(self.class_label, device=c.device)[c] if several else c
+        given = seeds.tolist(), self.shape
+        if isinstance(told, list):  # each seed draws one of them
+            noise, c, draw = seeded(*given, len(told), None, self.device)
+            c = torch.tensor(told, device=c.device)[c]
+        else:
+            noise, c, draw = seeded(*given, self.classes, told, self.device)
         noise = noise * self.start_scale if self.start_scale != 1 else noise
         return c, sample(self.sampler, self.denoise, noise, c, draw, rows)
 
