@@ -383,7 +383,8 @@ def test_cases_share_what_is_trained_and_seeds_what_is_trained_once(asked):
         *("seed 2 shown fit base", "seed 2 shown fit weak"),
     ]
     every = {name: stage for graph in graphs for name, stage in graph.stages.items()}
-    made = every["seed 2 unseen generate gfcg 3 fresh"].settings
+    scale = asked["methods"]["gfcg"]["scales"][0]
+    made = every[f"seed 2 unseen generate gfcg {scale:g} fresh"].settings
     assert made["models"] == {
         "model": Output("seed 2 shown fit base"),
         "classifier": Output("seed 0 shown fit encoder"),
@@ -392,7 +393,7 @@ def test_cases_share_what_is_trained_and_seeds_what_is_trained_once(asked):
     assert every["seed 0 shown fit judge"].settings["data"]["name"] == "MNIST"
     assert every["seed 0 shown fit base"].settings["data"]["pairs"] == "shown"
     assert every["seed 1 unseen evaluate real"].settings["fresh"] == 1000 // 80
-    scored = every["seed 1 unseen evaluate gfcg 3"].settings
+    scored = every[f"seed 1 unseen evaluate gfcg {scale:g}"].settings
     assert scored["classifier"]["path"] == Output("seed 0 shown fit judge")
 
 
