@@ -91,6 +91,14 @@ def test_every_digit_comes_on_either_side(made):
         assert len(side.flatten(1).unique(dim=0)) == len(made.labels["t10k"])
 
 
+def test_two_of_one_digit_are_two_pictures(made):
+    data = Captions(root=str(made.root))
+    for y, c in (data._bank, data._held_out):
+        twice = data.parts[c, 0] == data.parts[c, 1]
+        left, right = y[twice].split(28, 3)
+        assert (left != right).flatten(1).any(1).all()
+
+
 def test_a_fifth_of_the_pairs_is_never_shown(made):
     shown, unseen = (Captions(root=str(made.root), pairs=pairs) for pairs in ("shown", "unseen"))
     assert (len(shown.drawn), len(unseen.drawn)) == (320, 80)
@@ -375,7 +383,8 @@ def test_cases_share_what_is_trained_and_seeds_what_is_trained_once(asked):
         *("seed 2 shown fit base", "seed 2 shown fit weak"),
     ]
     every = {name: stage for graph in graphs for name, stage in graph.stages.items()}
-    made = every["seed 2 unseen generate gfcg 3 fresh"].settings
+    scale = asked["methods"]["gfcg"]["scales"][0]
+    made = every[f"seed 2 unseen generate gfcg {scale:g} fresh"].settings
     assert made["models"] == {
         "model": Output("seed 2 shown fit base"),
         "classifier": Output("seed 0 shown fit encoder"),
@@ -384,7 +393,7 @@ def test_cases_share_what_is_trained_and_seeds_what_is_trained_once(asked):
     assert every["seed 0 shown fit judge"].settings["data"]["name"] == "MNIST"
     assert every["seed 0 shown fit base"].settings["data"]["pairs"] == "shown"
     assert every["seed 1 unseen evaluate real"].settings["fresh"] == 1000 // 80
-    scored = every["seed 1 unseen evaluate gfcg 3"].settings
+    scored = every[f"seed 1 unseen evaluate gfcg {scale:g}"].settings
     assert scored["classifier"]["path"] == Output("seed 0 shown fit judge")
 
 

@@ -63,7 +63,8 @@ class Captions(Images):
             # the digits of a side go on from pair to pair, so that each comes about once
             left, right = of_digit[a], of_digit[b]
             j = torch.arange(each)
-            left, right = left[(b * each + j) % len(left)], right[(a * each + j) % len(right)]
+            left = left[(b * each + j) % len(left)]  # and two of one digit are two pictures
+            right = right[(a * each + j + len(right) // 2) % len(right)]
             pictures.append(torch.cat([y[left], y[right]], 3))
             prompts.append(PAIRS * (j % len(WORDINGS)) + pair)
         return torch.cat(pictures), torch.cat(prompts)

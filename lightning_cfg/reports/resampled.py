@@ -5,6 +5,7 @@ from torch import Tensor
 
 from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.evaluation.tables import markdown_table
+from lightning_cfg.interfaces import DataSet
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.rows import REAL, Cell
 
@@ -57,12 +58,11 @@ def _written(share: Tensor) -> str:
     return f"{100 * share[0].item():.1f} ± {error}"
 
 
-def meanings(data_set: object) -> Tensor:
+def meanings(data_set: DataSet) -> Tensor:
     """What each class says, (K,) numbers: prompts of the same parts say the same."""
-    parts = getattr(data_set, "parts", None)
-    if parts is None:
-        return torch.arange(max(1, data_set.num_classes))  # type: ignore[attr-defined]
-    return parts.unique(dim=0, return_inverse=True)[1]
+    if data_set.parts is None:
+        return torch.arange(max(1, data_set.num_classes))
+    return data_set.parts.unique(dim=0, return_inverse=True)[1]
 
 
 def counted(of_seeds: list[list[dict]], meaning: Tensor) -> tuple[Tensor, Tensor]:
