@@ -174,8 +174,12 @@ class Net:
     augment_dim: int = 0  # augmentation labels (B, augment_dim) that it takes after c; 0: none
     # classes (B,) -> the vectors (B, d) that it embeds them as and also takes in their place
     class_vectors: Callable[[Tensor], Tensor] | None = None
+    # whether it answers by a second head inside of it, and goes no farther; None: it has none
+    inside: bool | None = None
     features: Features | None = None  # of a classifier: what its last layer sees of clean x
     head: Callable[[Tensor], Tensor] | None = None  # that layer
+    # called with the classes' names, before anything is asked, of a network that reads them
+    take_class_names: Callable[[list[str]], None] | None = None
 
 
 class Model(nn.Module):
@@ -218,7 +222,7 @@ class DataSet:
     """What may be asked of a data set. One of one's own has shape and num_classes, and
     `batch` to train on it, `real` to pair or compare with it."""
 
-    shape: tuple[int, ...]  # of one point
+    shape: tuple[int, ...]  # of one point; (): that of whatever a model makes
     num_classes: int  # 0: it has none
     truth: Any = None  # its density in closed form, a `diffusion.mixture.GaussianMixture`
     formula: str = ""  # that density in words
@@ -229,6 +233,8 @@ class DataSet:
     has_points: bool = True  # False: nothing of it is here but shape and classes
     has_sources: bool = False  # batches have x0, of which y is the target
     confusable: Tensor | None = None  # (K, K) bool: which classes may be taken for which
+    drawn: Tensor | None = None  # the classes that samples are drawn of, where not all
+    parts: Tensor | None = None  # (K, n) long: of things side by side, which class each one is
     reads_files: bool = False  # `batch` does, which is then called in a thread, while a step runs
     condition: Any = None  # a `refinement.condition.Condition`: what a flow on it is told too
     # of images the bytes of a split, the rows that are in it, and their classes; see `Images.rows`
@@ -267,7 +273,7 @@ def complete(made: Any, contract: type, who: str, *needed: str) -> Any:
 
 def check_same(who: str, one: Any, of: str, other: Any, *, classes: bool = True) -> None:
     """UserError unless both have the same shape and, if asked for, the same number of classes."""
-    if tuple(one.shape) != tuple(other.shape):
+    if other.shape and tuple(one.shape) != tuple(other.shape):
         raise UserError(f"{who} has shape {tuple(one.shape)}, but {of} {tuple(other.shape)}")
     if classes and one.num_classes != other.num_classes:
         raise UserError(f"{who} has num_classes {one.num_classes}, but {of} {other.num_classes}")

@@ -1,5 +1,6 @@
 """CLIP as a classifier over prompts, against transformers' own; diffusers' guiders as methods."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,10 @@ from lightning_cfg.diffusers import clip  # noqa: E402
 from lightning_cfg.diffusion.mixture import GaussianMixture  # noqa: E402
 from lightning_cfg.diffusion.samplers import euler  # noqa: E402
 from lightning_cfg.errors import UserError  # noqa: E402
+from lightning_cfg.runs.names import METRICS  # noqa: E402
+from lightning_cfg.runs.tensors import load_tensors, save_tensors  # noqa: E402
 from lightning_cfg.sampling.guided import guide  # noqa: E402
+from lightning_cfg.verbs.evaluate import evaluate  # noqa: E402
 
 TEXTS = ["abc", "bad cab", "fig", "cab"]
 
@@ -92,6 +96,68 @@ def test_what_is_missing(made, tmp_path):
         clip(path=str(tmp_path / "empty"))
 
 
+# Text alignment, by another CLIP than the guiding one
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A file of 9 colour pictures of the prompts, as another run would have it."""
+    x = torch.rand(9, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    c = torch.arange(9) % len(TEXTS)
+    save_tensors(tmp_path / "samples.safetensors", x=x, c=c, seed=torch.arange(9))
+    return tmp_path / "samples.safetensors"
+
+
+def aligned(made: SimpleNamespace, pictures: Path, **keys: object) -> dict:
+    how = {"classifier": {"name": "clip", "path": made.path}, "by_class": False}
+    how |= {"data": {"name": "Prompts", "path": str(Path(made.path).parent / "prompts.txt")}}
+    how |= {"run_dir": str(pictures.parent / "run"), **keys}
+    run = evaluate(samples={"theirs": str(pictures)}, **how)
+    return json.loads((run / METRICS).read_text())[0]
+
+
+def test_alignment_is_the_cosine_of_transformers(made, pictures):
+    row = aligned(made, pictures, metrics=["text_alignment", "class_accuracy"])
+    x, c = load_tensors(pictures, "x", "c").values()
+    bytes_ = ((x + 1) * 127.5 + 0.5).floor().clamp(0, 255).to(torch.uint8)
+    processor = transformers.CLIPImageProcessor(do_resize=False, do_center_crop=False)
+    pixels = processor(list(bytes_), return_tensors="pt").pixel_values
+    words = made.tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
+    logits = made.net(pixel_values=pixels, **words).logits_per_image.detach()
+    own = logits[torch.arange(9), c].double() / made.net.logit_scale.exp().item()
+    assert row["text_alignment"] == pytest.approx(own.mean().item(), abs=1e-5)
+    assert row["text_alignment_se"] == pytest.approx(own.std().item() / 3, rel=1e-3)
+    assert row["class_accuracy"] == (logits.argmax(1) == c).double().mean().item()
+
+
+def test_all_that_fits_prompts_without_pictures(made, pictures):
+    row = aligned(made, pictures)
+    measured = {"class_accuracy", "confidence", "text_alignment", "text_alignment_se"}
+    assert set(row) == {"samples", "class", "n", *measured}
+
+
+def test_what_no_alignment_is_measured_by(made, pictures, tmp_path):
+    with pytest.raises(UserError, match=r"classifier test_clip\.Drawing is no classifier"):
+        aligned(made, pictures, classifier={"name": named(Drawing)})
+    with pytest.raises(UserError, match="metric nearest_real needs y"):
+        aligned(made, pictures, metrics=["nearest_real"])
+    with pytest.raises(UserError, match="no such folder"):
+        aligned(made, pictures, classifier={"name": "clip", "path": str(tmp_path / "none")})
+
+
+class Drawing(torch.nn.Module):
+    """A denoiser in the place of a classifier."""
+
+    shape, num_classes = (3, 16, 16), len(TEXTS)
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def named(made_by: type) -> str:
+    return f"test_clip.{made_by.__name__}"
+
+
 # Guiders of diffusers
 
 
@@ -121,13 +187,14 @@ def test_their_cfg_is_ours(truth):
     torch.testing.assert_close(found, ours)
 
 
-def test_their_apg_is_ours_where_both_work_on_the_denoised_sample(truth):
-    """With momentum 0 and no norm it is the part of the difference across D_c."""
-    keys = {"guidance_scale": 2.0, "adaptive_projected_guidance_momentum": None,
-            "adaptive_projected_guidance_rescale": 0.0, "eta": 0.0,
+@pytest.mark.parametrize("norm, momentum, eta", [(None, 0.0, 0.0), (0.3, -0.5, 0.25)])
+def test_their_apg_is_ours_where_both_work_on_the_denoised_sample(truth, norm, momentum, eta):
+    """In the original formulation, where their scale is added to D_c: it is ours less 1."""
+    keys = {"guidance_scale": 2.0, "adaptive_projected_guidance_momentum": momentum or None,
+            "adaptive_projected_guidance_rescale": norm or 0.0, "eta": eta,
             "use_original_formulation": True}  # fmt: skip
     section = {**theirs("AdaptiveProjectedGuidance", **keys), "prediction": "sample"}
-    ours = {"name": "apg", "scale": 3.0, "momentum": 0.0, "norm": None, "eta": 0.0}
+    ours = {"name": "apg", "scale": 3.0, "momentum": momentum, "norm": norm, "eta": eta}
     torch.testing.assert_close(sampled(truth, section), sampled(truth, ours), rtol=1e-6, atol=1e-6)
 
 

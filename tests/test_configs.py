@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.digits import write
 from helpers.latents import latent_zip
 from PIL import Image
 
@@ -81,6 +82,9 @@ def small_data(section: dict, tmp_path: Path) -> dict:
                 noise = np.random.default_rng(i).integers(0, 255, (32, 32, 3), np.uint8)
                 Image.fromarray(noise).save(tmp_path / "pictures" / kind / f"{i}.png")
         return {**section, "path": str(tmp_path / "pictures")}
+    if section["name"] == "Captions":
+        write(tmp_path, labels={"train": np.arange(20) % 10, "t10k": np.arange(20) % 10})
+        return {**section, "root": str(tmp_path)}
     if "root" not in section:
         return section
     sizes = {"MNIST": ("L", 28), "CIFAR10": ("RGB", 32)}
@@ -160,6 +164,7 @@ def test_two_steps(file, name, tmp_path):
     trainer = {**section["trainer"], "max_steps": 2, "accelerator": "cpu"}
     trainer.pop("precision", None)  # two-step tests run where the precision may not exist
     changes = {"data": data, "batch_size": 2, "trainer": trainer, "logger": "csv"}
+    changes["compile"] = False  # which takes longer than the steps
     if "of" in section["model"]:  # a model that is learned on another one
         other = {"model": {"name": "EDM"}, "net": {"name": "MLP", "width": 8, "blocks": 1}}
         base = fit(**{**section, **changes, **other, "run_dir": str(tmp_path / "base")})

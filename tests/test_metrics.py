@@ -37,11 +37,11 @@ class TwoGaussians:
 
 
 def test_each_metric_asks_by_name_for_what_evaluate_has():
-    plain = {"x", "y", "bank", "c", "truth", "quantile", "logits"}
+    plain = {"x", "y", "bank", "c", "truth", "quantile", "logits", "cosine"}
     for name in metrics.__all__:
         needed = metrics.needs(getattr(metrics, name))
         assert needed <= plain or needed <= metrics.OF_A_SPACE, name
-        assert needed & {"x", "logits", "features_x", "moments_x", "head_logits"}, name
+        assert needed & {"x", "logits", "cosine", "features_x", "moments_x", "head_logits"}, name
     assert metrics.needs(metrics.recall) == {"x", "y"}  # k has a default
     assert metrics.needs(metrics.outliers) == {"x", "c", "truth"}
     assert not any("truth" in metrics.needs(getattr(metrics, name)) for name in metrics.IMAGES)
@@ -52,6 +52,7 @@ def test_all_default_metrics_give_finite_columns_of_distinct_names():
     have = {name: truth.sample(200, 1, g).float() for name in ("x", "y", "bank")}
     have |= {"c": 1, "truth": truth, "quantile": lambda u, c: torch.special.ndtri(u)}
     have |= {f"moments_{side}": Moments().add(have[side]) for side in ("x", "y")}
+    have["cosine"] = torch.rand(200, generator=g)
     have["logits"] = -(have["x"][:, None] - truth.means.float()).square().sum(-1)
     for names in (metrics.MIXTURE, metrics.IMAGES):
         rows = []

@@ -372,7 +372,7 @@ SCORED = {"samples": {"a": "b"}, "data": "Fractal"}
             generate,
             GENERATING,
             {"class_label": -1},
-            "class_label must be int of at least 0, str or null",
+            "class_label must be int of at least 0, str, list of int of at least 0 or str that is",
         ),
         (generate, GENERATING, {"weights": 0}, "weights must be str, int of at least 1 or keys of"),
         (

@@ -179,7 +179,7 @@ def test_a_class_by_name_or_number():
 def test_rows_of_a_sheet_bear_names_and_long_ones_are_cut():
     x, c = torch.zeros(4, 3, 8, 8), torch.tensor([0, 0, 1, 1])
     named = contact_sheet({"a": (x, c)}, 2, columns=2, names=["cat", "a very long name of a class"])
-    assert [text.get_text() for text in named.texts] == ["cat", "a very long nam…"]
+    assert [text.get_text() for text in named.texts] == ["cat", "a very long name of a c…"]
     plain = contact_sheet({"a": (x, c)}, 2, columns=2)
     assert [text.get_text() for text in plain.texts] == ["0", "1"]
     assert named.get_size_inches()[0] > plain.get_size_inches()[0]

@@ -118,7 +118,8 @@ def score(
         check_set(label, found[label], data, 1, needs_classes=by_class or classifier is not None)
     with progress(sum(map(len, sets.values())), " samples") as bar:
         pieces = gather_sets(found, dict.fromkeys(found, 1), scorer, ALONE, bar.update)
-        return Scores(*scored(pieces, scorer, None))
+        rows, numbers, _ = scored(pieces, scorer, None)
+        return Scores(rows, numbers)
 
 
 def _real(real: Any) -> tuple[DataSet, dict[str, Any]]:

@@ -62,9 +62,12 @@ def asked(annotation: Any, value: Any, name: str) -> Any:
 def changed(annotation: Any, section: dict, change: dict, path: str) -> dict:
     """A section of a verb's keys with a change laid over it, checked as the section itself is.
 
-    What bears another name is replaced as a whole, everything else key by key. UserError, naming
+    What bears another name is replaced as a whole, the section itself too, everything else key by
+    key. UserError, naming
     the key below `path`, for what is unknown or of a wrong type.
     """
+    if change.get("name", section.get("name")) != section.get("name"):
+        section = {}
     try:
         return check(annotation, _laid_over(section, change), path)
     except Wrong as wrong:

@@ -1,5 +1,6 @@
 """Data sets; what each has to have, and may have, is `interfaces.DataSet`."""
 
+from lightning_cfg.data.captions import Captions
 from lightning_cfg.data.cifar import CIFAR10
 from lightning_cfg.data.described import Described
 from lightning_cfg.data.image_zip import ImageArray, ImageFolder, ImageZip
@@ -15,6 +16,7 @@ from lightning_cfg.data.reflow import Reflow
 __all__ = [
     "CIFAR10",
     "MNIST",
+    "Captions",
     "Described",
     "Fractal",
     "ImageArray",

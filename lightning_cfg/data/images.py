@@ -3,7 +3,7 @@
 import contextlib
 import io
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -100,14 +100,15 @@ class Images(DataSet):
         if split not in ("bank", "held_out"):
             raise UserError(f"{name} has the splits bank and held_out, got {split!r}")
         y, c = self._bank if split == "bank" else self._held_out
-        rows = [(c == k).nonzero()[:, 0] for k in range(max(1, self.num_classes))]
+        classes = range(max(1, self.num_classes)) if self.drawn is None else self.drawn.tolist()
+        rows = [(c == k).nonzero()[:, 0] for k in classes]
         if split == "bank" and self.half is not None:
             rows = [r[("first", "second").index(self.half) :: 2] for r in rows]
         if split == "bank" and self.limit is not None:
-            _at_least(self.limit, rows, f"{name}: data.limit", split)
+            _at_least(self.limit, rows, f"{name}: data.limit", split, classes)
             rows = [r[: self.limit] for r in rows]
         if per_class is not None:
-            _at_least(per_class, rows, f"{name}: per_class", split)
+            _at_least(per_class, rows, f"{name}: per_class", split, classes)
             rows = [r[:per_class] for r in rows]
         rows = torch.cat(rows)
         return y, rows, c[rows]
@@ -118,13 +119,15 @@ class Images(DataSet):
         return self.rows("bank")[1]
 
 
-def _at_least(asked: int, rows: list[Tensor], what: str, split: str) -> None:
+def _at_least(
+    asked: int, rows: list[Tensor], what: str, split: str, classes: Sequence[int]
+) -> None:
     """UserError unless every class has so many rows."""
     fewest = min(range(len(rows)), key=lambda k: len(rows[k]))
     if not 1 <= asked <= len(rows[fewest]):
         raise UserError(
-            f"{what} must be between 1 and {len(rows[fewest])}, the images of class {fewest} in "
-            f"split {split}, got {asked}"
+            f"{what} must be between 1 and {len(rows[fewest])}, the images of class "
+            f"{classes[fewest]} in split {split}, got {asked}"
         )
 
 

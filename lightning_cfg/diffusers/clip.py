@@ -97,9 +97,13 @@ class clip(Model):
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Logits (B, K) of samples or latents x (B, C, H, W); gradients flow through."""
+        return self.scale * self.cosines(x)
+
+    def cosines(self, x: Tensor) -> Tensor:
+        """cos(image, prompt) of samples or latents with all prompts, (B, K)."""
         if self.decoder is None:
             images = self.of_images(x)
         else:
             rows = at_once(self.decoder.image_shape(tuple(x.shape[1:])))
             images = torch.cat([self.of_images(self.decoder.decode(z)) for z in x.split(rows)])
-        return self.scale * images @ self.texts.T
+        return images @ self.texts.T

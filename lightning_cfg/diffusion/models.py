@@ -3,25 +3,37 @@
 Every model computes in the dtype of x and runs its network in the network's own.
 """
 
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_cfg.config import Between, Newer, Positive, Real, Share, Sigma, Width, ordered
+from lightning_cfg.config import (
+    Between,
+    Newer,
+    NonNegative,
+    Positive,
+    Real,
+    Share,
+    Sigma,
+    Width,
+    ordered,
+)
+from lightning_cfg.diffusion.contrastive import Contrastive
 from lightning_cfg.diffusion.coupling import Coupling, coupled
 from lightning_cfg.diffusion.draws import Draws, onto
 from lightning_cfg.diffusion.guidance_weight import GuidanceWeight
 from lightning_cfg.diffusion.magnitude import MPFourier, MPLayer
 from lightning_cfg.diffusion.noise import cosine_sigmas, ddpm_time, linear_beta_sigmas
+from lightning_cfg.diffusion.of_net import OfNet
 from lightning_cfg.errors import UserError
-from lightning_cfg.interfaces import NULL, Denoiser, Model, Net, Velocity, complete, expand_like
+from lightning_cfg.interfaces import NULL, Denoiser, Velocity, expand_like
 
 __all__ = [  # what a config can name
     "DDPM",
     "EDM",
     "EDM2",
+    "Contrastive",
     "Flow",
     "GuidanceFree",
     "GuidanceWeight",
@@ -31,52 +43,15 @@ __all__ = [  # what a config can name
 ]
 
 
-class OfNet(Model):
-    """A model that is a network and a parametrisation, with label dropout for CFG."""
-
-    def __init__(self, net: nn.Module, label_dropout: float = 0.0):
-        super().__init__()
-        self.net = net = complete(net, Net, f"net {type(net).__name__}")
-        self.label_dropout = label_dropout
-        if label_dropout > 0 and not net.null_class:
-            raise UserError(
-                f"model.label_dropout={label_dropout} needs a network with a null class: "
-                "net.null_class=true, or model.label_dropout=0"
-            )
-
-    @property
-    def class_vectors(self) -> Callable[[Tensor], Tensor] | None:
-        """The network's embedding of classes, (B,) -> (B, d), which it also takes as c."""
-        return self.net.class_vectors
-
-    def run(self, x: Tensor, noise: Tensor, c: Tensor | None, *augment: Tensor) -> Tensor:
-        """The network in its own dtype, its answer in x's: (B, *shape), or (B, classes).
-
-        Where `autocast` is a dtype, its products are computed in that one.
-        UserError for another shape, which would be broadcast and trained on without a word.
-        """
-        dtype = next(self.net.parameters()).dtype
-        net = self.net
-        if self.autocast is not None:
-            net = torch.autocast(x.device.type, self.autocast)(net)
-        answer = net(x.to(dtype), noise.to(dtype), c, *(a.to(dtype) for a in augment))
-        shape = x.shape
-        if self.classifies:
-            shape = len(x), *((self.num_classes,) if self.num_classes else answer.shape[-1:])
-        if answer.shape != shape:
-            raise UserError(
-                f"net {type(self.net).__name__} answers x of shape {tuple(x.shape)} with shape "
-                f"{tuple(answer.shape)}, and not {tuple(shape)}"
-            )
-        return answer.to(x.dtype)
-
-
 @ordered("sigma_min", "sigma_max")
 class EDM(OfNet):
     """The preconditioned denoiser of Karras et al. (2022, sec. 5), with label dropout for CFG.
 
     D(x; sigma, c) = c_skip x + c_out F(c_in x; c_noise, c); loss = lambda(sigma) |D - y|^2 with
     ln sigma ~ N(P_mean, P_std^2).
+
+    inner_weight  lambda of internal guidance (Zhou et al. 2025): beside it, lambda times the same
+                  loss of D_i, the answer of the head inside the network; 0: it has none
     """
 
     def __init__(
@@ -89,8 +64,10 @@ class EDM(OfNet):
         P_std: Annotated[float, Positive] = 1.2,
         sigma_min: Sigma = 0.002,
         sigma_max: Sigma = 80.0,
+        inner_weight: Annotated[float, NonNegative, Newer] = 0.0,
     ):
-        super().__init__(net, label_dropout)
+        super().__init__(net, label_dropout, inner_weight)
+        self.inner_weight = inner_weight
         self.augment_dim, self.sigma_data = self.net.augment_dim, sigma_data
         self.P_mean, self.P_std = P_mean, P_std
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
@@ -113,8 +90,20 @@ class EDM(OfNet):
         sigma = onto((self.P_mean + self.P_std * draws.normal()).exp(), y.device).to(y)
         draws.level = "sigma", sigma
         x = y + expand_like(sigma, y) * onto(draws.normal(*y.shape[1:]), y.device).to(y)
-        D = self(x, sigma, drop_labels(c, self.label_dropout, draws), augment)
-        return self.weighted((D - y).square(), sigma)
+        c = drop_labels(c, self.label_dropout, draws)
+        loss = self.weighted((self(x, sigma, c, augment) - y).square(), sigma)
+        if self.inner_weight == 0:
+            return loss
+        D_i = self.inner(x, sigma, c, augment)
+        return loss + self.inner_weight * self.weighted((D_i - y).square(), sigma)
+
+    def inner(self, x: Tensor, sigma: Tensor, c: Tensor, augment: Tensor | None = None) -> Tensor:
+        """D_i(x, sigma, c): what `forward` would be by the head inside the network."""
+        self.net.inside = True
+        try:
+            return self(x, sigma, c, augment)
+        finally:
+            self.net.inside = False
 
     def weighted(self, squares: Tensor, sigma: Tensor) -> Tensor:
         """lambda(sigma) times squared errors (B, *shape), summed over dimensions, (B,)."""

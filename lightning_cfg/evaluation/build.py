@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import torch
 
-from lightning_cfg.config import Input, build
+from lightning_cfg.config import Input, build, identity_of
 from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import UserError
@@ -19,11 +19,14 @@ from lightning_cfg.evaluation.reference import Real, published
 from lightning_cfg.evaluation.sample_sets import Generated, SampleSet, real_set
 from lightning_cfg.evaluation.scorer import Scorer
 from lightning_cfg.interfaces import DataSet, Model, check_same
+from lightning_cfg.metrics.judged import read_right
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.files import output_of
-from lightning_cfg.runs.manifests import content_hash
+from lightning_cfg.runs.manifests import MANIFEST, as_written, content_hash, read_manifest
 from lightning_cfg.runs.parts import Parts
 from lightning_cfg.runs.ranks import Ranks
+from lightning_cfg.sampling.elsewhere import elsewhere
+from lightning_cfg.sampling.network import Networks, said
 from lightning_cfg.weights.catalogue import ASSETS
 from lightning_cfg.weights.store import find
 
@@ -38,7 +41,7 @@ def scorer_of(
     statistics: dict[str, str],
     reference: list[str],
     real: Real | None,
-    classifier: str | Model | None,
+    classifier: str | dict | Model | None,
     device: torch.device | str = "cpu",
     cache: bool = True,
     batch_size: int = 512,
@@ -81,11 +84,39 @@ def scorer_of(
     )
 
 
-def _hash_of(classifier: str | Model | None) -> str:
-    """Of its file, where it is not in memory."""
+def _hash_of(classifier: str | dict | Model | None) -> str:
+    """Of its file, where it is not in memory; of a part, with the name of which it is said."""
+    if isinstance(classifier, dict):
+        of_keys = {k: v for k, v in classifier.items() if k not in ("name", "path")}
+        hashes = (digest[:12] for digest in read_by(classifier).values())
+        return " ".join([said(classifier), *(f"{k}={v}" for k, v in of_keys.items()), *hashes])
     if not isinstance(classifier, str):
         return ""
     return content_hash(output_of(classifier, checkpoints.LAST))
+
+
+def read_by(classifier: str | dict) -> dict[str, str]:
+    """Content hashes of the files that a classifier of `models` is made of, by key."""
+
+    def of(*, models: Networks) -> None: ...
+
+    found = identity_of(of, {"models": {"classifier": classifier}})
+    return {key: content_hash(file) for key, file in found.inputs.items()}
+
+
+def guided_by(run: str | Path, classifier: str | dict) -> bool:
+    """Whether the samples of a run of `generate`, or what it refined, were guided by a classifier.
+
+    It is known by its files, wherever they lie.
+    """
+    run = Path(run) if Path(run).is_dir() else Path(run).absolute().parent.parent
+    with as_written(run / MANIFEST):
+        manifest = read_manifest(run, "verb", "inputs")
+        if manifest.get("verb") == "refine":
+            return guided_by(manifest["free"]["samples"], classifier)
+        inputs = manifest.get("inputs", {}).items()
+        guiding = {digest for key, digest in inputs if key.startswith("models.classifier")}
+    return bool(guiding & set(read_by(classifier).values()))
 
 
 def by_label(features: dict | None) -> dict[str, dict]:
@@ -107,20 +138,25 @@ def statistics_file(path: str) -> Path:
 Statistics = Annotated[str, Input(statistics_file)]  # which counts by its content
 
 
-def judge(given: str | Model | None, side: Real | None, place: torch.device | str) -> Any:
-    """The classifier of clean samples, of a run or in memory; UserError where it is none of them,
-    or the data are none of its."""
+def judge(given: str | dict | Model | None, side: Real | None, place: torch.device | str) -> Any:
+    """The classifier of clean samples, of a run, a part by its section, or in memory; UserError
+    where it is none of them, or the data are none of its."""
     if given is None or side is None:
         return None
-    reader = checkpoints.restore(given) if isinstance(given, str) else given
-    path = given if isinstance(given, str) else type(given).__name__
+    if isinstance(given, dict):
+        reader = elsewhere("classifier", given, side.data, classifies=True)
+        path = said(given)
+    else:
+        reader = checkpoints.restore(given) if isinstance(given, str) else given
+        path = given if isinstance(given, str) else type(given).__name__
     if not (reader.classifies and reader.clean):
         what = "noisy samples" if reader.classifies else "none, but generates them"
         raise UserError(
             f"classifier {path} must be one of clean samples, a run of `fit` of NoisyClassifier "
             f"with model.clean=true: this {type(reader).__name__} reads {what}"
         )
-    check_same(f"classifier {path}", reader, "the data have", side.data)
+    if reader.shape is not None:  # or it reads pictures of any size
+        check_same(f"classifier {path}", reader, "the data have", side.data)
     if side.data.num_classes == 0:
         raise UserError(f"classifier {path}: the data have no classes that it could confirm")
     return reader.to(place)
@@ -174,6 +210,8 @@ def fresh_points(side: Real, per_class: int, seed: int = 0) -> tuple[SampleSet, 
         return real_set(side.data, "fresh", per_class), None
     held_out = side.split("held_out")
     classes = range(max(1, side.data.num_classes))
+    if side.data.drawn is not None:  # there is nothing of the others
+        classes = side.data.drawn.tolist()
     of_class = [(held_out.c == k).nonzero().flatten() for k in classes]
     if min(map(len, of_class)) <= per_class:
         raise UserError(f"fresh={per_class} leaves no held-out point of some class to compare with")
@@ -189,7 +227,7 @@ def fresh_points(side: Real, per_class: int, seed: int = 0) -> tuple[SampleSet, 
 
 
 def check_set(label: str, held: Any, data: Any, draws: int, *, needs_classes: bool) -> None:
-    if data is not None and held.shape != tuple(data.shape):
+    if data is not None and data.shape and held.shape != tuple(data.shape):
         raise UserError(f"{label} has samples of shape {held.shape}, not {tuple(data.shape)}")
     if needs_classes and not held.labelled:
         raise UserError(
@@ -225,12 +263,12 @@ def gather_sets(
 
 def scored(
     pieces: Iterable[Piece], scorer: Scorer, others: Real | None
-) -> tuple[list[dict], list[dict]]:
-    """The rows of the table and of the numbers.
+) -> tuple[list[dict], list[dict], list[dict]]:
+    """The rows of the table and of the numbers, and of each class how many were read as it.
 
     others  what fresh real points are compared with, in place of all real points
     """
-    rows, numbers = [], []
+    rows, numbers, right = [], [], []
     for label, draw, some, found in pieces:
         for group in scorer.groups:
             n = len(found.of(group).c)
@@ -241,4 +279,15 @@ def scored(
             front = {"samples": label, "class": group, **draw}
             rows.append({**front, "n": n, **row})
             numbers += [{**front, **record, **some.about} for record in records]
-    return rows, numbers
+        right += [{"samples": label, **draw, **row} for row in _right_of_each(found)]
+    return rows, numbers, right
+
+
+def _right_of_each(found: Gathered) -> Iterator[dict]:
+    """Of each class its samples, and how many a classifier reads as it; nothing without one."""
+    if found.logits is None:
+        return
+    right = read_right(found.logits, found.c)
+    for k in found.c.unique().tolist():
+        own = found.c == k
+        yield {"class": k, "n": int(own.sum()), "right": int(right[own].sum())}

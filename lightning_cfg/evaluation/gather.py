@@ -26,6 +26,7 @@ class Gathered:
     c: Tensor  # (n,)
     x: Tensor | None = None  # (n, *shape)
     logits: Tensor | None = None  # (n, K), a given classifier's
+    cosine: Tensor | None = None  # (n,), of a picture and its own prompt
     features: dict[str, Tensor] = field(default_factory=dict)  # by space, (n, d)
     head_logits: dict[str, Tensor] = field(default_factory=dict)  # by space, (n, K)
     moments: dict[str, dict[Any, Moments]] = field(default_factory=dict)  # by space and group
@@ -43,8 +44,7 @@ class Gathered:
                     return {name: item[own] for name, item in value.items()}
                 return None if value is None else value[own]
 
-            parts = map(pick, (self.c, self.x, self.logits, self.features, self.head_logits))
-            self._groups[group] = Gathered(*parts, moments=self.moments)
+            self._groups[group] = Gathered(*map(pick, self._kept), moments=self.moments)
         return self._groups[group]
 
     def all_gather(self) -> "Gathered":
@@ -69,8 +69,12 @@ class Gathered:
             name: {group: held.all_reduce() for group, held in of_space.items()}
             for name, of_space in sorted(self.moments.items())
         }
-        parts = map(whole, (self.c, self.x, self.logits, self.features, self.head_logits))
-        return Gathered(*parts, moments=moments)
+        return Gathered(*map(whole, self._kept), moments=moments)
+
+    @property
+    def _kept(self) -> tuple:
+        """What has a row of each sample."""
+        return self.c, self.x, self.logits, self.cosine, self.features, self.head_logits
 
 
 @dataclass
@@ -110,7 +114,8 @@ def gather(
     ranks: Ranks = ALONE,
     kept: Kept | None = None,
 ) -> Gathered:
-    """Read the samples once and keep what is wanted: x, logits, features, moments, head_logits.
+    """Read the samples once and keep what is wanted: x, logits, cosine, features, moments,
+    head_logits.
 
     The features of a batch are computed once for each space, whatever is made of them. Results lie
     on the CPU; only Moments are kept of what nobody else wants, so memory does not grow with n.
@@ -154,6 +159,7 @@ def gather(
         whole["c"],
         whole.get("x"),
         whole.get("logits"),
+        whole.get("cosine"),
         features,
         head_logits,
         moments if "moments" in wanted else {},
@@ -166,14 +172,17 @@ def _found(
     of_spaces: dict[str, Tensor],
     wanted: set[str],
     spaces: dict[str, Space],
-    classifier: Classifier | None,
+    classifier: Any,
     device: torch.device | str,
 ) -> dict[str, Tensor]:
-    """What is wanted of a batch, by name: c, x, logits, features/SPACE, head_logits/SPACE."""
+    """What is wanted of a batch: c, x, logits, cosine, features/SPACE, head_logits/SPACE."""
     found = {"c": c, "x": x} if "x" in wanted else {"c": c}
     if "logits" in wanted:
-        assert classifier is not None
         found["logits"] = _logits(classifier, x.to(device))
+    if "cosine" in wanted:
+        with torch.no_grad():
+            cosines = torch.cat([classifier.cosines(part) for part in x.to(device).split(512)])
+        found["cosine"] = cosines.gather(1, c.to(device)[:, None])[:, 0]
     for name, space in spaces.items():
         f = of_spaces[name]
         if wanted & {"features", "moments"}:

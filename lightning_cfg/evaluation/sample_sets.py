@@ -274,7 +274,7 @@ def _to_come(file: ToCome, data: Any, decode: Decoding | None) -> SampleSet:
 
 
 def _fitting(file: Path, samples: SampleSet, data: Any) -> SampleSet:
-    if data is not None and samples.shape != tuple(data.shape):
+    if data is not None and data.shape and samples.shape != tuple(data.shape):
         raise UserError(f"{file} holds samples of shape {samples.shape}, not {data.shape} as here")
     return samples
 
@@ -397,7 +397,7 @@ def _guidance_of(run: Path) -> dict | None:
 
 def _images(files: Split, data: Any) -> SampleSet:
     shape = files.shape
-    if data is not None and tuple(data.shape) != shape:
+    if data is not None and data.shape and tuple(data.shape) != shape:
         raise UserError(
             f"{files.path} holds images of shape {shape}, not {tuple(data.shape)} as here"
         )

@@ -61,7 +61,12 @@ class Scorer:
             why = "none fits what is given here" if metrics is None else "the list is empty"
             raise UserError(f"metrics: {why}, so there would be nothing but names in the table")
         self._needed = set().union(*(needs(metric) for metric, _ in self.metrics))
-        self.wanted = self._needed & {"x", "logits", "head_logits"}  # of a set, for `gather`
+        self.wanted = self._needed & {
+            "x",
+            "logits",
+            "cosine",
+            "head_logits",
+        }  # of a set, for `gather`
         self.wanted |= {what for what in ("features", "moments") if f"{what}_x" in self._needed}
 
     def to(self, device: torch.device) -> "Scorer":
@@ -186,6 +191,7 @@ class Scorer:
         noise = dict.fromkeys((*SIDE, "features_x"), torch.randn(n, 8))
         noise |= dict.fromkeys(("x", "y", "bank"), torch.randn(n, *shape).clamp(-1, 1))
         noise |= dict.fromkeys(("logits", "head_logits"), torch.randn(n, classes))
+        noise["cosine"] = torch.rand(n)
         moments = Moments().add(torch.randn(n, 8))
         return {**self.given, **noise, "c": 0, "moments_x": moments, "moments_y": moments}
 
@@ -193,8 +199,8 @@ class Scorer:
         """Names of all that a metric can be given here."""
         out = {"x", "c", *self.given}
         if self.classifier is not None:
-            out |= {"logits"}
-        if self.real is not None:
+            out |= {"logits"} | ({"cosine"} if hasattr(self.classifier, "cosines") else set())
+        if self.real is not None and self.real.data.has_points:
             out |= set(SIDE) if self.spaces else set(SIDE) - OF_A_SPACE
         if self.spaces:
             out |= {"features_x", "moments_x"}
@@ -221,7 +227,7 @@ class Scorer:
     ) -> tuple[dict, dict]:
         """What a metric is given by name, and of what its numbers depend."""
         own, about, counts = found.of(group), {}, {}
-        given = {**self.given, "x": own.x, "logits": own.logits}
+        given = {**self.given, "x": own.x, "logits": own.logits, "cosine": own.cosine}
         given["c"] = own.c if group == ALL else group
         if space is not None:
             given["features_x"] = own.features.get(space)
@@ -238,7 +244,7 @@ class Scorer:
                 "reference": " and ".join(counts),
                 "m": " and ".join(map(str, counts.values())),
             }
-        if "logits" in needed:
+        if needed & {"logits", "cosine"}:
             about["classifier"] = self.classifier_hash
         if space is not None:
             about |= self.spaces[space].about
@@ -272,6 +278,7 @@ SIDE = {  # what a metric may need of the real side: (split, or "" for the refer
 REFERENCE = {name for name, (split, _) in SIDE.items() if not split}
 GIVEN_BY = {
     "logits": ": name a `classifier`",
+    "cosine": ": name a `classifier` over prompts, such as clip",
     "head_logits": ": `features` with a classifier's head, such as inception",
     **{name: ": name `features`" for name in ("features_x", "moments_x")},
     **{name: ": `data`" for name in SIDE},

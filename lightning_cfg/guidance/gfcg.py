@@ -13,7 +13,7 @@ from lightning_cfg.guidance.needs import require_classes, require_null
 from lightning_cfg.guidance.scales import Scale, between, evaluate_where, scale_at, two_passes
 from lightning_cfg.interfaces import NULL, Classifier, Denoiser, Known, expand_like
 
-Reference = Literal["most_confused", "unconditional"]
+Reference = Literal["most_confused", "any_other", "unconditional"]
 Confidence = Literal["pairwise", "complement"]
 Input = Literal["denoised", "noisy"]
 
@@ -40,7 +40,9 @@ def gfcg(
     On two classes, with tau 0, noisy input and the exact posterior, it is CFG at w = scale.
 
     scale             w where the classifier is confused altogether; 1 is unguided
-    reference         r: the most probable other class, or no class
+    reference         r: the most probable other class that may be taken for c (`confusable` of the
+                      classifier: of prompts those of another meaning), of any_other the most
+                      probable of all others; or no class
     confidence        u: p_r / (p_r + p_c), r being the most probable other class, or 1 - p_c
     tau               samples with u <= tau get no reference pass
     classifier_input  D_c at sigma 0, or x at sigma
@@ -66,7 +68,8 @@ def gfcg(
         D, D_null = two_passes(model, x, sigma, c, True, combine == "additive" and w_cfg != 1)
         D_w = D
         if not (is_one(w_max) and (combine != "mixed" or is_one(w_cfg))):
-            r, u = confusion(classifier, classifier_input, x, sigma, c, D, confidence)
+            any_other = reference == "any_other"
+            r, u = confusion(classifier, classifier_input, x, sigma, c, D, confidence, any_other)
             r = torch.full_like(c, NULL) if reference == "unconditional" else r
             u = knocked_out(u, strength)
             confused, w = u > tau, 1 + (w_max - 1) * u
@@ -89,16 +92,18 @@ def confusion(
     c: Tensor,
     D: Tensor,
     confidence: Confidence,
+    any_other: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The most probable other class r of each sample, (B,), and how confused u in [0, 1], (B,).
 
-    Where the classifier has `confusable` (K, K), r is one that may be taken for c.
+    Where the classifier has `confusable` (K, K), r is one that may be taken for c, unless
+    `any_other` says that any may.
     """
     if given == "noisy":
         logits = classifier(x, sigma)
     else:
         logits = classifier(D.detach(), torch.zeros_like(sigma))
-    may_be = Known(classifier).confusable
+    may_be = None if any_other else Known(classifier).confusable
     if may_be is not None:
         others = may_be.to(c.device)[c].scatter(1, c[:, None], True)
         logits = logits.masked_fill(~others, -torch.inf)

@@ -50,7 +50,8 @@ def gfcg_autoguidance(
         D = model(x, sigma, c)
         if is_one(w_max) and is_one(w_atg):
             return D
-        r, u = confusion(classifier, classifier_input, x, sigma, c, D, confidence)
+        any_other = reference == "any_other"
+        r, u = confusion(classifier, classifier_input, x, sigma, c, D, confidence, any_other)
         r = torch.full_like(c, NULL) if reference == "unconditional" else r
         w = torch.where(u > tau, 1 + (w_max - 1) * u, w_atg)
         r = torch.where(u > tau, r, c)

@@ -55,7 +55,7 @@ def build_decoder(section: dict) -> Decoder:
 def is_latent(decoder: Decoder, shape: tuple[int, ...]) -> bool:
     """Whether samples of this shape are latents of the decoder rather than images."""
     if decoder.channels is None:
-        return not drawable(shape)
+        return bool(shape) and not drawable(shape)
     return len(shape) == 3 and shape[0] == decoder.channels
 
 

@@ -9,6 +9,7 @@ A metric asks by name for what it needs, and the verb `evaluate` passes exactly 
     truth       the exact mixture: .log_density, .logits, .sample
     quantile    the exact quantile(u, c) of one-dimensional data, (m,) -> (m,)
     logits      (n, K)       of x by a given classifier of clean samples
+    cosine      (n,)         of x and its own prompt, by a given classifier over prompts
 
 and, once for each feature space that is asked for,
 
@@ -24,7 +25,12 @@ table.
 """
 
 from lightning_cfg.metrics.distances import frechet_features, frechet_infinity, kernel_distance
-from lightning_cfg.metrics.judged import class_accuracy, confidence, inception_score
+from lightning_cfg.metrics.judged import (
+    class_accuracy,
+    confidence,
+    inception_score,
+    text_alignment,
+)
 from lightning_cfg.metrics.manifold import (
     density_coverage,
     near_copies,
@@ -65,6 +71,7 @@ __all__ = [
     "outliers",
     "precision_recall",
     "recall",
+    "text_alignment",
     "wasserstein",
     "wrong_class",
 ]  # what a config can name
@@ -84,6 +91,7 @@ IMAGES = (
     "frechet_features",
     "class_accuracy",
     "confidence",
+    "text_alignment",
     "nearest_real",
     "recall",
     "effective_targets",

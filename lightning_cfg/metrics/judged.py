@@ -13,8 +13,17 @@ from lightning_cfg.metrics.meaning import better, percent
 
 @better("higher", "share that a classifier reads as their class", format=percent)
 def class_accuracy(logits: Tensor, c: Tensor | int) -> dict[str, float]:
-    """Share of samples that a classifier reads as their class c, one or (n,)."""
-    return {"class_accuracy": (logits.argmax(1) == c).double().mean().item()}
+    """Share of samples that a classifier reads as their class c, one or (n,).
+
+    That is, no class is more probable: of prompts that say the same, each is right.
+    """
+    return {"class_accuracy": read_right(logits, c).double().mean().item()}
+
+
+def read_right(logits: Tensor, c: Tensor | int) -> Tensor:
+    """Of which samples no class is more probable than their own c, one or (n,): (n,) bool."""
+    c = torch.as_tensor(c, device=logits.device).expand(len(logits))
+    return logits.gather(1, c[:, None])[:, 0] >= logits.amax(1)
 
 
 @better("higher", "mean probability that a classifier gives to their class", format=percent)
@@ -23,6 +32,19 @@ def confidence(logits: Tensor, c: Tensor | int) -> dict[str, float]:
     c = torch.as_tensor(c, device=logits.device).expand(len(logits))
     p = logits.double().softmax(1).gather(1, c[:, None])
     return {"confidence": p.mean().item()}
+
+
+@better("higher", "mean cosine of a picture and its own prompt, by a classifier over prompts")
+def text_alignment(cosine: Tensor) -> dict[str, float]:
+    """Mean cosine of pictures and their own prompts, (n,), and its standard error.
+
+    The error is the deviation over sqrt(n); of one picture there is none. By another CLIP than the
+    one that guides: by that one it is how far the guidance has been followed.
+    """
+    found = {"text_alignment": cosine.double().mean().item()}
+    if len(cosine) > 1:
+        found["text_alignment_se"] = cosine.double().std().item() / len(cosine) ** 0.5
+    return found
 
 
 @better("higher", "Inception score by this space's own classifier", column="is")

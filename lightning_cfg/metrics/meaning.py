@@ -108,9 +108,9 @@ def kind_of(column: str) -> str:
 
 
 def _may_follow(means: Meaning, rest: str) -> bool:
-    """Whether this may stand behind the name of a column: nothing, a reference, a setting."""
+    """Whether this may stand behind a column's name: nothing, an error, a reference, a setting."""
     set_here = any(re.match(rf"{key}[-\d.]", rest) for key in means.settings)
-    return means.in_spaces or rest == "" or rest.startswith("vs_") or set_here
+    return means.in_spaces or rest in ("", "se") or rest.startswith("vs_") or set_here
 
 
 def meaning(column: str) -> Meaning:
@@ -119,6 +119,8 @@ def meaning(column: str) -> Meaning:
     found = COLUMNS.get(kind, UNDECLARED)
     if kind != column and "_std" in column:
         return Meaning(None, f"deviation of {kind} over the subsets or splits")
+    if kind != column and column.endswith("_se"):
+        return Meaning(None, f"standard error of {kind}", found.format)
     if kind != column and "_infinity" in column:
         return found._replace(text=f"{found.text}, extrapolated to endless samples")
     return found

@@ -1,7 +1,9 @@
 """Networks: net(x (B, *shape), noise (B,), c (B,)) -> (B, *shape), or logits (B, classes)."""
 
 from lightning_cfg.nets.adm_unet import ADMEncoder, ADMUNet
+from lightning_cfg.nets.caption_unet import CaptionUNet
 from lightning_cfg.nets.convnet import ConvNet
+from lightning_cfg.nets.dual_encoder import DualEncoder
 from lightning_cfg.nets.edm2_unet import EDM2UNet
 from lightning_cfg.nets.linear import Linear
 from lightning_cfg.nets.mlp import MLP
@@ -13,7 +15,9 @@ __all__ = [
     "MLP",
     "ADMEncoder",
     "ADMUNet",
+    "CaptionUNet",
     "ConvNet",
+    "DualEncoder",
     "EDM2UNet",
     "Linear",
     "ResNet",

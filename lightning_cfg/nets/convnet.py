@@ -20,22 +20,9 @@ class ConvNet(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], num_classes: int, *, channels: Width = 32):
         super().__init__()
-        if len(shape) != 3 or shape[1] % 2 or shape[2] % 2 or min(shape[1:]) < 4:
-            raise UserError(
-                "ConvNet: needs images of shape (C, H, W) with even H and W of at least 4, "
-                f"got {tuple(shape)}"
-            )
-        if num_classes < 2:
-            raise UserError(f"ConvNet: a classifier needs 2 classes or more, got {num_classes}")
-        n, m = channels, 2 * channels
-        self.body = nn.Sequential(
-            nn.PixelUnshuffle(2),
-            nn.Conv2d(4 * shape[0], n, 3, padding=1), group_norm(n), nn.SiLU(),
-            nn.Conv2d(n, n, 3, padding=1), group_norm(n), nn.SiLU(),
-            nn.Conv2d(n, m, 3, padding=1, stride=2), group_norm(m), nn.SiLU(),
-            nn.Conv2d(m, m, 3, padding=1), group_norm(m), nn.SiLU(),
-            nn.Conv2d(m, m, 3, padding=1, stride=2), group_norm(m), nn.SiLU(),
-        )  # fmt: skip
+        check("ConvNet", shape, num_classes)
+        self.body = body(shape[0], channels)
+        m = 2 * channels
         self.penultimate = nn.Linear(m, 64)
         self.head = nn.Linear(64, num_classes)
 
@@ -46,3 +33,27 @@ class ConvNet(nn.Module):
     def forward(self, x: Tensor, noise: Tensor | None = None, c: Tensor | None = None) -> Tensor:
         """Logits of clean x (B, *shape) -> (B, num_classes); `noise` and `c` are ignored."""
         return self.head(self.features(x))
+
+
+def body(depth: int, channels: int) -> nn.Sequential:
+    """Five convolutions: (B, depth, H, W) -> (B, 2 channels, H / 8, W / 8), rounded up."""
+    n, m = channels, 2 * channels
+    return nn.Sequential(
+        nn.PixelUnshuffle(2),
+        nn.Conv2d(4 * depth, n, 3, padding=1), group_norm(n), nn.SiLU(),
+        nn.Conv2d(n, n, 3, padding=1), group_norm(n), nn.SiLU(),
+        nn.Conv2d(n, m, 3, padding=1, stride=2), group_norm(m), nn.SiLU(),
+        nn.Conv2d(m, m, 3, padding=1), group_norm(m), nn.SiLU(),
+        nn.Conv2d(m, m, 3, padding=1, stride=2), group_norm(m), nn.SiLU(),
+    )  # fmt: skip
+
+
+def check(net: str, shape: tuple[int, ...], num_classes: int) -> None:
+    """UserError unless a classifier of these can begin with `body`."""
+    if len(shape) != 3 or shape[1] % 2 or shape[2] % 2 or min(shape[1:]) < 4:
+        raise UserError(
+            f"{net}: needs images of shape (C, H, W) with even H and W of at least 4, "
+            f"got {tuple(shape)}"
+        )
+    if num_classes < 2:
+        raise UserError(f"{net}: a classifier needs 2 classes or more, got {num_classes}")

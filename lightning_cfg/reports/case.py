@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_cfg.reports.rows import SEED, Cells, Rows
+from lightning_cfg.reports.rows import SEED, Cell, Cells, Rows
 from lightning_cfg.runs.manifests import read_table
 from lightning_cfg.runs.names import BOUNDARIES, CURVES, SUMMARY
 
+SETTING = "setting"  # a column of rows of tuned methods
 FRONT = ("method", "scale", "class", "stage", "flow", "nfe", "evaluations", "seconds", "n")
 
 
@@ -54,9 +55,14 @@ class Case:
     seeds: list[int] = field(default_factory=lambda: [0])
     # of every seed, where there are several
     traced_by: dict[int, dict[tuple, Traced]] = field(default_factory=dict)
+    # {method: what `tune` has chosen, told in words}
+    tuned: dict[str, dict] = field(default_factory=dict)
+    images: Any = None  # those that are shown, once `nearest.shown` has made them
+    # by seed, of each class how many samples were read as it: {class, n, right}
+    right: Cells[list[list[dict]]] = field(default_factory=Cells)
 
     def __post_init__(self) -> None:
-        self.sets = Cells(self.sets)
+        self.sets, self.right = Cells(self.sets), Cells(self.right)
 
     @property
     def averages(self) -> Rows:
@@ -64,7 +70,8 @@ class Case:
 
     @property
     def metrics(self) -> list[str]:
-        return [name for name in self.rows[0] if name not in (SEED, *FRONT)] if self.rows else []
+        front = (SEED, SETTING, *FRONT)
+        return [name for name in self.rows[0] if name not in front] if self.rows else []
 
     @property
     def front(self) -> list[str]:
@@ -85,4 +92,10 @@ def joined(cases: list[Case]) -> Case:
         first.traced,
         seeds,
         {case.seeds[0]: case.traced for case in cases},
+        right=Cells({cell: [case.right[cell][0] for case in cases] for cell in _by_all(cases)}),
     )
+
+
+def _by_all(cases: list[Case]) -> list[Cell]:
+    """The sets that were read by every seed."""
+    return [cell for cell in cases[0].right if all(cell in case.right for case in cases)]

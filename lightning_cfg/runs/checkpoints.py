@@ -65,11 +65,17 @@ def _check_sums(path: Path) -> None:
             raise ValueError(f"{wrong} in it is damaged")
 
 
-def build_model(config: dict, shape: tuple[int, ...], num_classes: int) -> Model:
+def build_model(
+    config: dict, shape: tuple[int, ...], num_classes: int, class_names: list[str] | None = None
+) -> Model:
     """The model of a run's config, untrained; UserError where one of one's own is none."""
     shape, name = tuple(shape), config["net"]["name"]
     net = _module("net", name, build("lightning_cfg.nets", config["net"], shape, num_classes))
     complete(net, Net, f"net {name}", "forward")
+    if net.take_class_names is not None:
+        if class_names is None:
+            raise UserError(f"net {name} reads the classes' names, and the data have none")
+        net.take_class_names(class_names)
     name = config["model"]["name"]
     model = _module("model", name, build("lightning_cfg.diffusion.models", config["model"], net))
     if not isinstance(model, Model) and hasattr(model, "loss"):
@@ -144,7 +150,8 @@ def _untrained(path: Path, checkpoint: dict) -> Model:
             _check_class(path, "net", resolve(NETS, sections["net"]["name"]))
             _check_class(path, "model", resolve(MODELS, sections["model"]["name"]))
             _check_size(path, sections["net"], checkpoint)
-            model = build_model(sections, checkpoint["shape"], checkpoint["num_classes"])
+            names = checkpoint.get("class_names")
+            model = build_model(sections, checkpoint["shape"], checkpoint["num_classes"], names)
         except Wrong as wrong:
             raise UserError(f"{path}: in its config {wrong}") from None
         except UserError as error:

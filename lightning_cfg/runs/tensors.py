@@ -150,14 +150,14 @@ def load_samples(
 ) -> dict[str, Tensor]:
     """A sample file: x (N, *shape), c (N,) and seed (N,).
 
-    num_classes 0 is data without classes, whose c are 0; None: any; shape None: any. Raises
+    num_classes 0 is data without classes, whose c are 0; None: any; shape None or (): any. Raises
     UserError as `load_tensors` does, and if it is empty or its shapes or classes are others.
     """
     samples = load_tensors(path, "x", "c", "seed")
     x, c = samples["x"], samples["c"]
     if x.ndim < 2:
         raise UserError(f"{path}: x has shape {tuple(x.shape)}, not (N, ...), a row per sample")
-    if shape is not None and tuple(x.shape[1:]) != tuple(shape):
+    if shape and tuple(x.shape[1:]) != tuple(shape):
         raise UserError(
             f"{path} holds samples of shape {tuple(x.shape[1:])}, not {tuple(shape)} as here"
         )

@@ -41,7 +41,7 @@ class Prepared:
     sampler: dict  # within the model's limits
     shape: tuple[int, ...]
     classes: int
-    class_label: int | None
+    class_label: int | list[int] | None
     device: torch.device
     class_names: list[str] | None = None
     start_scale: float = 1.0  # of the noise, where the levels are those of a model's own pipeline
@@ -69,7 +69,11 @@ class Prepared:
         labels  (B,) their classes, in place of `class_label` and of what the seeds draw
         """
         told = self.class_label if labels is None else labels
-        noise, c, draw = seeded(seeds.tolist(), self.shape, self.classes, told, self.device)
+        if isinstance(told, list):  # each seed draws one of them
+            noise, c, draw = seeded(seeds.tolist(), self.shape, len(told), None, self.device)
+            c = torch.tensor(told, device=c.device)[c]
+        else:
+            noise, c, draw = seeded(seeds.tolist(), self.shape, self.classes, told, self.device)
         noise = noise * self.start_scale if self.start_scale != 1 else noise
         return c, sample(self.sampler, self.denoise, noise, c, draw, rows)
 
@@ -80,7 +84,7 @@ def prepare(
     guidance: dict,
     sampler: dict,
     data: dict | None = None,
-    class_label: int | str | None = None,
+    class_label: int | str | list[int | str] | None = None,
     weights: Weights = "ema",
     device: str = "auto",
     precision: Precision = "32-true",
@@ -99,7 +103,7 @@ def prepare(
     networks = _restored(models, data, weights, place, Speed(precision, compile))
     shape, classes = _agree(networks)
     names = networks["model"].class_names
-    label = class_of(class_label, classes, names)
+    label = labels_of(class_label, classes, names)
     effective = EffectiveScale(networks["model"]) if effective_scale else None
     if effective is None:
         denoise = guide(guidance, networks)
@@ -110,6 +114,20 @@ def prepare(
     denoise = ends_above(denoise, along)
     held = (networks, denoise, limited, shape, classes, label, place, names)
     return Prepared(*held, along.start, effective)
+
+
+def labels_of(
+    asked: int | str | list[int | str] | None, classes: int, names: list[str] | None
+) -> int | list[int] | None:
+    """The class of all samples, or those that they are drawn of; UserError where one is none."""
+    if not isinstance(asked, list):
+        return class_of(asked, classes, names)
+    found = [class_of(one, classes, names) for one in asked]
+    several = [one for one in found if one is not None]
+    for one in several:
+        if several.count(one) > 1:
+            raise UserError(f"class_label has class {one} twice")
+    return several
 
 
 def class_of(

@@ -191,7 +191,8 @@ def _checkpoints(ready: Ready, keep: int, *, anew: bool) -> int:
 def _learner(recipe: dict, data_set: Any, speed: dict) -> Any:
     """The learner of a new model, its network initialised by the seed and laid out."""
     torch.manual_seed(key("init", recipe["seed"]))
-    network = build_model(recipe, data_set.shape, data_set.num_classes)
+    names = data_set.class_names
+    network = build_model(recipe, data_set.shape, data_set.num_classes, names)
     prepare(network, speed)
     module = build("lightning_cfg.training.learners", recipe["learner"], network)
     module.check(data_set)

@@ -26,6 +26,8 @@ from lightning_cfg.evaluation.build import (
     check_set,
     fresh_points,
     gather_sets,
+    guided_by,
+    read_by,
     real_side,
     scored,
     scorer_of,
@@ -39,12 +41,13 @@ from lightning_cfg.runs import wandb_run
 from lightning_cfg.runs.files import write_text
 from lightning_cfg.runs.inputs import Checkpoint
 from lightning_cfg.runs.manifests import read_table
-from lightning_cfg.runs.names import METRICS
+from lightning_cfg.runs.names import METRICS, RIGHT
 from lightning_cfg.runs.parts import Parts
 from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import launched, sharing
 from lightning_cfg.runs.run import Run, content_of, verb
 from lightning_cfg.sampling.guided import check_roles
+from lightning_cfg.sampling.network import Elsewhere
 from lightning_cfg.sampling.prepared import pick_device
 from lightning_cfg.sampling.seeds import check_seeds
 
@@ -86,7 +89,7 @@ def _scorer_again(asked: str, real: Real | None) -> Scorer:
     return scorer_of(**json.loads(asked), real=real)
 
 
-def _same_scorer(*, real: Real | None, classifier: str | None, **asked: Any) -> Scorer:
+def _same_scorer(*, real: Real | None, classifier: str | dict | None, **asked: Any) -> Scorer:
     """As `scorer_of`; a study tries many tables of the same metrics."""
     if classifier is not None:  # which may be to come, and is no mere text
         return scorer_of(real=real, classifier=classifier, **asked)
@@ -117,7 +120,10 @@ def _ready(config: dict, scorer_of: Callable[..., Scorer]) -> _Ready:
     sets = {
         label: read_set(path, data_set, decode=decode) for label, path in config["samples"].items()
     }
+    drawn = None if data_set is None else data_set.drawn
     for label, keys in config["generate"].items():
+        if keys["class_label"] is None and drawn is not None:
+            keys = {**keys, "class_label": drawn.tolist()}
         sets[label] = generated(**keys, device=config["device"]).decoded(decode)
     needs_classes = by_class or classifier is not None
     for label, held in sets.items():
@@ -141,7 +147,7 @@ def evaluate(
     features: Features | dict[str, Features] | None = None,
     statistics: dict[str, Statistics] = {},
     reference: str | list[str] = "held_out",
-    classifier: Checkpoint | None = None,
+    classifier: Checkpoint | Elsewhere | None = None,
     real: Count | None = None,
     bank: Count | None = None,
     by_class: bool = True,
@@ -159,11 +165,13 @@ def evaluate(
     """Score samples; the run holds metrics/metrics.csv and .json, numbers.csv and .json, table.md.
 
     metrics.csv has a row per set and class. numbers.csv has a row per number, with all that it
-    depends on: N, reference split and its M, extractor, resize, weights, sampler, seeds.
+    depends on: N, reference split and its M, extractor, resize, weights, sampler, seeds. right.json
+    has of each class how many samples a classifier has read as it.
 
     samples     {label: run of `generate` or `refine`, sample file, or anyone's images: a folder,
                 zip, .npz or .npy}
-    generate    {label: keys of `generate`}: samples that are made while they are scored, not kept
+    generate    {label: keys of `generate`}: samples that are made while they are scored, not kept;
+                of prompts that the data have pictures of, where they have none of others
     data        the real data; can be left out where `statistics` are all that is asked for
     metrics     functions of lightning_cfg.metrics, or dotted paths; left out, all that fit
     features    one feature space, or several by label: the metrics of features are taken in each
@@ -172,7 +180,9 @@ def evaluate(
                 keeps them; instead of the first reference
     reference   splits to compare with, held_out or bank (the training data, as is usual for FID);
                 columns of the second bear its name, _vs_bank
-    classifier  a run of `fit` of a clean classifier, for class_accuracy and confidence
+    classifier  a run of `fit` of a clean classifier, for class_accuracy and confidence; or one by
+                its section, as in `models` of `generate`: {name: clip, path: FOLDER} over the
+                prompts that are the data, for text_alignment
     real, bank  points per class of either split; left out, all of them
     by_class    False scores all classes together, in one row named all
     fresh       real points per class that are scored too, as the floor of every metric; they are a
@@ -199,6 +209,7 @@ def evaluate(
 
     ready = _ready({**asked, "device": device, "seed": seed}, scorer_of)
     scorer, sets, others = ready.scorer, ready.sets, ready.others
+    _tell_guiding(run, samples, generate, classifier)
     parts = {label: 1 if label == "real" else draws for label in sets}
     with sharing() as ranks:
         total = _total(sets, draws)
@@ -214,7 +225,7 @@ def evaluate(
     if not ranks.first:
         return run.directory
     with bar, made.kept(total, "samples"):
-        rows, numbers = scored(pieces, scorer, others)
+        rows, numbers, right = scored(pieces, scorer, others)
     rows, names = spread(rows), ready.class_names
     run.begin()  # only now: other settings, after an error above, are not refused as another run's
     asked_for = [metric.__name__ for metric, _ in scorer.metrics]
@@ -222,12 +233,26 @@ def evaluate(
     steps = ({"generate": made} if made else {}) | scorer.steps
     facts = {"metrics": asked_for, "steps": steps}
     facts |= {} if names is None else {"class_names": names}
-    run.finish(*_written(run.directory, rows, numbers, names), **facts)
+    run.finish(*_written(run.directory, rows, numbers, right, names), **facts)
     _send(run)
     if sys.stdout.isatty():
         print(as_text(named(rows, names)))
     print(f"{run_dir}: {len(rows)} rows of {len(scorer.metrics)} metrics")
     return run.directory
+
+
+def _tell_guiding(run: Run, samples: dict, generate: dict, classifier: str | dict | None) -> None:
+    """A line for each set that was guided by the classifier which measures it."""
+    if classifier is None:
+        return
+    own = read_by(classifier)
+    guiding = [label for label, path in samples.items() if guided_by(path, classifier)]
+    for label, keys in generate.items():
+        one = keys["models"].get("classifier")
+        if one is not None and set(own.values()) & set(read_by(one).values()):
+            guiding.append(label)
+    for label in guiding:
+        run.say(f"{label} was guided by this classifier: it says how far that was followed")
 
 
 def _check(config: dict) -> None:
@@ -258,9 +283,14 @@ def _total(sets: dict[str, SampleSet], draws: int) -> int:
 
 
 def _written(
-    directory: Path, rows: list[dict], numbers: list[dict], names: list[str] | None
+    directory: Path,
+    rows: list[dict],
+    numbers: list[dict],
+    right: list[dict],
+    names: list[str] | None,
 ) -> list[Path]:
-    """The files of a table and of its numbers; metrics.json, which others read, by number alone."""
+    """The files of a table and of its numbers; metrics.json and right.json, which others read, by
+    number alone."""
     folder, shown = directory / "metrics", named(rows, names)
     numbers = named(numbers, names)
     return [
@@ -269,6 +299,7 @@ def _written(
         write_text(folder / "numbers.csv", as_csv(numbers)),
         write_text(folder / "numbers.json", json.dumps(numbers, indent=1)),
         write_text(folder / "table.md", as_markdown(shown, numbers)),
+        *([write_text(directory / RIGHT, json.dumps(right, indent=1))] if right else []),
     ]
 
 

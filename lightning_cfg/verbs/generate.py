@@ -13,6 +13,7 @@ from lightning_cfg.config import (
     Count,
     Data,
     Decode,
+    Filled,
     Free,
     Guidance,
     Newer,
@@ -41,6 +42,7 @@ from lightning_cfg.sampling.prepared import Prepared, pick_device, prepare
 from lightning_cfg.sampling.seeds import check_seeds
 
 EFFECTIVE = "effective_scale"
+Label = Annotated[int, NonNegative] | str
 
 
 def _unread(config: dict, key: str) -> bool:
@@ -90,7 +92,7 @@ def generate(
     n: Count,
     seed: Seed = 0,
     data: Data | None = None,
-    class_label: Annotated[int, NonNegative] | str | None = None,
+    class_label: Label | Annotated[list[Label], Filled] | None = None,
     weights: Weights = "ema",
     batch_size: Annotated[int, AtLeast(1)] = 1000,
     precision: Annotated[Precision, Newer] = "32-true",
@@ -111,7 +113,8 @@ def generate(
     models       {model, weak, classifier, discriminator}: run directories or checkpoints, as the
                  guidance needs them; exact: the closed form of `data`. With weights of its own:
                  weak: {path: runs/base/checkpoints/best_001000.ckpt, weights: 100_000}
-    class_label  of all samples, by number or name; left out, each seed draws its own
+    class_label  of all samples, by number or name; of several each seed draws one; left out, each
+                 seed draws its own of all
     weights      ema, raw, the half-life in images of the average wanted, or its relative width
                  {std: 0.15}, which is made of the snapshots of a `fit`, also as of an earlier step:
                  {std: 0.15, step: 1000}

@@ -7,18 +7,20 @@ from typing import Annotated, Any, Literal
 from lightning_cfg.config import Between, Data, Real, Scales, Seed, changed, completed
 from lightning_cfg.data.build import build_data
 from lightning_cfg.errors import UserError
-from lightning_cfg.reports.case import Case, Traced, joined
+from lightning_cfg.reports.case import SETTING, Case, Traced, joined
 from lightning_cfg.reports.claims import check_claims, left_out, summary
 from lightning_cfg.reports.rows import Cell
 from lightning_cfg.reports.study import write_report
 from lightning_cfg.reports.trajectories import trends
+from lightning_cfg.reports.tuned import AS_WRITTEN
 from lightning_cfg.runs.manifests import MANIFEST, as_written, read_manifest, read_table
-from lightning_cfg.runs.names import METRICS, SAMPLES, TRAJECTORIES
+from lightning_cfg.runs.names import METRICS, RIGHT, SAMPLES, TRAJECTORIES
 from lightning_cfg.runs.ranks import alone
 from lightning_cfg.sampling.guided import named as named_guidance
 from lightning_cfg.sampling.network import told
 from lightning_cfg.studies import checks
 from lightning_cfg.studies.absent import absent
+from lightning_cfg.studies.chosen import choice_of
 from lightning_cfg.studies.cost import cost
 from lightning_cfg.studies.flops import forecast
 from lightning_cfg.studies.graph import Graph, Scored, Stage, drawn_by, graphs_of
@@ -34,6 +36,7 @@ from lightning_cfg.studies.schema import (
     Refining,
     Tracing,
     Training,
+    Tuning,
     Variant,
 )
 from lightning_cfg.studies.stages import Stages, as_plan
@@ -43,9 +46,10 @@ from lightning_cfg.verbs.generate import generate
 from lightning_cfg.verbs.pair import pair
 from lightning_cfg.verbs.refine import refine
 from lightning_cfg.verbs.trace import trace as trace_trajectories
+from lightning_cfg.verbs.tune import tune
 
 VERBS = {"fit": fit, "generate": generate, "pair": pair, "refine": refine}
-VERBS |= {"evaluate": evaluate, "trace": trace_trajectories}
+VERBS |= {"evaluate": evaluate, "trace": trace_trajectories, "tune": tune}
 NOTHING = {"nfe": None, "evaluations": None, "seconds": None}  # what a real sample has cost
 
 
@@ -61,6 +65,7 @@ def study(
     data: Data | None = None,
     cases: dict[str, Data] = {},
     fit_data: dict[str, dict] = {},
+    once: list[str] = [],
     discriminators: dict[str, Discriminator] = {},
     flows: dict[str, list[Annotated[float, Real]]] = {},
     flow: Training | None = None,
@@ -71,7 +76,9 @@ def study(
     published: list[Published] = [],
     evaluation: Evaluation = {},
     trace: Tracing | None = None,
+    tuning: Tuning | None = None,
     title: str = "",
+    names: dict[str, str] = {},
     stage: str | None = None,
     plan: bool | Literal["json"] = False,
     seed: Seed | None = None,
@@ -88,12 +95,14 @@ def study(
     fit_data        {fit: keys of the data set that are different for it}, such as half: first for
                     what judges and half: second for a classifier in whose features samples are
                     paired
+    once            fits that the first seed trains for all, as a classifier that guides them all
     discriminators  what learns to tell a fit's samples from the data, by name, for `methods`
     methods         guidances by name, each with its networks
     scales          guidance scales at which fresh samples are generated, refined and evaluated
     samples         fresh samples per method and scale to evaluate
     generation      how samples are made: keys of `generate`
-    cases           instead of `data`: several data sets by name, with everything done on each
+    cases           instead of `data`: several data sets by name, with everything done on each; what
+                    is trained on the same data is trained once
     flows           all: scales that share one flow's sources equally; dedicated: scales with a
                     flow each; left out: nothing is refined
     sources         generated samples that train each flow
@@ -106,6 +115,10 @@ def study(
     published       what a paper has in the place of our rows, shown beside them
     trace           what the trajectories of the fresh samples are measured against, as many as
                     generation.trajectories; a method's own classifier is added, named own
+    tuning          how the parameters of each method are chosen from its `ranges`, by networks,
+                    samples and a seed that are never scored; left out, they are as written
+    names           what figures and the page call methods and variants, by key; left out, the usual
+                    names of methods, such as CFG for classifier_free
     stage           run this one only, which needs those before it to be done, and write no
                     report: so that several machines share a study through its directory
     plan            print every stage and how it stands, and run none; json: as a list for
@@ -125,10 +138,12 @@ def study(
     methods = _whole(methods, scales, generation)
     asked = {
         "title": title, "data": data, "cases": cases, "fits": fits, "fit_data": fit_data,
-        "methods": methods, "discriminators": discriminators, "scales": scales, "flows": flows,
-        "flow": flow, "generation": generation, "sources": sources, "samples": samples,
-        "pairs": pairs, "refinement": refinement, "evaluation": evaluation, "trace": trace,
-        "variants": variants, "published": published, "seed": seed, "seeds": seeds, "trust": trust,
+        "names": names, "once": once, "methods": methods, "discriminators": discriminators,
+        "scales": scales, "flows": flows, "flow": flow, "generation": generation,
+        "sources": sources, "samples": samples, "pairs": pairs, "refinement": refinement,
+        "evaluation": evaluation, "trace": trace, "variants": variants, "published": published,
+        "tuning": tuning, "seed": seed,
+        "seeds": seeds, "trust": trust,
     }  # fmt: skip
     recipes = _check(asked)
     asked["seed"] = None if seeds else seed or 0
@@ -221,7 +236,7 @@ def _check(asked: dict) -> dict[str, dict]:
     for path, section in [(f"fits.{name}", part) for name, part in fits.items()]:
         checks.check_devices(path, section)
     checks.check_devices("flow", asked["flow"])
-    checks.check_fits(fits, asked["discriminators"], asked["fit_data"])
+    checks.check_fits(fits, asked["discriminators"], asked["fit_data"], asked["once"])
     known = [*fits, *asked["discriminators"]]
     checks.check_methods(methods, known, flows)
     if (asked["data"] is None) == (not asked["cases"]):
@@ -233,6 +248,9 @@ def _check(asked: dict) -> dict[str, dict]:
     kept = asked["generation"]["trajectories"]
     if kept > samples:
         raise UserError(f"generation.trajectories={kept} must be at most {samples=}")
+    if asked["tuning"] is not None:
+        scored = asked["seeds"] or [asked["seed"] or 0]
+        checks.check_tuning(asked["tuning"], methods, known, scored)
     if asked["trace"] is not None:
         checks.check_trace(asked["trace"], kept, methods, list(fits))
     tried = sorted({scale for section in methods.values() for scale in section["scales"]})
@@ -245,16 +263,29 @@ def _check(asked: dict) -> dict[str, dict]:
 
 def _graphs(asked: dict, recipes: dict[str, dict], data_sets: dict[str, Any]) -> list[Graph]:
     """One for each case and seed."""
-    out = []
+    out, known = [], {}
     for name, data in _cases(asked).items():
         classes, real = data_sets[name].num_classes, data_sets[name].has_points
-        out += graphs_of(asked, recipes, case=name, data=data, classes=classes, real=real)
+        drawn = data_sets[name].drawn
+        drawn = None if drawn is None else drawn.tolist()
+        out += graphs_of(
+            asked, recipes, case=name, data=data, classes=classes, real=real, drawn=drawn,
+            known=known,
+        )  # fmt: skip
     return out
 
 
 def _found_by_all(graphs: list[Graph], case: str, data_set: Any, places: dict[str, Path]) -> Case:
     """What the report shows of one data set, by every seed."""
-    return joined([_found(graph, data_set, places) for graph in graphs if graph.case == case])
+    own = [graph for graph in graphs if graph.case == case]
+    found = joined([_found(graph, data_set, places) for graph in own if not graph.tuned])
+    for method, tuned in ((m, t) for graph in own for m, t in graph.tuned.items()):
+        choice = choice_of(places[tuned.stage])
+        found.tuned[method] = {**choice, "told": str(tuned.settings[choice["setting"]])}
+    if found.tuned:  # the last column of table.csv
+        told = {method: choice["told"] or AS_WRITTEN for method, choice in found.tuned.items()}
+        found.rows = [{**row, SETTING: told.get(row["method"], "")} for row in found.rows]
+    return found
 
 
 def _found(graph: Graph, data_set: object, places: dict[str, Path]) -> Case:
@@ -269,6 +300,7 @@ def _found(graph: Graph, data_set: object, places: dict[str, Path]) -> Case:
             label = f"{when} {kind}".strip()
             measured = _effective(places[scored.sets[when, kind]])
             found.rows.extend(_rows(places[scored.table], label, key, spent[when, kind], measured))
+            found.right |= _right(places[scored.table], label, key)
         if scored.traced is not None:
             paths = places[scored.sets["before", ""]] / TRAJECTORIES
             found.traced[name, scale] = Traced.read(paths, places[scored.traced])
@@ -305,6 +337,13 @@ def _effective(run: Path) -> dict[str, float | None]:
     with as_written(run / MANIFEST):
         found = read_manifest(run).get("effective_scale")
         return {} if found is None else {"effective_scale": found["mean"]}
+
+
+def _right(table: Path, label: str, key: Cell) -> dict[Cell, list[list[dict]]]:
+    """Of each class how many samples of a set were read as it, where a classifier has read them."""
+    if not (table / RIGHT).is_file():
+        return {}
+    return {key: [[row for row in read_table(table / RIGHT) if row["samples"] == label]]}
 
 
 def _rows(table: Path, label: str, key: tuple, spent: dict, measured: dict = {}) -> list[dict]:
