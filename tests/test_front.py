@@ -172,7 +172,7 @@ def test_the_plane_is_drawn_where_there_is_a_front(found):
     assert drawn.name == "front"
     panel = drawn.figure.axes[0]
     labels = [line.get_label() for line in panel.get_lines()]
-    assert {"best schedule", "cfg", "gfcg"} <= set(labels)
+    assert {"best schedule", "CFG", "GFCG"} <= set(labels)
     assert list(panel.get_lines()[0].get_xdata()) == [0.0, 0.01, 0.02]
     assert png_of(drawn.figure).startswith(b"\x89PNG")
     config["methods"] = {k: v for k, v in config["methods"].items() if "best" not in k}

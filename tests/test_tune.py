@@ -87,6 +87,18 @@ def test_a_worse_parameter_is_not_ranked_below_what_tuning_finds(done):
     assert cfg == sorted(cfg, reverse=True)  # at a larger distance fewer of its errors
 
 
+def test_the_page_says_who_is_best_by_the_fair_table(done):
+    """Per scale of `tuning.at`, with the number that stands in the table; no other scales."""
+    matched = (done / "report.md").read_text().split("**Settings**")[0]
+    found = re.findall(
+        r"<li>Wrong class[^<]*at scale ([\d.]+) [^<]*: ([^,<]+?) (?:is best|does)",
+        (done / "report.html").read_text("utf-8"),
+    )
+    assert [scale for scale, _ in found] == ["1.5", "2"]
+    best = min(("tuned", "left", "cfg"), key=lambda name: column(matched, name)[0])
+    assert found[0][1] == {"cfg": "no method", "tuned": "tuned", "left": "left"}[best]
+
+
 def test_the_chosen_one_is_the_best_by_hand(done):
     """From tried.csv: limits of CFG's own distances, straight lines, the smallest mean error."""
     run, cfg = (stage_of(done, f"tuning tune {name}") for name in ("tuned", "cfg"))

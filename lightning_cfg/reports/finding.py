@@ -1,7 +1,7 @@
 """What a study has found, in a few sentences: the first thing that its page says."""
 
 from lightning_cfg.metrics.meaning import meaning, show
-from lightning_cfg.reports import comparison, names
+from lightning_cfg.reports import comparison, names, tuned
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.claims import PROMISES, check_claims
 from lightning_cfg.reports.trajectories import trends
@@ -15,15 +15,23 @@ def finding(case: Case, config: dict) -> list[str]:
 
 
 def _compared(case: Case, config: dict) -> list[str]:
-    """Which method makes the fewest class errors at no larger distance than the first one's."""
+    """Which method makes the fewest class errors at no larger distance than the first one's.
+
+    Of methods that were tuned, than the reference's of the tuning.
+    """
     methods, called = list(config["methods"]), names.of_methods(config)
     distance, error = comparison.measures(case.metrics)
-    if len(methods) < comparison.LEAST or distance is None or error is None:
+    if case.tuned:
+        distance, error = (next(iter(case.tuned.values()))[key] for key in ("distance", "error"))
+        matched = tuned.at_tuned_distance(case, config)
+        reference = config["tuning"]["reference"] or methods[0]
+        methods.sort(key=lambda method: method != reference)
+    elif len(methods) < comparison.LEAST or distance is None or error is None:
         return []
+    else:
+        matched = comparison.at_matched_distance(case.averages, methods, distance, error)
     out = []
-    for scale, limit, values in comparison.at_matched_distance(
-        case.averages, methods, distance, error
-    ):
+    for scale, limit, values in matched:
         known = {method: value for method, value in values.items() if value is not None}
         if scale <= 1 or not known or methods[0] not in known:
             continue

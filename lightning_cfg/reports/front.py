@@ -11,10 +11,12 @@ from lightning_cfg.evaluation.tables import in_markdown, markdown_table
 from lightning_cfg.metrics.meaning import show
 from lightning_cfg.metrics.over_seeds import OverSeeds, each
 from lightning_cfg.reports.case import Case
-from lightning_cfg.reports.panels import Drawn, Line, per_name, turn
+from lightning_cfg.reports.names import of_methods
+from lightning_cfg.reports.panels import Drawn, Line, per_name, styles
 from lightning_cfg.reports.rows import Rows
 
 DISTANCE, CERTAINTY = "energy_distance", "certainty"
+BEST = "best schedule"
 MEANING = (
     "The front is that of CFG with the best schedules w(sigma): the methods of a schedule `knots`, "
     "whose heights were learned on other samples at several prices of certainty. Of each method "
@@ -35,12 +37,12 @@ def sections(averages: Rows, config: dict) -> list[str]:
     Nothing where no method has a schedule `knots`, or certainty was not measured.
     """
     parts = []
-    for kind, names in kinds(config["methods"]).items():
-        front, others = _parted(averages, config, names)
+    for kind, methods in kinds(config["methods"]).items():
+        front, others = _parted(averages, config, methods)
         if not front:
             continue
         body = []
-        for cell in sorted(others, key=lambda cell: (names.index(cell.method), cell.scale)):
+        for cell in sorted(others, key=lambda cell: (methods.index(cell.method), cell.scale)):
             row = others[cell]
             gap = below(front, row[DISTANCE], row[CERTAINTY])
             line = [in_markdown(cell.method), show("scale", cell.scale)]
@@ -125,22 +127,29 @@ def rising(front: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 def draw(case: Case, config: dict) -> Iterator[Drawn]:
     """The plane: a panel per kind of sampler with a front, a line per method over its scales."""
     parts = {
-        kind: _parted(case.averages, config, names)
-        for kind, names in kinds(config["methods"]).items()
+        kind: _parted(case.averages, config, methods)
+        for kind, methods in kinds(config["methods"]).items()
     }
     parts = {kind: part for kind, part in parts.items() if part[0]}
     if not parts:
         return
-    methods = list(dict.fromkeys(cell.method for _, rows in parts.values() for cell in rows))
+    shown = list(dict.fromkeys(cell.method for _, rows in parts.values() for cell in rows))
+    called = {method: name for method, name in of_methods(config).items() if method in shown}
+    look = styles([BEST, *called.values()])
 
     def lines(kind: str) -> list[Line]:
         front, rows = parts[kind]
+<<<<<<< HEAD
         points = rising(front)
         out = [Line("best schedule", points, {"color": "black", "lw": 2, "marker": "o"})]
         for i, method in enumerate(methods):
+=======
+        out = [Line(BEST, front, {"color": "black", "lw": 2, "marker": "o"})]
+        for method, name in called.items():
+>>>>>>> ee2e963b752a8901f03094c94694f2a7e4735fa0
             own = Rows({cell: row for cell, row in rows.items() if cell.method == method})
             points = [] if not own else own.curve(DISTANCE, CERTAINTY)
-            out.append(Line(method, points, {**turn(i), "marker": "."}))
+            out.append(Line(name, points, {**look.get(name, {}), "marker": "."}))
         return out
 
     def finish(panel: Any, kind: str) -> None:

@@ -1,5 +1,7 @@
 """The report's part on methods that were tuned: their settings, and what each reaches so."""
 
+from typing import Any
+
 from lightning_cfg.evaluation.tables import in_markdown, markdown_table
 from lightning_cfg.metrics.matched import at_matched
 from lightning_cfg.metrics.meaning import meaning, show
@@ -50,6 +52,22 @@ def reached(rows: Rows, method: str, limit: float, d: str, e: str) -> float | No
             for seed in seeds
         }
     )
+
+
+def at_tuned_distance(case: Case, config: dict) -> list[tuple[float, Any, dict[str, Any]]]:
+    """For each scale of `tuning.at` it, the reference's distance, {method: its error within that}.
+
+    As `comparison.at_matched_distance`, of methods that were tuned.
+    """
+    tuning = config["tuning"]
+    reference = tuning["reference"] or next(iter(config["methods"]))
+    d, e = (next(iter(case.tuned.values()))[key] for key in ("distance", "error"))
+    before = case.averages.where(stage="before").having(d, e)
+    own = dict(before.where(method=reference).line(d))
+    return [
+        (scale, own[scale], {m: reached(before, m, own[scale], d, e) for m in config["methods"]})
+        for scale in tuning["at"]
+    ]
 
 
 def _matched(before: Rows, reference: str, at: list[float], d: str, e: str) -> str:
