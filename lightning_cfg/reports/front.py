@@ -139,14 +139,8 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
 
     def lines(kind: str) -> list[Line]:
         front, rows = parts[kind]
-<<<<<<< HEAD
-        points = rising(front)
-        out = [Line("best schedule", points, {"color": "black", "lw": 2, "marker": "o"})]
-        for i, method in enumerate(methods):
-=======
-        out = [Line(BEST, front, {"color": "black", "lw": 2, "marker": "o"})]
+        out = [Line(BEST, rising(front), {"color": "black", "lw": 2, "marker": "o"})]
         for method, name in called.items():
->>>>>>> ee2e963b752a8901f03094c94694f2a7e4735fa0
             own = Rows({cell: row for cell, row in rows.items() if cell.method == method})
             points = [] if not own else own.curve(DISTANCE, CERTAINTY)
             out.append(Line(name, points, {**look.get(name, {}), "marker": "."}))
