@@ -102,6 +102,11 @@ def test_what_is_below_the_front_by_hand():
     assert front.below(dented, 0.02, -0.3) == pytest.approx(0.2)
 
 
+def test_only_what_has_more_certainty_is_drawn_as_the_front():
+    points = [(0.0, -0.2), (0.001, -0.4), (0.01, -0.2), (0.02, -0.1)]
+    assert front.rising(points) == [(0.0, -0.2), (0.02, -0.1)]
+
+
 def test_over_seeds_each_has_its_own_front():
     own = [(OverSeeds({0: d, 1: d}), OverSeeds({0: c, 1: c + 0.1})) for d, c in POINTS]
     gap = front.below(own, OverSeeds({0: 0.01, 1: 0.005}), OverSeeds({0: -0.25, 1: -0.25}))

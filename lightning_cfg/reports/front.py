@@ -115,6 +115,15 @@ def below(front: list[tuple[Any, Any]], distance: Any, certainty: Any) -> Any:
     return None if found != found else found
 
 
+def rising(front: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """The points by rising distance that have more certainty than all at smaller ones."""
+    out: list[tuple[Any, Any]] = []
+    for point in front:
+        if not out or point[1] > out[-1][1]:
+            out.append(point)
+    return out
+
+
 def draw(case: Case, config: dict) -> Iterator[Drawn]:
     """The plane: a panel per kind of sampler with a front, a line per method over its scales."""
     parts = {
@@ -130,7 +139,7 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
 
     def lines(kind: str) -> list[Line]:
         front, rows = parts[kind]
-        out = [Line(BEST, front, {"color": "black", "lw": 2, "marker": "o"})]
+        out = [Line(BEST, rising(front), {"color": "black", "lw": 2, "marker": "o"})]
         for method, name in called.items():
             own = Rows({cell: row for cell, row in rows.items() if cell.method == method})
             points = [] if not own else own.curve(DISTANCE, CERTAINTY)
