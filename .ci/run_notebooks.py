@@ -29,7 +29,7 @@ def main(words: list[str]) -> None:
         notebook, began = nbformat.read(file, as_version=4), time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             resources = {"metadata": {"path": folder}}
-            NotebookClient(notebook, timeout=600, resources=resources).execute()
+            NotebookClient(notebook, timeout=1800, resources=resources).execute()
         print(f"{file.stem}: {time.monotonic() - began:.0f} s", flush=True)
         if asked.out is not None:
             asked.out.mkdir(parents=True, exist_ok=True)

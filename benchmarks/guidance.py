@@ -13,7 +13,8 @@ in turns with a bare one. The ratio of each such pair is taken, and their median
 beside it stand the passes that the method makes per sample and step, which are the ratio where all
 networks cost the same: the weak model is as large as the model. What is outside the networks, the
 steps of the sampler included, is a share of the method's own time; a backward pass belongs to the
-networks. On a GPU every pass is waited for.
+networks. On a GPU every pass is waited for; on a CPU it is this process's own time, so that others
+beside it do not count.
 
 --together measures something else: two passes of the model, conditional and not, against one of
 the doubled batch, for each number of samples. `guidance.scales.two_passes` decides by it.
@@ -123,7 +124,8 @@ class Clock:
 def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.process_time()
 
 
 def network(net: nn.Module, device: torch.device) -> nn.Module:
@@ -177,8 +179,8 @@ def methods(asked: argparse.Namespace, device: torch.device) -> bool:
     with mock.patch("torch.autograd.grad", lambda *args: clock(grad, *args)):
         trajectory(METHODS["unguided"])
         for name in asked.methods:
-            if name == "frequency_decoupled" and len(shape) < 3:
-                continue  # points have no frequencies
+            if name in ("frequency_decoupled", "rescale") and len(shape) < 3:
+                continue  # points have no frequencies, and no deviation over their pixels
             pairs, passes = [], {}
             trajectory(METHODS[name])
             for net in networks.values():

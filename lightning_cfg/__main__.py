@@ -14,6 +14,7 @@ VERBS = {
     "refine": "samples along a flow to where their neighbours are",
     "evaluate": "samples become a table of metrics beside real data",
     "trace": "how far trajectories run from decision boundaries",
+    "tune": "settings of a guidance method, and the one that errs least",
     "study": "the whole way from one file, and a report",
     "adopt": "a network that others have published becomes a run",
     "export": "samples and networks in the forms that other programs read",

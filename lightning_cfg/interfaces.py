@@ -174,6 +174,8 @@ class Net:
     augment_dim: int = 0  # augmentation labels (B, augment_dim) that it takes after c; 0: none
     # classes (B,) -> the vectors (B, d) that it embeds them as and also takes in their place
     class_vectors: Callable[[Tensor], Tensor] | None = None
+    # whether it answers by a second head inside of it, and goes no farther; None: it has none
+    inside: bool | None = None
     features: Features | None = None  # of a classifier: what its last layer sees of clean x
     head: Callable[[Tensor], Tensor] | None = None  # that layer
     # called with the classes' names, before anything is asked, of a network that reads them

@@ -22,7 +22,7 @@ from lightning_cfg.metrics.meaning import kind_of, meaning
 from lightning_cfg.nets import CaptionUNet, DualEncoder
 from lightning_cfg.nets.text import TextEmbedding
 from lightning_cfg.reports.case import Case
-from lightning_cfg.reports.contact_sheet import _shown
+from lightning_cfg.reports.nearest import classes_shown
 from lightning_cfg.reports.resampled import meanings, resampled, told
 from lightning_cfg.reports.rows import Cell, Cells
 from lightning_cfg.runs.checkpoints import build_model, restore
@@ -460,8 +460,8 @@ def test_the_report_tells_shares_by_what_prompts_say():
 
 def test_a_sheet_shows_prompts_that_there_are_pictures_of():
     unseen = Captions(pairs="unseen")
-    shown = _shown(unseen)
+    shown = classes_shown(unseen)
     assert len(shown) == 10
     assert set(shown) <= set(unseen.drawn.tolist())
     assert len({tuple(unseen.parts[k].tolist()) for k in shown}) > 5
-    assert _shown(SimpleNamespace(drawn=None, num_classes=3)) == [0, 1, 2]
+    assert classes_shown(SimpleNamespace(drawn=None, num_classes=3)) == [0, 1, 2]

@@ -187,13 +187,14 @@ def test_their_cfg_is_ours(truth):
     torch.testing.assert_close(found, ours)
 
 
-def test_their_apg_is_ours_where_both_work_on_the_denoised_sample(truth):
-    """With momentum 0 and no norm it is the part of the difference across D_c."""
-    keys = {"guidance_scale": 2.0, "adaptive_projected_guidance_momentum": None,
-            "adaptive_projected_guidance_rescale": 0.0, "eta": 0.0,
+@pytest.mark.parametrize("norm, momentum, eta", [(None, 0.0, 0.0), (0.3, -0.5, 0.25)])
+def test_their_apg_is_ours_where_both_work_on_the_denoised_sample(truth, norm, momentum, eta):
+    """In the original formulation, where their scale is added to D_c: it is ours less 1."""
+    keys = {"guidance_scale": 2.0, "adaptive_projected_guidance_momentum": momentum or None,
+            "adaptive_projected_guidance_rescale": norm or 0.0, "eta": eta,
             "use_original_formulation": True}  # fmt: skip
     section = {**theirs("AdaptiveProjectedGuidance", **keys), "prediction": "sample"}
-    ours = {"name": "apg", "scale": 3.0, "momentum": 0.0, "norm": None, "eta": 0.0}
+    ours = {"name": "apg", "scale": 3.0, "momentum": momentum, "norm": norm, "eta": eta}
     torch.testing.assert_close(sampled(truth, section), sampled(truth, ours), rtol=1e-6, atol=1e-6)
 
 

@@ -17,7 +17,7 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.kept import cache_folder
 from lightning_cfg.verbs.fit import fit
 
-VERBS = ("fit", "generate", "pair", "refine", "evaluate", "trace", "study")
+VERBS = ("fit", "generate", "pair", "refine", "evaluate", "trace", "tune", "study")
 PARTS = (
     "lightning_cfg.nets", "lightning_cfg.diffusion.models", "lightning_cfg.training.learners",
     "lightning_cfg.data", "lightning_cfg.guidance", "lightning_cfg.diffusion.samplers",

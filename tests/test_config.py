@@ -703,7 +703,7 @@ def test_help_lists_the_keys(here, monkeypatch, capsys):
     assert rows["other.scale"] == "float; default 1.5"
 
 
-VERBS = ("fit", "generate", "pair", "refine", "evaluate", "trace", "study")
+VERBS = ("fit", "generate", "pair", "refine", "evaluate", "trace", "tune", "study")
 
 
 @pytest.mark.parametrize("verb", VERBS)

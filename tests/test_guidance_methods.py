@@ -1,6 +1,7 @@
 """The methods beyond CFG, classifier guidance and autoguidance: known answers, mostly exact."""
 
 import math
+import sys
 from functools import partial
 from itertools import pairwise
 
@@ -25,6 +26,7 @@ from lightning_cfg.guidance import (
     discriminator_gradient,
     gfcg,
     gfcg_autoguidance,
+    gibbs,
     interval,
     rejection,
     rescale,
@@ -42,6 +44,12 @@ from lightning_cfg.verbs.generate import generate
 
 F64 = torch.float64
 STEPS = 6
+
+
+@pytest.fixture(autouse=True)
+def two_coordinates_will_do(monkeypatch):
+    """For `rescale`, whose formula is that of two as of many."""
+    monkeypatch.setattr(sys.modules["lightning_cfg.guidance.rescale"], "LEAST", 2)
 
 
 def mixture(means, std=0.35, labels=None):
@@ -632,6 +640,18 @@ def test_rescaled_methods_keep_the_deviation_of_the_conditional_model(noisy, net
         rescale(FOUR, of=unguided, phi=2.0)
 
 
+@pytest.mark.parametrize("shape", [(15,), (1, 4, 3)])
+def test_rescale_is_not_for_a_few_numbers(monkeypatch, shape):
+    monkeypatch.undo()
+    model = Counted(FOUR)
+    model.shape = shape
+    with pytest.raises(UserError, match=rf"needs samples of 16 .* have {math.prod(shape)}"):
+        rescale(model, of=unguided)
+    assert rescale(model, of=unguided, phi=0.0)(X, SIGMA, C).shape == X.shape
+    model.shape = (1, 4, 4)
+    rescale(model, of=unguided)
+
+
 # CADS
 
 
@@ -748,9 +768,21 @@ def test_a_sample_of_cads_is_its_seed(learned, name):
     assert (whole - plain).abs().max() > 0.1
     none = cads(learned, of=partial(classifier_free, scale=2.0), noise=0.0)
     assert torch.equal(run(none, name, seeds, **more), plain)
-    # what is noisy at no level changes nothing either, nor the ancestral noise of the same seeds
+    # what is noisy at no level would change nothing either, and is refused
     never = cads(learned, of=partial(classifier_free, scale=2.0), tau_1=1.0, tau_2=2.0)
-    assert torch.equal(run(never, name, seeds, **more), plain)
+    with pytest.raises(UserError, match=r"cads would never act: the sampler starts at sigma=80, w"):
+        run(never, name, seeds, **more)
+
+
+def test_cads_acts_or_is_refused_by_the_first_level(learned):
+    """sigma = 5 is t/T = 0.57 of the DDPM: by its own tau_1 of 0.6 nothing would be noisy."""
+    guided = cads(learned, of=partial(classifier_free, scale=2.0))
+    with pytest.raises(UserError, match=r"at sigma=5, where t/T is 0.57, and .* above tau_1=0.6"):
+        run(guided, "heun", sigma_max=5.0)
+    plain = run(classifier_free(learned, scale=2.0), "heun", sigma_max=10.0)
+    assert not torch.equal(run(guided, "heun", sigma_max=10.0), plain)
+    again = cads(learned, of=partial(gibbs, scale=2.0, sigma=1.0, steps=4))
+    assert run(again, "heun", sigma_max=10.0).isfinite().all()  # whose rounds start at sigma = 1
 
 
 def test_cads_knows_which_samples_a_method_asks_for(learned):

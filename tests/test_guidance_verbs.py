@@ -179,7 +179,7 @@ METHODS = {
     "apg": ({"name": "apg", "momentum": -0.5}, []),
     "cfgpp": ({"name": "cfg_plus_plus", "base": "conditional"}, []),
     "zero": ({"name": "cfg_zero_star"}, []),
-    "cfg_rescaled": ({"name": "rescale", "of": CFG}, []),
+    "cfg_rescaled": ({"name": "rescale", "of": CFG, "phi": 0.0}, []),  # of points nothing else
     "cfg_interval": ({"name": "interval", "of": CFG, "sigma_low": 0.05, "sigma_high": 5.0}, []),
     "gfcg_interval": (
         {"name": "interval", "of": {"name": "gfcg"}, "sigma_low": 0.05, "sigma_high": 5.0},
@@ -405,7 +405,7 @@ def test_the_guides_lines_work_and_cost_what_it_says(base, tmp_path, line, sampl
         settings |= {"data": FOUR, "model": {"name": "GuidanceFree"}}
         settings["trainer"] = {"max_steps": 2, "accelerator": "cpu"}
         networks["model"] = str(fit(**settings, run_dir=str(tmp_path / "free")))
-    if "frequency" in line:
+    if "frequency" in line or "rescale" in line:  # of points they mean nothing
         images = {"name": "helpers.toys.Halves"}
         net = {"name": "UnshuffleUNet", "channels": 4, "channel_mult": [1]}
         settings = yaml.safe_load((CONF / "fractal_base.yaml").read_text()) | {"batch_size": 4}

@@ -154,7 +154,7 @@ def test_help_loads_nothing_heavy_beside_torch():
     code = """
 import importlib, sys
 from lightning_cfg.config import help_of
-for verb in ("fit", "generate", "pair", "refine", "evaluate", "trace", "study"):
+for verb in ("fit", "generate", "pair", "refine", "evaluate", "trace", "tune", "study"):
     help_of(getattr(importlib.import_module(f"lightning_cfg.verbs.{verb}"), verb), {})
 heavy = ("lightning", "torchmetrics", "torchvision", "scipy", "matplotlib", "pandas", "torchdiffeq")
 heavy += ("faiss", "wandb", "torch_fidelity", "sympy")

@@ -10,8 +10,9 @@ from test_guidance_methods import FOUR, run
 from test_guidance_verbs import FOUR as FOUR_DATA
 
 from lightning_cfg.config import load
+from lightning_cfg.diffusion import guidance_weight
 from lightning_cfg.diffusion.draws import Draws
-from lightning_cfg.diffusion.guidance_weight import GuidanceWeight
+from lightning_cfg.diffusion.guidance_weight import GuidanceWeight, energy, first_of
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance import classifier_free, learned_weight
 from lightning_cfg.interfaces import NULL
@@ -32,9 +33,10 @@ def shrunk(x, sigma, c):
     return D_u + part[:, None] * (FOUR(x, sigma, c) - D_u)
 
 
-def weight_of(net=None) -> GuidanceWeight:
+def weight_of(net=None, **keys) -> GuidanceWeight:
     torch.manual_seed(0)
-    model = GuidanceWeight(net or MLP((2,), 4, width=32, blocks=1, outputs=1), of="nowhere")
+    net = net or MLP((2,), 4, width=32, blocks=1, outputs=1)
+    model = GuidanceWeight(net, of="nowhere", **keys)
     model.shape, model.num_classes = (2,), 4
     return model
 
@@ -179,3 +181,67 @@ def test_a_study_names_the_fit_that_a_strength_is_of(tmp_path, training):
     assert (root / "report.md").is_file()
     (run,) = (root / "stages").glob("generate-learned-2-fresh*")
     assert manifest(run)["evaluations"] == {"model": 8, "strength": 4}
+
+
+# The objective on distributions
+
+
+def test_the_energy_distance_of_each_class_by_hand():
+    """Sums over pairs, written out; of one alone nothing is known."""
+    g = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(7, 2, generator=g, dtype=F64) for _ in range(2))
+    c = torch.tensor([0, 1, 0, 2, 1, 0, 1])
+    found = energy(a, b, c)
+    for k in (0, 1):
+        rows = [i for i in range(7) if c[i] == k]
+        pairs = [(i, j) for i in rows for j in rows if i != j]
+        across = 2 * sum((a[i] - b[j]).norm() for i, j in pairs)
+        within = sum((a[i] - a[j]).norm() + (b[i] - b[j]).norm() for i, j in pairs)
+        expected = (across - within) / len(pairs)
+        torch.testing.assert_close(found[rows].mean(), expected)
+    assert found[3] == 0
+    assert first_of(c, torch.arange(7.0)).tolist() == [0, 1, 0, 3, 1, 0, 1]
+
+
+def test_each_class_of_a_batch_has_one_step(monkeypatch):
+    """x~_s is D_w + gap (x_t - D_w), x_s the same point with the same noise at s."""
+    model = weight_of(objective="mmd", gap=0.6)
+    model.guides(FOUR)
+    seen = []
+    monkeypatch.setattr(guidance_weight, "energy", lambda a, b, c: seen.append((a, b, c)) or b)
+    y, c = torch.randn(9, 2, dtype=F64), torch.arange(9) % 3
+    model.loss(y, c, Draws(seed=0, step=3, batch_size=9))
+    a, b, _ = seen[0]
+    draws = Draws(seed=0, step=3, batch_size=9)
+    t = (-1.2 + 1.2 * draws.normal()).exp().double()[:3].repeat(3)  # the first one's of each class
+    n = draws.normal(2).double()
+    torch.testing.assert_close(b, y + 0.6 * t[:, None] * n)
+    x = y + t[:, None] * n
+    D = FOUR(x, t, c)  # as nothing is learned, w = 1
+    torch.testing.assert_close(a, D + 0.6 * (x - D))
+
+
+def test_the_objective_on_distributions_has_its_truth_too():
+    """Of the shrunk model the steps' distributions are nearest where w undoes the factor."""
+    model = weight_of(objective="mmd")
+    model.guides(shrunk)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    rate = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, 120)
+    g = torch.Generator().manual_seed(0)
+    for step in range(120):
+        c = torch.arange(512) % 4
+        y = torch.cat([FOUR.sample(128, k, g) for k in range(4)]).reshape(4, 128, 2).transpose(0, 1)
+        loss = model.loss(y.reshape(-1, 2), c, Draws(seed=0, step=step, batch_size=512)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        rate.step()
+    sigma = torch.tensor([0.4, 0.6], dtype=F64).repeat_interleave(4)
+    found = model.weight(sigma, torch.arange(4).repeat(2)).detach().reshape(2, 4)
+    assert (found.mean(0).argsort() == OFF.argsort()).all()
+    torch.testing.assert_close(found.mean(0), OFF, rtol=0.3, atol=0)
+    x, c = torch.randn(64, 2, dtype=F64, generator=g), torch.arange(64) % 4
+    sigma = torch.full((64,), 0.5, dtype=F64)
+    guided = learned_weight(shrunk, model, scale=2.0)(x, sigma, c)
+    before, after = (D - FOUR(x, sigma, c) for D in (shrunk(x, sigma, c), guided.detach()))
+    assert after.norm() < 0.6 * before.norm()

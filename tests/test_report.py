@@ -3,6 +3,7 @@
 import base64
 import csv
 import html
+import json
 import re
 from types import SimpleNamespace
 
@@ -141,7 +142,12 @@ CONFIG = {
     "cases": {},
     "seed": 0,
     "methods": {
-        m: {"models": {"model": "base"}, "guidance": {"name": m}, "scales": [1.0, 2.0]}
+        m: {
+            "models": {"model": "base"},
+            "guidance": {"name": m},
+            "scales": [1.0, 2.0],
+            "generation": {"sampler": {"name": "heun"}},
+        }
         for m in ("cfg", "gradient")
     },
     "scales": [1.0, 2.0],
@@ -151,6 +157,7 @@ CONFIG = {
     "sources": 300,
     "samples": 300,
     "pairs": {"k": 7},
+    "tuning": None,
 }
 STAGES = [
     {"name": "fit base", "verb": "fit", "seconds": 100.0, "directory": "stages/a", "reused": False},
@@ -230,14 +237,13 @@ def test_html_holds_every_figure_and_every_row(written):
         assert base64.b64encode(image).decode() in text
         assert (directory / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
     assert "A &lt;small&gt; study" in text
-    full = text.split("<h2>Every class</h2>")[1]
-    cells = [re.findall("<td>(.*?)</td>", line) for line in re.findall("<tr>(.*)</tr>", full)][1:]
-    assert len(cells) == len(rows)
-    for have, want in zip(cells, rows, strict=True):
-        assert (have[0], have[3], have[4]) == (want["method"], want["stage"], want["flow"])
-        assert have[5:8] == (["64", "model 64", "0.25"] if want["nfe"] else ["", "", ""])
-        assert have[9] == f"{100 * want['outliers']:.3g} %"
-    assert len({len(line) for line in cells}) == 1
+    (held,) = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])["cases"]
+    assert len(held["rows"]) == len(rows)
+    for cells, want in zip(held["rows"], rows, strict=True):
+        have = dict(zip(held["columns"], cells, strict=True))
+        assert have == {name: want.get(name) for name in held["columns"]}
+    markdown = (directory / "report.md").read_text().split("## Every class")[1]
+    assert len(re.findall(r"^\| (?!method|:--)", markdown, re.MULTILINE)) == len(rows)
 
 
 def test_cases_have_their_own_rows_and_figures_and_nothing_is_refined(tmp_path):
@@ -379,7 +385,7 @@ def test_arrows_lead_from_before_to_after_and_nothing_is_lost_at_zero():
         pair = dict(zip(before, after, strict=True))
         rows.append(row("cfg", scale, 0, "after", "all", **pair))
     rows.append(row("real", None, 0, "real", outliers=0.001, energy_distance=1e-4))
-    config = {"variants": {"a": {}}, "flows": {"all": [1, 3]}}
+    config = {"methods": {"cfg": {}}, "variants": {"a": {}}, "flows": {"all": [1, 3]}}
     [drawn] = place_and_mass.draw(Case("", None, rows), config)
     [panel] = drawn.figure.axes
     arrows = [(text.xyann, text.xy) for text in panel.texts]

@@ -229,6 +229,22 @@ def test_names_that_are_no_names_of_files(small, tmp_path, monkeypatch, where, n
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "names, told",
+    [
+        ({"cgf": "CFG"}, "names.cgf is no method and no variant of the study; did you mean 'cg'?"),
+        ({"cfg": "a\nb"}, "names.cfg must be one line of 1 to 64 letters, not 'a\\nb'"),
+        ({"cfg": " "}, "names.cfg must be one line of 1 to 64 letters, not ' '"),
+        ({"cfg": "x" * 65}, "names.cfg must be one line of 1 to 64 letters"),
+    ],
+)
+def test_a_name_that_cannot_be_shown_is_refused(small, names, told, tmp_path):
+    with pytest.raises(UserError) as refused:
+        study(**small, names=names, run_dir="study")
+    assert str(refused.value).startswith(told)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_stands_in_a_title_is_shown_and_not_done(call, mixture, tmp_path):
     secret = tmp_path / "secret.png"
     secret.write_bytes(b"of another")
@@ -237,7 +253,8 @@ def test_what_stands_in_a_title_is_shown_and_not_done(call, mixture, tmp_path):
     assert call(study, config, "run_dir=study").status == 0
     page, text = (Path("study", name).read_text() for name in ("report.html", "report.md"))
     assert base64.b64encode(b"of another").decode() not in page
-    assert "<script>" not in page
+    assert page.count("<script") == 2  # the page's own data and script
+    assert "<script>x" not in page
     assert "javascript:y" not in re.findall(r'href="([^"]*)"', page)
     shown = html.unescape(re.search(r"<h1>(.*)</h1>", page)[1])
     assert shown == " ".join(title.split())

@@ -38,6 +38,7 @@ def guider(
 
     def begin_step(i: int, sigma: float) -> None:
         own.set_state(i, steps[0], torch.tensor(sigma))
+        own.prepare_inputs({})  # where theirs begin what they remember, as APG its momentum
 
     def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
         if own._step is None:

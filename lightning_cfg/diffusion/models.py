@@ -8,7 +8,17 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_cfg.config import Between, Newer, Positive, Real, Share, Sigma, Width, ordered
+from lightning_cfg.config import (
+    Between,
+    Newer,
+    NonNegative,
+    Positive,
+    Real,
+    Share,
+    Sigma,
+    Width,
+    ordered,
+)
 from lightning_cfg.diffusion.contrastive import Contrastive
 from lightning_cfg.diffusion.coupling import Coupling, coupled
 from lightning_cfg.diffusion.draws import Draws, onto
@@ -39,6 +49,9 @@ class EDM(OfNet):
 
     D(x; sigma, c) = c_skip x + c_out F(c_in x; c_noise, c); loss = lambda(sigma) |D - y|^2 with
     ln sigma ~ N(P_mean, P_std^2).
+
+    inner_weight  lambda of internal guidance (Zhou et al. 2025): beside it, lambda times the same
+                  loss of D_i, the answer of the head inside the network; 0: it has none
     """
 
     def __init__(
@@ -51,8 +64,10 @@ class EDM(OfNet):
         P_std: Annotated[float, Positive] = 1.2,
         sigma_min: Sigma = 0.002,
         sigma_max: Sigma = 80.0,
+        inner_weight: Annotated[float, NonNegative, Newer] = 0.0,
     ):
-        super().__init__(net, label_dropout)
+        super().__init__(net, label_dropout, inner_weight)
+        self.inner_weight = inner_weight
         self.augment_dim, self.sigma_data = self.net.augment_dim, sigma_data
         self.P_mean, self.P_std = P_mean, P_std
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
@@ -75,8 +90,20 @@ class EDM(OfNet):
         sigma = onto((self.P_mean + self.P_std * draws.normal()).exp(), y.device).to(y)
         draws.level = "sigma", sigma
         x = y + expand_like(sigma, y) * onto(draws.normal(*y.shape[1:]), y.device).to(y)
-        D = self(x, sigma, drop_labels(c, self.label_dropout, draws), augment)
-        return self.weighted((D - y).square(), sigma)
+        c = drop_labels(c, self.label_dropout, draws)
+        loss = self.weighted((self(x, sigma, c, augment) - y).square(), sigma)
+        if self.inner_weight == 0:
+            return loss
+        D_i = self.inner(x, sigma, c, augment)
+        return loss + self.inner_weight * self.weighted((D_i - y).square(), sigma)
+
+    def inner(self, x: Tensor, sigma: Tensor, c: Tensor, augment: Tensor | None = None) -> Tensor:
+        """D_i(x, sigma, c): what `forward` would be by the head inside the network."""
+        self.net.inside = True
+        try:
+            return self(x, sigma, c, augment)
+        finally:
+            self.net.inside = False
 
     def weighted(self, squares: Tensor, sigma: Tensor) -> Tensor:
         """lambda(sigma) times squared errors (B, *shape), summed over dimensions, (B,)."""

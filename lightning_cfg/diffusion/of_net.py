@@ -12,9 +12,14 @@ from lightning_cfg.interfaces import Model, Net, complete
 class OfNet(Model):
     """A model that is a network and a parametrisation, with label dropout for CFG."""
 
-    def __init__(self, net: nn.Module, label_dropout: float = 0.0):
+    def __init__(self, net: nn.Module, label_dropout: float = 0.0, inner_weight: float = 0.0):
         super().__init__()
         self.net = net = complete(net, Net, f"net {type(net).__name__}")
+        if (net.inside is not None) != (inner_weight > 0):
+            raise UserError(
+                "a head inside the network (net.inner, of an MLP) and what trains it "
+                "(model.inner_weight above 0, of EDM) go together: give both or none"
+            )
         self.label_dropout = label_dropout
         if label_dropout > 0 and not net.null_class:
             raise UserError(

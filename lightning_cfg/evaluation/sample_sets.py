@@ -362,6 +362,8 @@ def _told_of(manifest: dict) -> dict[str, str]:
     seconds = manifest.get("seconds_per_sample")  # which older runs do not say
     if manifest["verb"] == "generate":
         spent = {} if seconds is None else cost(manifest["evaluations"], seconds)
+        effective = manifest.get("effective_scale", {}).get("mean")
+        spent |= {} if effective is None else {"effective_scale": f"{effective:.4g}"}
         return told(settings) | spent
     if manifest["verb"] != "refine":
         return {}

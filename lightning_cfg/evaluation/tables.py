@@ -81,6 +81,7 @@ def as_markdown(rows: list[dict], numbers: list[dict]) -> str:
         _once(made, number["metric"], _made(number))
         keys = ("source", "left_out", "sampler", "guidance", "model_weights", "seeds")
         keys += ("evaluations", "seconds_per_sample")  # of each network, and by the clock
+        keys += ("effective_scale",)  # where `generate` has measured it
         _once(sets, number["samples"], ", ".join(f"{k} {number[k]}" for k in keys if number.get(k)))
     columns = []
     for column, said in made.items():

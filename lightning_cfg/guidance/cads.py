@@ -40,8 +40,8 @@ def cads(
 
     noise         s; 0 changes nothing
     tau_1, tau_2  t at which the condition is first noisy, and pure noise
-    Raises UserError for a model that embeds no classes, as one in closed form, and where a sampler
-    has no steps.
+    Raises UserError for a model that embeds no classes, as one in closed form, where a sampler has
+    no steps, and where all of its levels lie at t <= tau_1, so that nothing would ever be noisy.
     """
     if noise < 0 or not 0 <= tau_1 < tau_2 or not 0 <= psi <= 1:
         raise UserError(
@@ -61,7 +61,19 @@ def cads(
     def annealed(x: Tensor, sigma: Tensor, c: Tensor, rows: Tensor | None = None) -> Tensor:
         return model(x, sigma, condition(c, rows))
 
-    within = as_guided(of(Changed(model, annealed, takes_rows=True)))
+    within, begun = as_guided(of(Changed(model, annealed, takes_rows=True))), False
+
+    def take_levels(levels: list[float]) -> None:
+        nonlocal begun
+        t = time_of(torch.tensor(levels[:1])).item()
+        if not begun and t <= tau_1:  # a trajectory that begins again may do so at low noise
+            raise UserError(
+                f"cads would never act: the sampler starts at sigma={levels[0]:.3g}, where t/T is "
+                f"{t:.2f}, and the condition is noisy above tau_1={tau_1:g}"
+            )
+        begun = True
+        if within.take_levels is not None:
+            within.take_levels(levels)
 
     def draw_from(draw: Draw) -> None:
         condition.draw_from(draw)
@@ -73,7 +85,7 @@ def cads(
         if within.begin_step is not None:
             within.begin_step(i, sigma)
 
-    return replace(within, draw_from=draw_from, begin_step=begin_step)
+    return replace(within, take_levels=take_levels, draw_from=draw_from, begin_step=begin_step)
 
 
 @dataclass

@@ -6,8 +6,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import Between, Share
+from lightning_cfg.config import Between, Newer, Share
 from lightning_cfg.errors import UserError
+from lightning_cfg.guidance.knock_outs import PerSample, knocked_out
 from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.needs import require_null
 from lightning_cfg.guidance.scales import Scale, between, scale_at, two_passes
@@ -24,6 +25,7 @@ def feedback(
     pi: Annotated[float, Share] = 0.999,
     t_0: Annotated[float, Between(0, 1, below=True)] = 0.556,
     t_1: Annotated[float, Between(0, 1, below=True)] = 0.429,
+    strength: Annotated[PerSample, Newer] = "own",
 ) -> Denoiser:
     """D_u + w (D_c - D_u), w = p / (p - (1 - pi)): feedback guidance (Koulischer et al. 2025).
 
@@ -38,6 +40,9 @@ def feedback(
     scale     the largest w, lambda_max; 1 is the conditional model
     pi        1 less the share of the unconditional in what the model has learned; 1 changes nothing
     t_0, t_1  when w rises and when p is felt, as shares of the steps left: the code's for EDM2-XS
+    strength  own, or a knock-out in the place of w, while p goes on as it would: that of another
+              sample of the batch (permuted) or the batch's mean (level_mean), see `knock_outs`.
+              One number for all is CFG
     Written from the paper's abstract and the authors' code; the derivation we have not read.
     Raises UserError for a model without classes or label dropout, and where a sampler has no steps.
     """
@@ -77,7 +82,8 @@ def feedback(
             log_p = log_p.maximum(least).clamp(max=MOST)
         now = (x, step, D_c, D_u) if now is None else now
         p = log_p.exp()
-        return between(D_u, D_c, torch.where(most == 1, 1.0, p / (p - (1 - pi))))
+        w = torch.where(most == 1, 1.0, p / (p - (1 - pi)))
+        return between(D_u, D_c, knocked_out(w, strength))
 
     return Guided(guided, take_levels=take_levels, begin_step=begin_step)
 

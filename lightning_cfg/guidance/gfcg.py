@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import Real, Share
+from lightning_cfg.config import Newer, Real, Share
 from lightning_cfg.errors import UserError
+from lightning_cfg.guidance.knock_outs import Strength, knocked_out
 from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.needs import require_classes, require_null
 from lightning_cfg.guidance.scales import Scale, between, evaluate_where, scale_at, two_passes
@@ -29,6 +30,7 @@ def gfcg(
     classifier_input: Input = "denoised",
     combine: Literal["additive", "mixed"] | None = None,
     cfg_scale: Annotated[float, Real] | None = None,
+    strength: Annotated[Strength, Newer] = "own",
 ) -> Denoiser:
     """D_w = D_c + (w - 1) (D_c - D_r), w = 1 + (scale - 1) u: GFCG (after Shenoy et al. 2024).
 
@@ -47,6 +49,9 @@ def gfcg(
     combine           with CFG: additive, + (w_cfg - 1) (D_c - D_null); mixed, the reference is
                       null at w_cfg where u <= tau and r elsewhere
     cfg_scale         w_cfg; left out, as scale
+    strength          own, or a knock-out in the place of u: that of another sample of the batch
+                      (permuted), the batch's mean (level_mean), a number; see `knock_outs`.
+                      Without its reference it is knocked out by reference: unconditional
     Raises UserError for a model without classes, or without "no class" where that is needed, and
     for noisy input to a classifier of clean samples.
     """
@@ -66,6 +71,7 @@ def gfcg(
             any_other = reference == "any_other"
             r, u = confusion(classifier, classifier_input, x, sigma, c, D, confidence, any_other)
             r = torch.full_like(c, NULL) if reference == "unconditional" else r
+            u = knocked_out(u, strength)
             confused, w = u > tau, 1 + (w_max - 1) * u
             w = torch.where(confused, w, w_cfg if combine == "mixed" else 1.0)
             r = torch.where(confused, r, NULL)

@@ -1,6 +1,7 @@
 """Guidance rescale."""
 
 from dataclasses import replace
+from math import prod
 from typing import Annotated
 
 import torch
@@ -10,7 +11,9 @@ from lightning_cfg.config import Share
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.composed import Changed, Of
 from lightning_cfg.guidance.method import method
-from lightning_cfg.interfaces import Denoiser, as_guided, expand_like
+from lightning_cfg.interfaces import Denoiser, Known, as_guided, expand_like
+
+LEAST = 16  # dimensions of which a deviation is taken: its own error is then below a fifth
 
 
 @method
@@ -22,7 +25,9 @@ def rescale(model: Denoiser, *, of: Of, phi: Annotated[float, Share] = 0.7) -> D
     network predicts, v or eps; here it is always D.
 
     phi  0 is the other method as it is
-    Raises UserError for a method that returns no estimate of the clean signal.
+    Raises UserError for a method that returns no estimate of the clean signal, and for a model of
+    fewer than 16 dimensions: of two coordinates the deviation is |a - b| and says nothing of how
+    bright a sample is.
     """
     if not 0 <= phi <= 1:
         raise UserError(f"guidance.phi={phi:g} must be from 0 to 1")
@@ -39,6 +44,14 @@ def rescale(model: Denoiser, *, of: Of, phi: Annotated[float, Share] = 0.7) -> D
         raise UserError(
             "rescale cannot take cfg_plus_plus as `of`: what that returns stands for a whole step "
             "and is no estimate of the clean signal, whose deviation could be compared"
+        )
+
+    shape = Known(model).shape
+    if phi > 0 and shape is not None and prod(shape) < LEAST:
+        raise UserError(
+            f"rescale needs samples of {LEAST} dimensions or more, and these have {prod(shape)}: "
+            "the deviation over the dimensions of a sample, which it restores, means nothing of so "
+            "few"
         )
 
     def guided(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:

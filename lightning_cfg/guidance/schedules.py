@@ -8,6 +8,7 @@ from sigma (B,) to w (B,) is a schedule; one for the config takes keywords and r
 """
 
 import math
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -17,7 +18,7 @@ from lightning_cfg.config import Infinite, NonNegative, Positive, Real, ordered
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance.scales import Schedule
 
-__all__ = ["constant", "cosine", "exponential", "linear", "step"]  # what a config can name
+__all__ = ["constant", "cosine", "exponential", "knots", "linear", "step"]  # what a config can name
 
 End = Literal["low", "high"]
 
@@ -85,6 +86,41 @@ def step(
         return torch.where(inside, torch.full_like(sigma, scale), 1.0)
 
     return w
+
+
+def knots(
+    *,
+    sigmas: list[Annotated[float, Positive]],
+    heights: list[Annotated[float, Real]],
+    scale: Annotated[float, Real] = 2.0,
+) -> Schedule:
+    """s = heights at the noise levels sigmas, straight in ln sigma between and level beyond.
+
+    sigmas   rising
+    heights  as many; at scale 2 they are w - 1
+    Raises UserError for other numbers of them, or sigmas that do not rise.
+    """
+    if len(sigmas) != len(heights) or not sigmas:
+        raise UserError(
+            f"guidance.scale: {len(sigmas)} sigmas for {len(heights)} heights: one for each"
+        )
+    if any(a >= b for a, b in pairwise(sigmas)):
+        raise UserError(f"guidance.scale.sigmas={sigmas} must rise")
+
+    def w(sigma: Tensor) -> Tensor:
+        at, s = (torch.as_tensor(v).to(sigma) for v in (sigmas, heights))
+        return 1 + (scale - 1) * _straight(sigma.log(), at.log(), s)
+
+    return w
+
+
+def _straight(x: Tensor, at: Tensor, height: Tensor) -> Tensor:
+    """The line through (at, height) at x, (B,), level beyond its ends."""
+    if len(at) == 1:
+        return height.expand_as(x)
+    i = torch.searchsorted(at, x.contiguous()).clamp(1, len(at) - 1)
+    share = ((x - at[i - 1]) / (at[i] - at[i - 1])).clamp(0, 1)
+    return height[i - 1] + share * (height[i] - height[i - 1])
 
 
 def _position(full: End, low: float, high: float) -> Schedule:

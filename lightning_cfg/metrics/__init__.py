@@ -40,6 +40,7 @@ from lightning_cfg.metrics.manifold import (
 from lightning_cfg.metrics.needs import OF_A_SPACE as OF_A_SPACE
 from lightning_cfg.metrics.needs import needs as needs
 from lightning_cfg.metrics.points import (
+    certainty,
     effective_targets,
     energy_distance,
     frechet,
@@ -52,6 +53,7 @@ from lightning_cfg.metrics.points import (
 )
 
 __all__ = [
+    "certainty",
     "class_accuracy",
     "confidence",
     "density_coverage",

@@ -34,7 +34,13 @@ class Meaning(NamedTuple):
 
 
 UNDECLARED = Meaning(None, "a metric of one's own")
-COLUMNS: dict[str, Meaning] = {}  # all that is declared
+COLUMNS: dict[str, Meaning] = {  # all that is declared; of what no metric measures first
+    "effective_scale": Meaning(
+        None,
+        "scale of CFG that does most nearly the same, averaged along the path",
+        metrics=("lightning_cfg.guidance.effective_scale",),
+    )
+}
 
 
 def better(

@@ -100,6 +100,17 @@ def wrong_class(x: Tensor, c: int, truth: Any) -> dict[str, float]:
     return {"wrong_class": _share(torch.cat(guesses) != c)}
 
 
+@better("higher", "mean log probability that the exact posterior gives to their class, nats")
+def certainty(x: Tensor, c: int, truth: Any) -> dict[str, float]:
+    """Mean of log p(c|x) in nats, by the exact posterior of the clean data.
+
+    What guidance raises, at a price in distance. A fresh real draw has minus the entropy of the
+    class given the point.
+    """
+    parts = [truth.logits(part, 0.0).log_softmax(1)[:, c] for part in x.split(4096)]
+    return {"certainty": torch.cat(parts).mean().item()}
+
+
 @better("real", "mean distance to the nearest held-out real sample, units of the data")
 def nearest_real(x: Tensor, y: Tensor) -> dict[str, float]:
     """Mean Euclidean distance from a sample to the nearest held-out real point.

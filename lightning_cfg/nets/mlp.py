@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from lightning_cfg.config import Between, Positive, Width
+from lightning_cfg.config import Between, Newer, Positive, Width
 from lightning_cfg.errors import UserError
 from lightning_cfg.nets.embedding import ClassEmbedding, NoiseEmbedding, embedded
 
@@ -20,6 +20,8 @@ class MLP(nn.Module):
     fourier_std  standard deviation of the frequencies f, in cycles per unit of x: fine structure
                  of size s needs about 1 / (2 pi s)
     embed_class  False removes the class part
+    inner        a second head answers after so many of the blocks, which a model trains by its
+                 `inner_weight`: what the network knows half way, for guidance by `weaken: inner`
     outputs      numbers per sample when it is not x that is wanted, such as a classifier's logits
     """
 
@@ -36,8 +38,11 @@ class MLP(nn.Module):
         fourier_std: Annotated[float, Positive] = 10.0,
         embed_class: bool = True,
         outputs: Width | None = None,
+        inner: Annotated[int | None, Newer] = None,
     ):
         super().__init__()
+        if inner is not None and not 0 < inner < blocks:
+            raise UserError(f"net.inner={inner} must be from 1 to below net.blocks={blocks}")
         d = math.prod(shape)
         self.output_shape = shape if outputs is None else (outputs,)
         # A buffer, not a parameter: the frequencies stay as drawn, and travel in the checkpoint.
@@ -50,6 +55,11 @@ class MLP(nn.Module):
         self.leave = nn.Linear(width, math.prod(self.output_shape))
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
+        self.inner, self.inside = inner, None if inner is None else False
+        if inner is not None:  # of the same kind, and drawn after all others
+            self.leave_inside = nn.Linear(width, math.prod(self.output_shape))
+            nn.init.zeros_(self.leave_inside.weight)
+            nn.init.zeros_(self.leave_inside.bias)
 
     def forward(self, x: Tensor, noise: Tensor, c: Tensor | None = None) -> Tensor:
         """x (B, *shape), noise (B,) in about [-2, 2], c (B,), None for NULL -> (B, *shape)."""
@@ -62,9 +72,10 @@ class MLP(nn.Module):
             embedding = embedding + embedded(c, x, self.class_vectors)
         h = self.enter(x)
         embedding = nn.functional.silu(embedding)
-        for block in self.blocks:
+        for block in self.blocks[: self.inner] if self.inside else self.blocks:
             h = block(h, embedding)
-        return self.leave(nn.functional.silu(h)).reshape(-1, *self.output_shape)
+        leave = self.leave_inside if self.inside else self.leave
+        return leave(nn.functional.silu(h)).reshape(-1, *self.output_shape)
 
     def class_vectors(self, c: Tensor) -> Tensor:
         """Embeddings (B, width) of classes (B,), which `forward` also takes in their place."""

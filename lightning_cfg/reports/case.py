@@ -8,6 +8,7 @@ from lightning_cfg.reports.rows import SEED, Cell, Cells, Rows
 from lightning_cfg.runs.manifests import read_table
 from lightning_cfg.runs.names import BOUNDARIES, CURVES, SUMMARY
 
+SETTING = "setting"  # a column of rows of tuned methods
 FRONT = ("method", "scale", "class", "stage", "flow", "nfe", "evaluations", "seconds", "n")
 
 
@@ -54,6 +55,9 @@ class Case:
     seeds: list[int] = field(default_factory=lambda: [0])
     # of every seed, where there are several
     traced_by: dict[int, dict[tuple, Traced]] = field(default_factory=dict)
+    # {method: what `tune` has chosen, told in words}
+    tuned: dict[str, dict] = field(default_factory=dict)
+    images: Any = None  # those that are shown, once `nearest.shown` has made them
     # by seed, of each class how many samples were read as it: {class, n, right}
     right: Cells[list[list[dict]]] = field(default_factory=Cells)
 
@@ -66,7 +70,8 @@ class Case:
 
     @property
     def metrics(self) -> list[str]:
-        return [name for name in self.rows[0] if name not in (SEED, *FRONT)] if self.rows else []
+        front = (SEED, SETTING, *FRONT)
+        return [name for name in self.rows[0] if name not in front] if self.rows else []
 
     @property
     def front(self) -> list[str]:
@@ -87,7 +92,7 @@ def joined(cases: list[Case]) -> Case:
         first.traced,
         seeds,
         {case.seeds[0]: case.traced for case in cases},
-        Cells({cell: [case.right[cell][0] for case in cases] for cell in _by_all(cases)}),
+        right=Cells({cell: [case.right[cell][0] for case in cases] for cell in _by_all(cases)}),
     )
 
 

@@ -1,16 +1,19 @@
 """The report's part on many guidance methods: each at its best scale, fidelity and diversity."""
 
+import math
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 from lightning_cfg.evaluation.tables import markdown_table
+from lightning_cfg.metrics.matched import at_matched
 from lightning_cfg.metrics.meaning import kind_of, meaning, show
+from lightning_cfg.reports import names
 from lightning_cfg.reports.case import Case
-from lightning_cfg.reports.panels import Drawn, Line, per_name, turn
-from lightning_cfg.reports.rows import ALIKE, Rows, best, bold
+from lightning_cfg.reports.panels import MOST_LINES, Drawn, Line, in_units, per_name, styles
+from lightning_cfg.reports.rows import ALIKE, SAMPLE_KINDS, Rows, best, bold, loss
 
-DISTANCE = ("fid", "fd_dinov2", "fd", "frechet")  # by the first of which a scale is the best
+# by the first of which a scale is the best
+DISTANCE = ("fid", "fd_dinov2", "fd", "frechet", "energy_distance")
 FIDELITY = ("precision", "outliers", "class_accuracy", "wrong_class")
 CLASS = ("wrong_class", "class_accuracy")
 DIVERSITY = ("recall", "coverage")
@@ -38,7 +41,9 @@ def sections(averages: Rows, config: dict, metrics: list[str]) -> list[str]:
             title = "Before refinement" if stage == "before" else f"After refinement, flow `{flow}`"
             table = _at_their_best(rows, methods, distance, shown, averages.real)
             parts += [f"**{title}**", table]
-    return parts + _matched(averages.where(stage="before"), methods, distance, metrics)
+    if config["tuning"] is not None:  # see `tuned`, which is fair
+        return parts
+    return parts + _matched(averages, methods, distance, metrics)
 
 
 def _at_their_best(
@@ -62,85 +67,144 @@ def _at_their_best(
     return markdown_table([*front, *shown], body)
 
 
-def _matched(before: Rows, methods: list[str], distance: str, metrics: list[str]) -> list[str]:
+def at_matched_distance(
+    averages: Rows, methods: list[str], distance: str, error: str
+) -> list[tuple[float, float, dict[str, float | None]]]:
+    """For each scale it, the first method's distance, {method: its best class errors within that}.
+
+    Before refinement; between the scales of a method its curve is straight. None where it has none.
+    """
+    before = averages.where(stage="before")
+    limits = [(s, float(d)) for s, d in before.where(method=methods[0]).line(distance)]
+    curves = {
+        method: [
+            (float(d), float(e)) for d, e in before.where(method=method).curve(distance, error)
+        ]
+        for method in methods
+    }
+    return [
+        (scale, limit, {m: at_matched(curve, limit, error) for m, curve in curves.items()})
+        for scale, limit in limits
+    ]
+
+
+def _matched(averages: Rows, methods: list[str], distance: str, metrics: list[str]) -> list[str]:
     """What every method reaches in class errors at no larger distance than the first one has."""
     error = first(metrics, CLASS)
     if error is None:
         return []
     fewest = max if meaning(error).better == "higher" else min
-    limits = [(s, float(d)) for s, d in before.where(method=methods[0]).line(distance)]
-    curves = [
-        [(float(d), float(e)) for d, e in before.where(method=method).curve(distance, error)]
-        for method in methods
-    ]
-    columns = [methods]
-    for _, limit in limits:
-        values = [fewest(_within(curve, limit), default=None) for curve in curves]
-        top = fewest(value for value in values if value is not None)
-        columns.append([bold(error, value, top) for value in values])
-    heads = [f"≤ {show(distance, limit)} ({scale:g})" for scale, limit in limits]
+    columns, heads = [methods], []
+    for scale, limit, values in at_matched_distance(averages, methods, distance, error):
+        heads.append(f"≤ {show(distance, limit)} ({scale:g})")
+        top = fewest(value for value in values.values() if value is not None)
+        columns.append([bold(error, value, top) for value in values.values()])
     return [
         f"**At matched distance**: the best `{error}` that each method reaches, before refinement, "
         f"where its `{distance}` is no larger than that of {methods[0]} at the scale in brackets; "
         "interpolated between neighbours among its scales, empty where it has none"
-        + ("; of the means over the seeds." if before.over_seeds else "."),
+        + ("; of the means over the seeds." if averages.over_seeds else "."),
         markdown_table(["method", *heads], [list(line) for line in zip(*columns, strict=True)]),
     ]
 
 
-def _within(curve: list[tuple[float, float]], limit: float) -> list[float]:
-    """Heights of a curve of (distance, height) at its points within the limit, and where it leaves.
+def measures(metrics: list[str]) -> tuple[str | None, str | None]:
+    """The distance and the class errors by which methods are compared, where they were measured."""
+    return first(metrics, DISTANCE), first(metrics, CLASS)
 
-    Between neighbouring points the curve is straight.
+
+def foremost(averages: Rows, methods: list[str], metrics: list[str]) -> list[str]:
+    """The first method, and those after it that make the fewest class errors at matched distance.
+
+    By the mean rank over the first method's distances; without class errors by their smallest
+    distance, and in their own order where no distance was measured.
     """
-    heights = [height for distance, height in curve if distance <= limit]
-    for (a, p), (b, q) in pairwise(curve):
-        if min(a, b) <= limit < max(a, b):
-            heights.append(p + (q - p) * (limit - a) / (b - a))
-    return heights
+    distance, error = measures(metrics)
+    if distance is None or len(methods) <= MOST_LINES:
+        return methods[:MOST_LINES]
+    if error is None:
+        before = averages.where(stage="before")
+        lines = {method: before.where(method=method).line(distance) for method in methods}
+        columns = [{m: min((float(d) for _, d in lines[m]), default=math.inf) for m in methods}]
+    else:
+        columns = [
+            {m: math.inf if v is None else loss(error, v, None) for m, v in values.items()}
+            for _, _, values in at_matched_distance(averages, methods, distance, error)
+        ]
+    ranks = {
+        method: sum(sum(other < own[method] for other in own.values()) for own in columns)
+        for method in methods
+    }
+    others = sorted(methods[1:], key=lambda method: ranks[method])[: MOST_LINES - 1]
+    return [method for method in methods if method in (methods[0], *others)]
 
 
 def draw(case: Case, config: dict) -> Iterator[Drawn]:
-    """The curves of fidelity against diversity, a line per method."""
-    fidelity, diversity = first(case.metrics, FIDELITY), first(case.metrics, DIVERSITY)
-    if len(config["methods"]) < LEAST or fidelity is None or diversity is None:
+    """Class errors against distance, and fidelity against diversity: a line per method."""
+    methods, metrics = list(config["methods"]), case.metrics
+    if len(methods) < LEAST:
         return
-    figure = fidelity_diversity(case.averages, list(config["methods"]), fidelity, diversity)
+    called = names.of_methods(config)
+    ahead = [called[method] for method in foremost(case.averages, methods, metrics)]
+    grey = len(methods) - len(ahead)
     says = (
-        f"{fidelity} against {diversity}, a line per method over its guidance scales (the dot is "
-        "its smallest); the star is a fresh real draw."
+        "a line per method over its guidance scales (the dot is its smallest); the star is a fresh "
+        "real draw"
     )
-    yield Drawn("fidelity_diversity", f"Fidelity against diversity: {says}", figure)
+    says += f"; the other {grey} methods are grey, named where they end." if grey > 0 else "."
+    distance, error = measures(metrics)
+    fidelity, diversity = first(metrics, FIDELITY), first(metrics, DIVERSITY)
+    for name, title, up, across in (
+        ("errors_distance", "Class errors against distance to held-out real data", error, distance),
+        ("fidelity_diversity", "Fidelity against diversity", fidelity, diversity),
+    ):
+        if up is not None and across is not None:
+            figure = fronts(case.averages, called, ahead, up, across)
+            yield Drawn(name, f"{title}: {says}", figure)
 
 
-def fidelity_diversity(averages: Rows, methods: list[str], fidelity: str, diversity: str) -> Any:
-    """A panel before refinement and one for every flow; diversity across, fidelity up."""
-    kinds = {" ".join(kind).strip(): kind for kind in averages.kinds()}
+def fronts(averages: Rows, called: dict[str, str], ahead: list[str], up: str, across: str) -> Any:
+    """A panel before refinement and one for each flow of the paper's: one metric against another.
+
+    called  {method: name}
+    ahead   names of those that have colours
+    """
+    look = styles(list(called.values()), ahead)
+    kinds = {SAMPLE_KINDS[kind]: kind for kind in averages.kinds() if kind in SAMPLE_KINDS}
 
     def lines(kind: str) -> list[Line]:
         stage, flow = kinds[kind]
-        out = []
-        for i, method in enumerate(methods):
-            rows = averages.where(method=method, stage=stage, flow=flow)
-            out.append(Line(method, rows.curve(diversity, fidelity), turn(i)))
-        return out
+        return [
+            Line(
+                name,
+                averages.where(method=key, stage=stage, flow=flow).curve(across, up),
+                look.get(name, {}),
+            )
+            for key, name in called.items()
+        ]
 
     def finish(panel: Any, kind: str) -> None:
         for line in panel.get_lines():
             x, y = line.get_data()
             panel.plot(x[0], y[0], "o", color=line.get_color(), ms=3)
-        real = averages.having(diversity, fidelity).real
-        if real:
-            panel.plot(real[diversity], real[fidelity], "*", color="black", ms=7, label="real")
+        real = averages.having(across, up).real
+        if real and (meaning(across).better != "lower" or real[across] > 0):
+            panel.plot(real[across], real[up], "*", color="black", ms=7, label="real")
         if kind == next(iter(kinds)):
-            panel.set_ylabel(fidelity)
-            if meaning(fidelity).better != "higher":
+            panel.set_ylabel(names.of_column(up) + names.way(up))
+            if meaning(across).better == "lower":
+                panel.set_xscale("log")
+            if meaning(up).better != "higher":
                 panel.set_yscale("symlog", linthresh=1e-3)  # shares, from none to almost all
+            if meaning(up).better != "higher" and meaning(across).better == "higher":
                 panel.invert_yaxis()  # better is up
+        in_units(panel.xaxis, names.is_share(across))
+        in_units(panel.yaxis, names.is_share(up))
 
     return per_name(
-        {kind: kind for kind in kinds}, lines, xlabel=diversity, floors={}, most=len(kinds),
-        panel=(3.4, 3.3), beside=1.9, finish=finish, sharex=True, sharey=True,
+        {kind: kind for kind in kinds}, lines, xlabel=names.of_column(across) + names.way(across),
+        floors={}, says=averages.counted, first=ahead, panel=(3.7, 3.3), finish=finish, sharex=True,
+        sharey=True,
     )  # fmt: skip
 
 

@@ -6,56 +6,60 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cfg.diffusion.draws import keyed
-from lightning_cfg.latents.pictures import pictures_of
 from lightning_cfg.reports.case import Case
-from lightning_cfg.reports.panels import DPI, STYLE, Drawn, without_tex
+from lightning_cfg.reports.names import of_methods
+from lightning_cfg.reports.nearest import PER_CLASS, Shown, classes_shown, shown
+from lightning_cfg.reports.panels import DPI, STYLE, WIDEST, Drawn, without_tex
 from lightning_cfg.reports.rows import SAMPLE_KINDS, Cell
-from lightning_cfg.runs.pngs import drawable
-from lightning_cfg.runs.tensors import load_tensors
 
-COLUMNS, ROWS = 6, 10
+COLUMNS = PER_CLASS
 LEFT, TOP, GAP = 20, 20, 12  # pixels: class numbers, titles, between sheets
 LETTER, LETTERS = 7, 24  # pixels of one, at most so many of a class's name
 
 
 def draw(case: Case, config: dict) -> Iterator[Drawn]:
-    """A sheet for every method and scale of a study, of latents as `generation.decode` has them."""
-    data, shape = case.data_set, tuple(case.data_set.shape)
-    pictures = pictures_of(config.get("generation", {}).get("decode"), shape)
-    if not drawable(pictures.shape):
-        return
-    colours, own = 32 if pictures.shape[0] == 1 else 0, _shown(data)
-    classes, names = len(own), data.class_names and [data.class_names[k] for k in own]
-    number = torch.full((max(1, data.num_classes),), -1)
-    number[own] = torch.arange(classes)
-    classes = min(classes, data.num_classes)
-    real = {}
-    if data.has_points:
-        y, c = data.real("held_out")
-        real["real"] = pictures.first(y, number[c], COLUMNS, classes)
-    for method, scale in dict.fromkeys((cell.method, cell.scale) for cell in case.sets):
-        groups = dict(real)
+    """A sheet for every method and scale of a study: before, after, and the nearest real images."""
+    data, called = case.data_set, of_methods(config)
+    own = classes_shown(data)
+    names = data.class_names and [data.class_names[k] for k in own]
+    row = torch.zeros(max(1, data.num_classes), dtype=torch.long)
+    row[own] = torch.arange(len(own))
+    classes = min(len(own), data.num_classes)
+    for (method, scale), sets in beside(shown(case, config)).items():
+        groups, last = {}, None
         for kind, title in SAMPLE_KINDS.items():
-            if (cell := Cell(method, scale, *kind)) in case.sets:
-                held = load_tensors(case.sets[cell], "x", "c")
-                groups[title] = pictures.first(held["x"], number[held["c"]], COLUMNS, classes)
-        figure = contact_sheet(groups, classes, columns=COLUMNS, names=names)
-        beside = "real images, and the" if real else "the"
-        caption = (
-            f"{method}, scale {scale:g}: {beside} same seeds before and after "
-            "refinement; a row per class."
-        )
-        yield Drawn(f"images_{method}_{scale:g}", caption, figure, colours)
+            if kind in sets:
+                last = sets[kind]
+                groups[title] = last.x, row[last.c]
+        if last is None:
+            continue
+        refined = len(groups) > 1
+        what = "the same seeds before and after refinement" if refined else "samples"
+        if last.nearest is not None:
+            groups["the nearest real image"] = last.nearest, row[last.c]
+            what += ", and the real images that are nearest"
+            what += " to those after it in |x - y|" if refined else " to them in |x - y|"
+        caption = f"{called[method]}, scale {scale:g}: {what}; a row per class."
+        shape = last.x.shape
+        columns = fitting(len(groups), shape[-2], shape[-1])
+        figure = contact_sheet(groups, classes, columns=columns, names=names)
+        colours = 32 if shape[1] == 1 else 0
+        yield Drawn(f"images_{method}_{scale:g}", caption, figure, colours, appendix=True)
 
 
-def _shown(data: Any) -> list[int]:
-    """The classes that a study's sheets have rows of: the first ones, of those that samples are
-    drawn of ten by chance, as neighbours in number are alike."""
-    if data.drawn is None:
-        return list(range(max(1, data.num_classes)))
-    some = torch.randperm(len(data.drawn), generator=keyed("sheet"))[:ROWS]
-    return data.drawn[some.sort().values].tolist()
+def beside(images: dict[Cell, Shown]) -> dict[tuple, dict[tuple, Shown]]:
+    """{(method, scale): {(stage, flow): images}}."""
+    out: dict[tuple, dict[tuple, Shown]] = {}
+    for cell, some in images.items():
+        out.setdefault((cell.method, cell.scale), {})[cell.kind] = some
+    return out
+
+
+def fitting(sheets: int, height: int, width: int) -> int:
+    """Columns with which so many sheets beside each other are no wider than a page."""
+    room = WIDEST * DPI - LETTER * (LETTERS + 1)
+    columns = int((room / sheets - GAP) // (_zoom(height) * (width + 1)))
+    return max(1, min(COLUMNS, columns))
 
 
 def contact_sheet(
@@ -79,7 +83,7 @@ def contact_sheet(
     rows = min(num_classes, 10)
     sheets = {title: _sheet(x, c, rows, columns) for title, (x, c) in groups.items()}
     height, width = next(iter(sheets.values())).shape[:2]
-    zoom = max(1, 56 // (height // rows - 1))  # a whole number, or digits look ragged
+    zoom = _zoom(height // rows - 1)
     beside = _beside(rows, names)
     left = max(LEFT, LETTER * (1 + max(map(len, beside)))) if of_classes else LEFT
     size = left + len(sheets) * (zoom * width + GAP), TOP + zoom * height
@@ -98,6 +102,11 @@ def contact_sheet(
             figure.text(0.5 * left / size[0], y, beside[i], ha="center", va="center")
         without_tex(figure)
     return figure
+
+
+def _zoom(height: int) -> int:
+    """How much larger an image is drawn: a whole number, or digits look ragged."""
+    return max(1, 56 // height)
 
 
 def _beside(rows: int, names: list[str] | None) -> list[str]:

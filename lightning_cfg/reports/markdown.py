@@ -1,4 +1,4 @@
-"""Our own markdown (headings, lists, tables, figures) and its html, for reports."""
+"""Our own markdown (headings, lists, tables, figures) as html, for reports."""
 
 import base64
 import html
@@ -6,44 +6,64 @@ import re
 from pathlib import Path
 
 ESCAPED = re.compile(r"\\([^\w\s]|_)")  # as `tables.in_markdown` writes what is no mark
-FIGURE = re.compile(r"!\[(.*)\]\((figures/(?:\w+/)?\w+\.png)\)")  # nothing else is embedded
-CSS = """
-body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1240px;margin:2em auto;padding:0 1em}
-h1,h2{line-height:1.2}h2{margin-top:2em;border-bottom:1px solid #ddd;padding-bottom:.2em}
-code{background:#f3f3f3;padding:0 .25em;border-radius:3px}img{max-width:100%;height:auto}
-div.table{overflow-x:auto;margin:1em 0}table{border-collapse:collapse;font-size:13px}
-th,td{padding:.25em .55em;border-bottom:1px solid #e4e4e4;text-align:right;white-space:nowrap}
-th{background:#f6f6f6;white-space:normal;vertical-align:bottom}
-th:first-child,td:first-child{text-align:left}td strong{color:#b3261e}
-"""
+# nothing else is embedded; its caption is the paragraph below it, if there is one
+FIGURE = re.compile(
+    r"!\[(?P<says>.*)\]\((?P<file>figures/(?:\w[\w.+-]*/)?\w[\w.+-]*\.png)\)(?:\n\n(?P<caption>.*\[PDF\]\(.*\)))?"
+)
 
 
-def as_html(markdown: str, directory: Path) -> str:
-    """Our own markdown (headings, lists, tables, figures) as one html file, its images inside."""
-    out, title = [], _unmarked(markdown.partition("\n")[0].lstrip("# "))
-    for part in markdown.strip().split("\n\n"):
-        lines = part.split("\n")
-        if part.startswith("#"):
-            marks, text = part.split(" ", 1)
-            out.append(f"<h{len(marks)}>{_inline(text)}</h{len(marks)}>")
-        elif part.startswith("- "):
-            out.append("<ul>" + "\n".join(f"<li>{_inline(i[2:])}</li>" for i in lines) + "</ul>")
-        elif part.startswith("| "):
-            table = [f"<tr>{_html_cells(line, 'td')}</tr>" for line in lines[2:]]
-            table.insert(0, f"<tr>{_html_cells(lines[0], 'th')}</tr>")
-            out.append("<div class=table><table>\n" + "\n".join(table) + "\n</table></div>")
-        elif figure := FIGURE.fullmatch(part):
-            says, file = figure.groups()
-            data = base64.b64encode((directory / file).read_bytes()).decode()
-            out.append(f'<img src="data:image/png;base64,{data}" alt="{html.escape(says)}">')
+def as_html(markdown: str, directory: Path, room: float = float("inf")) -> str:
+    """Our own markdown (headings, lists, tables, figures) as html, its images inside.
+
+    A chapter is a section with a name. What no longer fits into `room` bytes is a link.
+    """
+    out, chapters, at = [], 0, 0
+    text = markdown.strip()
+    while at < len(text):
+        figure = FIGURE.match(text, at)
+        end = figure.end() if figure else text.find("\n\n", at)
+        part = text[at : end if end >= 0 else len(text)]
+        at += len(part) + 2
+        if figure:
+            block = _figure(figure, directory, room)
+            room -= len(block)
         else:
-            out.append(f"<p>{_inline(part)}</p>")
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{CSS}</style>'
-    return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n" + "\n".join(out) + "\n"
+            block = _block(part)
+        if part.startswith("## "):
+            name = re.sub(r"\W+", "-", part[3:].lower()).strip("-")
+            block = "</section>\n" * (chapters > 0) + f"<section id={name}>\n{block}"
+            chapters += 1
+        out.append(block)
+    return "\n".join(out) + "\n" + "</section>\n" * (chapters > 0)
 
 
-def _unmarked(text: str) -> str:
-    return ESCAPED.sub(r"\1", text)
+def _block(part: str) -> str:
+    """A heading, a list, a table or a paragraph."""
+    lines = part.split("\n")
+    if part.startswith("#"):
+        marks, text = part.split(" ", 1)
+        return f"<h{len(marks)}>{_inline(text)}</h{len(marks)}>"
+    if part.startswith("- "):
+        return "<ul>" + "\n".join(f"<li>{_inline(i[2:])}</li>" for i in lines) + "</ul>"
+    if part.startswith("| "):
+        table = [f"<tr>{_html_cells(line, 'td')}</tr>" for line in lines[2:]]
+        table.insert(0, f"<tr>{_html_cells(lines[0], 'th')}</tr>")
+        rows = "\n".join(table)
+        return f"<div class=table tabindex=0><table>\n{rows}\n</table></div>"
+    return f"<p>{_inline(part)}</p>"
+
+
+def _figure(found: re.Match, directory: Path, room: float) -> str:
+    """A figure that a click makes larger; a link to its file where it is too large."""
+    says, file = html.escape(ESCAPED.sub(r"\1", found["says"])), found["file"]
+    picture = (directory / file).read_bytes()
+    if len(picture) * 4 / 3 + 2 * len(says) + 500 > room:
+        return f'<p><a href="{file}">{says}</a></p>'
+    data = base64.b64encode(picture).decode()
+    image = f'<img src="data:image/png;base64,{data}" alt="{says}">'
+    caption = f"<figcaption>{_inline(found['caption'])}</figcaption>" if found["caption"] else ""
+    button = f"<button type=button class=enlarge aria-expanded=false>{image}</button>"
+    return f"<figure>{button}{caption}</figure>"
 
 
 def _html_cells(line: str, tag: str) -> str:

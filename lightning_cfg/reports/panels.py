@@ -1,9 +1,13 @@
 """The frame of every figure: panels in one style, a line per group, real data's level, a legend.
 
+A panel has at most MOST_LINES lines in colours of their own, and its range is theirs; others are
+grey and named where they end. A figure is no wider than WIDEST, and grows with its legend.
+
 matplotlib is imported where a figure is drawn: it takes a second, and most imports draw none.
 """
 
 import io
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +17,14 @@ from lightning_cfg.metrics.over_seeds import OverSeeds
 from lightning_cfg.runs.files import write
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe & Ito (2008)
-DASHES = ("-", "--", ":")  # the colours again, for more lines than there are colours
+DASHES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)))  # one for each
+MOST_LINES = 6  # in colours of their own
+GREY = "#b0b0b0"  # of the others
 DPI = 110
+WIDEST = 1800 / DPI  # inches
+LONGEST = 28  # letters in a line of a legend
+BRIEF = 26  # letters of a name at the end of a line
+SMALLEST = 6  # points, of a letter
 MOST_SCALES = 5  # in a row of panels
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -38,7 +48,8 @@ class Drawn(NamedTuple):
     name: str  # of its files, without ending
     caption: str
     figure: Any
-    colours: int = 64  # of `save`
+    colours: int = 256  # of `save`
+    appendix: bool = False  # one of many alike, which stand last
 
 
 @contextmanager
@@ -54,14 +65,40 @@ def framed(
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(min(size[0], WIDEST), size[1]), layout="constrained")
         panels = figure.subplots(down, across, squeeze=False, **shared)
         yield figure, panels
         if legend is not None:
             found = [panel.get_legend_handles_labels() for panel in panels.flat]
             handles = {label: h for pair in found for h, label in zip(*pair, strict=True)}
-            figure.legend(handles.values(), handles.keys(), frameon=False, **legend)
+            add_legend(figure, list(handles.values()), list(handles), **legend)
         without_tex(figure)
+
+
+def add_legend(figure: Any, handles: list, labels: list[str], **where: Any) -> None:
+    """A legend of the figure that is never cut: as many columns as fit, or a larger figure."""
+    labels = [textwrap.fill(label, LONGEST) for label in labels]
+    most = where.pop("ncols", 1)
+    for ncols in range(most, 0, -1):
+        legend = figure.legend(handles, labels, frameon=False, ncols=ncols, **where)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+        width, height = _inches(legend)
+        if ncols == 1 or width < figure.get_figwidth():
+            break
+        legend.remove()
+    if "right" in where["loc"]:
+        beside = sum(_inches(panel)[0] for panel in figure.axes[:1])  # one panel at the least
+        figure.set_figwidth(min(WIDEST, max(figure.get_figwidth(), beside + width)))
+    figure.set_figheight(max(figure.get_figheight(), height + 0.1))
+
+
+def _inches(drawn: Any) -> tuple[float, float]:
+    """Width and height of a part of a figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    box = drawn.get_window_extent(FigureCanvasAgg(drawn.figure).get_renderer())
+    return box.width / drawn.figure.dpi, box.height / drawn.figure.dpi
 
 
 def without_tex(figure: Any) -> None:
@@ -88,9 +125,11 @@ def per_name(
     xlabel: str,
     floors: dict[str, Any],
     floor: str = "--",
+    says: str = "",
+    first: list[str] | None = None,
     most: int = 4,
     panel: tuple[float, float] = (2.5, 2.2),
-    beside: float = 1.7,
+    beside: float = 1.0,
     finish: Callable[[Any, str], None] = lambda axes, name: None,
     **shared: Any,
 ) -> Any:
@@ -98,23 +137,100 @@ def per_name(
 
     titles  {name: title}
     floors  {name: value of real data}, drawn in the dashes `floor`
-    most    panels across, of the size `panel` in inches; the legend is as wide as `beside`
+    says    what stands above the legend, such as how many samples a point is of
+    first   labels of lines, those first that are to have colours where there are many
+    most    panels across, of the size `panel` in inches; the legend is at least as wide as `beside`
     finish  what is left to do to a panel: scales, marks
     """
     drawn = {name: lines(name) for name in titles}
-    labels = {line.label for some in drawn.values() for line in some}
-    across = min(most, max(1, len(titles)))
+    labels = list(dict.fromkeys(line.label for some in drawn.values() for line in some))
+    coloured = foremost(labels, first)
+    known = [line for label in [*coloured, "real"] for line in textwrap.wrap(label, LONGEST)]
+    beside = max(beside, 0.6 + max(_wide(text, 8) for text in (*known, *says.split("\n"))))
+    grey = max((_wide(_cut(label), SMALLEST) for label in set(labels) - set(coloured)), default=0)
+    each = panel[0] + 0.9 * grey  # some end within the panel
+    across = max(1, min(most, len(titles), int((WIDEST - beside) / each)))
     down = -(-max(1, len(titles)) // across)
-    height = max(panel[1] * down, 0.4 + 0.17 * (len(labels) + 1))  # that of a long legend
-    size, legend = (panel[0] * across + beside, height), {"loc": "outside right upper"}
+    size, legend = (each * across + beside, panel[1] * down), {"loc": "outside right upper"}
+    legend |= {"title": says, "alignment": "left", "title_fontsize": 7} if says else {}
     with framed(down, across, size, legend, **shared) as (figure, panels):
         for axes in panels.flat[len(titles) :]:
             axes.axis("off")
-        for axes, (name, title) in zip(panels.flat, titles.items(), strict=False):
-            plotted(axes, drawn[name], floors.get(name), floor)
-            axes.set(title=title, xlabel=xlabel)
+        named = list(zip(panels.flat, titles.items(), strict=False))
+        for axes, (name, title) in named:
+            own = [line for line in drawn[name] if line.label in coloured]
+            plotted(axes, own, floors.get(name), floor)
+            axes.set(title=textwrap.fill(title, int(14 * panel[0])), xlabel=xlabel)
             finish(axes, name)
+        for axes, (name, _) in named:
+            beyond(axes, [line for line in drawn[name] if line.label not in coloured])
     return figure
+
+
+def _cut(label: str) -> str:
+    """The beginning of a name that stands beside a panel."""
+    return label if len(label) <= BRIEF else f"{label[: BRIEF - 1]}…"
+
+
+def _wide(text: str, points: float) -> float:
+    """Inches that a text takes, about."""
+    from matplotlib.textpath import TextPath
+
+    if not text.strip():
+        return 0.0
+    return TextPath((0, 0), text.replace("$", "s"), size=points).get_extents().width / 72
+
+
+def foremost(labels: list[str], first: list[str] | None = None) -> list[str]:
+    """Those that get colours, in their own order: all where they are few, otherwise the first."""
+    if len(labels) <= MOST_LINES:
+        return labels
+    wanted = [label for label in dict.fromkeys([*(first or []), *labels]) if label in labels]
+    return [label for label in labels if label in wanted[:MOST_LINES]]
+
+
+def beyond(axes: Any, lines: list[Line]) -> None:
+    """Draw lines in grey within the range that a panel has, each named where it ends."""
+    from matplotlib.patheffects import withStroke
+
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    across, up = axes.transData.transform, axes.transAxes.inverted().transform
+    ends = []
+    for line in lines:
+        if line.points:
+            x, y = zip(*line.points, strict=True)
+            axes.plot(x, y, color=GREY, lw=0.7, zorder=1)
+            end = axes.convert_xunits(x[-1]), float(y[-1])  # along an axis of texts too
+            at, height = up(across(end))
+            mark = "↑ " if height > 1 else "↓ " if height < 0 else ""
+            ends.append((at, height, mark + _cut(line.label)))
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+    outline = [withStroke(linewidth=1.5, foreground="white")]
+    height = axes.figure.get_figheight() * axes.get_subplotspec().get_position(axes.figure).height
+    beside, within = ([end for end in ends if (end[0] > 0.85) == side] for side in (True, False))
+    ends = apart([(1.0, y, label) for _, y, label in beside], height)
+    for x, y, says in ends + apart(within, height):
+        axes.annotate(
+            says, (max(x, 0.0), y), (3, 0), xycoords="axes fraction", textcoords="offset points",
+            fontsize=SMALLEST, color="#606060", va="center", annotation_clip=False,
+            path_effects=outline,
+        )  # fmt: skip
+
+
+def apart(ends: list[tuple], height: float) -> list[tuple]:
+    """Names of lines at their ends (x, y, name) moved up or down within 0 ... 1 until none covers
+    another, in a panel of this height in inches, of which most is its frame."""
+    if not ends:
+        return []
+    least = min(1.2 * SMALLEST / 72 / (0.75 * height), 1 / len(ends))
+    ends = sorted(ends, key=lambda end: end[1])
+    y = [min(max(end[1], 0.0), 1.0) for end in ends]
+    for i in range(1, len(y)):
+        y[i] = max(y[i], y[i - 1] + least)
+    y[-1] = min(y[-1], 1.0)
+    for i in range(len(y) - 2, -1, -1):
+        y[i] = min(y[i], y[i + 1] - least)
+    return [(x, place, label) for (x, _, label), place in zip(ends, y, strict=True)]
 
 
 def plotted(axes: Any, lines: list[Line], floor: float | None, dashes: str = "--") -> None:
@@ -162,14 +278,34 @@ def shown(label: str) -> str:
     return f"\u200b{label}" if label.startswith("_") else label
 
 
-def turn(i: int) -> dict[str, str]:
-    """Colour and dashes of the i-th of many lines."""
-    return {"color": COLOURS[i % len(COLOURS)], "ls": DASHES[i // len(COLOURS) % len(DASHES)]}
+def turn(i: int) -> dict[str, Any]:
+    """Colour and dashes of the i-th of many lines, both its own; beyond six with other dashes."""
+    n = len(COLOURS)
+    return {"color": COLOURS[i % n], "ls": DASHES[(i + i // n) % n]}
+
+
+def styles(labels: list[str], first: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Of every label that `foremost` gives colours its own."""
+    return {label: turn(i) for i, label in enumerate(foremost(labels, first))}
 
 
 def spread_out(values: list[float]) -> bool:
     """Do these want a logarithmic scale?"""
     return bool(values) and min(values) > 0 and max(values) > 5 * min(values)
+
+
+def in_units(axis: Any, share: bool) -> None:
+    """Ticks as numbers that can be read: shares in per cent, a short logarithmic axis in full."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    if axis.get_scale() == "log" and low > 0 and high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    if share:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def few(scales: list[float]) -> list[float]:
@@ -179,7 +315,7 @@ def few(scales: list[float]) -> list[float]:
     return [scales[round(i * (len(scales) - 1) / (MOST_SCALES - 1))] for i in range(MOST_SCALES)]
 
 
-def save(figure: Any, stem: Path, colours: int = 64) -> None:
+def save(figure: Any, stem: Path, colours: int = 256) -> None:
     """stem.png and stem.pdf, small; the PNG with a palette of so many colours (0: all)."""
     import matplotlib
     from PIL import Image

@@ -4,8 +4,9 @@ lie where the data lie; an arrow from before to after."""
 from collections.abc import Iterator
 from typing import Any
 
+from lightning_cfg.reports import names
 from lightning_cfg.reports.case import Case
-from lightning_cfg.reports.panels import Drawn, framed
+from lightning_cfg.reports.panels import Drawn, framed, in_units
 from lightning_cfg.reports.rows import Rows
 
 PLACE, MASS = "outliers", "energy_distance"
@@ -23,32 +24,38 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
     measured = case.averages.having(PLACE, MASS)
     if config["variants"] and measured.where(stage="after"):
         trained = [float(scale) for scale in config["flows"].get("all", [])]
-        yield Drawn("place_and_mass", SAYS, arrows(measured, trained))
+        figure = arrows(measured, trained, names.of_methods(config), names.of_flows(config))
+        yield Drawn("place_and_mass", SAYS, figure)
 
 
-def arrows(averages: Rows, trained: list[float]) -> Any:
-    """Rows of at most ACROSS flows for each method; an arrow per scale."""
+def arrows(averages: Rows, trained: list[float], called: dict, named: dict) -> Any:
+    """Rows of at most ACROSS flows for each method; an arrow per scale.
+
+    called  {method: name}
+    named   {flow: name}
+    """
     after = averages.where(stage="after")
     methods = list(dict.fromkeys(cell.method for cell in after))
     flows, scales = list(dict.fromkeys(cell.flow for cell in after)), after.scales()
     parts = [flows[i : i + ACROSS] for i in range(0, len(flows), ACROSS)]
     shown, columns = [(method, part) for method in methods for part in parts], len(parts[0])
     size = (1.75 * columns + 0.9, 1.9 * len(shown) + 0.5)
-    legend = {"loc": "outside right upper"}
+    legend = {"loc": "outside right upper", "title": averages.counted, "alignment": "left"}
     with framed(len(shown), columns, size, legend, sharex=True, sharey=True) as (figure, panels):
         for row, (method, part) in zip(panels, shown, strict=True):
-            row[0].set_ylabel(f"{method}: {MASS.replace('_', ' ')}")
+            row[0].set_ylabel(f"{called[method]}:\n{names.of_column(MASS)}")
             for panel in row[len(part) :]:
                 panel.set_visible(False)
             for panel, flow in zip(row, part, strict=False):
-                panel.set_title({"all": "the study's own"}.get(flow, flow))
-                panel.set_xlabel(PLACE)
+                panel.set_title({"all": "the study's own"}.get(flow, named[flow]))
+                panel.set_xlabel(names.of_column(PLACE))
                 _floor(panel, averages.real)
                 for i, scale in enumerate(scales):
                     for cell, end in after.where(method=method, flow=flow, scale=scale).items():
                         colour = _colour(i, len(scales))
                         _arrow(panel, averages[cell.before], end, colour, scale, scale in trained)
                 panel.set(xscale="log", yscale="log")
+                in_units(panel.xaxis, share=True)
                 panel.grid(alpha=0.3, lw=0.4)
     return figure
 

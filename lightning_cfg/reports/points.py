@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_cfg.reports import names
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.panels import COLOURS, Drawn, few, framed
 from lightning_cfg.reports.rows import SAMPLE_KINDS, Cell, Cells, Rows
@@ -23,6 +24,7 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
         return
     real = case.data_set.real("held_out")
     frame, zoom = whole(real[0]), most_entangled(*real)
+    called = names.of_methods(config)
     borders = [boundary(case.data_set.truth, some) for some in (frame, zoom)]
     for method in dict.fromkeys(cell.method for cell in case.sets):
         own = case.sets.where(method=method)
@@ -31,13 +33,14 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
         corners = [left, right, right, left, left], [bottom, bottom, top, top, bottom]
         figure.axes[0].plot(*corners, color="black", lw=0.8)
         caption = (
-            f"{method}: ground truth and samples, with the exact decision boundary; the number is "
-            "the share of outliers, the rectangle what the next figure shows."
+            f"{called[method]}: ground truth and samples, at most {MOST_POINTS:,} a panel, "
+            "with the exact decision boundary; the number is the share of outliers, the rectangle "
+            "what the next figure shows."
         )
-        yield Drawn(f"points_{method}", caption, figure)
+        yield Drawn(f"points_{method}", caption, figure, appendix=True)
         figure = points(real, own, Rows(), zoom, borders[1])
-        caption = f"{method}: the same where the classes are most entangled."
-        yield Drawn(f"points_{method}_zoom", caption, figure)
+        caption = f"{called[method]}: the same where the classes are most entangled."
+        yield Drawn(f"points_{method}_zoom", caption, figure, appendix=True)
 
 
 def points(

@@ -101,6 +101,18 @@ class Rows(Cells[dict[str, Any]]):
         return any(isinstance(value, OverSeeds) for row in self.values() for value in row.values())
 
     @property
+    def counted(self) -> str:
+        """How many samples a point is of, and over how many seeds: the N of a figure."""
+        own = {cell: row for cell, row in self.items() if cell != REAL}
+        n = sorted({row["n"] for row in own.values() if "n" in row})
+        lines = [" to ".join(f"{size:,.0f}" for size in dict.fromkeys((n[0], n[-1])))] if n else []
+        lines = [f"N = {line} a point" for line in lines]
+        values = [value for row in own.values() for value in row.values()]
+        if several := [len(value.by_seed) for value in values if isinstance(value, OverSeeds)]:
+            lines += [f"mean of {max(several)} seeds", "95 % intervals (t)"]
+        return "\n".join(lines)
+
+    @property
     def real(self) -> dict[str, Any]:
         """Of a fresh draw of real data; nothing where there is none."""
         return self.get(REAL, {})

@@ -11,29 +11,33 @@ from lightning_cfg.reports import (
     claims,
     comparison,
     contact_sheet,
+    effective,
+    front,
     place_and_mass,
     points,
     resampled,
     trajectories,
     trajectory_figures,
+    tuned,
     variants,
 )
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.differences import differences
-from lightning_cfg.reports.markdown import as_html
+from lightning_cfg.reports.page import page
 from lightning_cfg.reports.panels import save
 from lightning_cfg.reports.prose import done, spent
 from lightning_cfg.reports.rows import REAL, SAMPLE_KINDS, SEED, Cell, Rows
 from lightning_cfg.runs.files import write_text
 
-FIGURES = (
+FIGURES = (  # in the order of a report: what was found, then what it is made of
+    comparison,
+    front,
     place_and_mass,
+    trajectory_figures,
     against_scale,
+    variants,
     points,
     contact_sheet,
-    variants,
-    comparison,
-    trajectory_figures,
 )
 WAYS = {  # (in the head of a table, in its definition)
     "lower": (" ↓", "; lower is better"),
@@ -84,10 +88,21 @@ def write_report(
     parts = [f"# {in_markdown(title)}", done(config, cases), spent(directory, stages)]
     if config["flows"]:
         parts += chapter("What refinement did", claims.told)
+    parts += chapter("Methods tuned", lambda case: tuned.sections(case, config))
     parts += chapter(
         "Methods compared", lambda case: comparison.sections(case.averages, config, metrics)
     )
     parts += chapter("Read right", resampled.told)
+    parts += chapter(
+        "Effective guidance scales",
+        lambda case: effective.sections(case.averages, config, metrics),
+        effective.meaning(several=several),
+    )
+    parts += chapter(
+        "How far from the best schedule",
+        lambda case: front.sections(case.averages, config),
+        front.meaning(several=several),
+    )
     parts += chapter("Flows and scales", lambda case: variants.sections(case, config))
     parts += chapter(
         "What guidance did to the trajectories",
@@ -99,21 +114,24 @@ def write_report(
     parts += chapter("Table", lambda case: [_averages_table(case.averages, metrics)], *table)
     parts += ["\n".join(f"- {_definition(name)}" for name in metrics)]
     pictures = [PICTURES.format(seeds[0])] if several else []
-    parts += chapter("Figures", lambda case: _figures(directory, case, config), *pictures)
+    drawn = {case.name: _figures(directory, case, config) for case in cases}
+    parts += chapter("Figures", lambda case: drawn[case.name][False], *pictures)
+    parts += chapter("Appendix: every method", lambda case: drawn[case.name][True])
     parts += chapter("Every class", lambda case: [_table(case.front, metrics, case.rows)])
     markdown = "\n\n".join(parts) + "\n"
     _write_tables(directory, cases)
-    write_text(directory / "report.html", as_html(markdown, directory))
+    whole = page(markdown, directory, title=title, cases=cases, config=config)
+    write_text(directory / "report.html", whole)
     write_text(directory / "report.md", markdown)
 
 
-def _figures(directory: Path, case: Case, config: dict) -> list[str]:
-    """Draw all that there is to draw; each with its caption."""
-    out = []
+def _figures(directory: Path, case: Case, config: dict) -> dict[bool, list[str]]:
+    """Draw all that there is to draw; each with its caption, those of the appendix apart."""
+    out: dict[bool, list[str]] = {False: [], True: []}
     for drawn in (figure for kind in FIGURES for figure in kind.draw(case, config)):
-        file, says = Path("figures", case.name, drawn.name), drawn.caption
+        file, says = Path("figures", case.name, drawn.name), in_markdown(drawn.caption)
         save(drawn.figure, directory / file, drawn.colours)
-        out.append(f"![{says}]({file}.png)\n\n{says} [PDF]({file}.pdf)")
+        out[drawn.appendix].append(f"![{says}]({file}.png)\n\n{says} [PDF]({file}.pdf)")
     return out
 
 

@@ -4,6 +4,7 @@ In all of them t/T of the DDPM runs from 1 (noise) at the left to 0 (data) at th
 stands u = x / sqrt(1 + sigma^2). `traced` is {(method, scale): Traced}.
 """
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,12 @@ import numpy as np
 import torch
 
 from lightning_cfg.diffusion.trajectories import scaled, time_of
+from lightning_cfg.reports import names
 from lightning_cfg.reports.case import Case, Traced
-from lightning_cfg.reports.panels import COLOURS, Drawn, few, framed
+from lightning_cfg.reports.panels import COLOURS, Drawn, add_legend, few, framed
 from lightning_cfg.reports.rows import Cell, Cells, mean
 from lightning_cfg.runs.tensors import load_tensors
 
-GUIDANCE = {  # in words
-    "classifier_free": "classifier-free guidance",
-    "classifier_gradient": "classifier guidance",
-    "unguided": "no guidance",
-}
 # at scale 1 the conditional model itself
 PLAIN = ("classifier_free", "autoguidance", "apg", "cfg_zero_star")
 PER_CLASS = 20  # trajectories drawn: more make the files large
@@ -31,18 +28,16 @@ MOST_COLUMNS = 5  # methods in one row of curves
 BINS = 80
 AT: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
 BELOW = {"loc": "outside lower center"}
-TICKS = {"xticks": np.linspace(1, 0, 5), "xticklabels": ["1", "", "0.5", "", "0"]}
-TIME: dict[str, Any] = {"xlim": (1, 0), **TICKS}
 APART = 1e-4  # zeros closer in u are one: `trace` looks for them class by class
 JUMP = 0.5  # zeros of neighbouring levels farther apart in u are not on one line
 GRID = (
-    "Trajectories with the {} denoiser, from noise (left) to data (right): a row per method, a "
-    "column per guidance scale. Black: a classifier's decision boundary at every noise level, in "
-    "dots where a level has several. Beside each panel the finished samples and, as lines, the "
-    "true density of each class; peaks higher than twice the true one are cut off. Straightness "
-    "is arc over chord, 1 for a straight line; distance is the mean signed one to the boundary of "
-    "the method's own classifier, or to the dashed one where it has none, above 0 on the class's "
-    "own side."
+    f"Trajectories with the {{}} denoiser, {PER_CLASS} of each class at most, from noise (left) to "
+    "data (right): a row per method, a column per guidance scale. Black: a classifier's decision "
+    "boundary at every noise level, in dots where a level has several. Beside each panel the "
+    "finished samples and, as lines, the true density of each class; peaks higher than twice the "
+    "true one are cut off. Straightness is arc over chord, 1 for a straight line; distance is the "
+    "mean signed one to the boundary of the method's own classifier, or to the dashed one where it "
+    "has none, above 0 on the class's own side."
 )
 EACH = "a panel per method, a line per guidance scale, classes averaged."
 DISTANCE = (
@@ -60,7 +55,10 @@ DASHES = ("-", (0, (3, 1.5)), (0, (1, 1)))  # the own classifier's boundary, oth
 def draw(case: Case, config: dict) -> Iterator[Drawn]:
     """Grids in one dimension, and everywhere the curves of all methods."""
     data_set, traced = case.data_set, case.traced
-    methods = {m: config["methods"][m] for m in config["methods"] if any(m == n for n, _ in traced)}
+    called, methods = names.of_methods(config), {}
+    for method, about in config["methods"].items():
+        if any(method == name for name, _ in traced):
+            methods[method] = {**about, "called": called[method]}
     if not methods:
         return
     formula = data_set.formula
@@ -69,6 +67,9 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
         kind = group.partition("_")[0]
         figure = grid(data_set, f"Trajectories, {kind} denoiser{name}", part, traced, case.sets)
         yield Drawn(f"trajectories_{group}", GRID.format(kind), figure, 32)
+    first = next(iter(traced.values()))
+    n = sum(row["n"] for row in first.of(first.guide))
+    name += f"; N = {n:,.0f} a line"
     title = f"Distance to the decision boundary{name}"
     yield Drawn("distance", DISTANCE, curves(title, methods, traced, "distance"))
     chance, title = 1 / data_set.num_classes, f"Probability of the class asked for{name}"
@@ -99,9 +100,10 @@ def grid(
     size = max(7.0, 2.5 * across + 1.75), 1.5 * down + 1
     with framed(down, across, size, sharex=True, sharey=True) as (figure, panels):
         figure.get_layout_engine().set(rect=(0, 0, 0.995, 1))  # or the last frame is cut
-        panels[0, 0].set(ylim=limits, **TIME)
+        _time(panels[0, 0], traced)
+        panels[0, 0].set_ylim(limits)
         for row, (method, about) in zip(panels, methods.items(), strict=True):
-            _name(row[0], method, about)
+            _name(row[0], about.get("called", method), about)
             for panel, scale in zip(row, scales, strict=True):
                 if (method, scale) not in traced:
                     panel.set_frame_on(False)
@@ -125,13 +127,21 @@ def grid(
     return figure
 
 
-def _name(panel: Any, method: str, about: dict) -> None:
+def _time(panel: Any, traced: dict[tuple, Traced]) -> None:
+    """The axis of t/T, from the highest noise level that any trajectory has."""
+    from matplotlib.ticker import MaxNLocator
+
+    panel.set_xlim(max(row["t"] for one in traced.values() for row in one.curves), 0)
+    panel.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+
+
+def _name(panel: Any, called: str, about: dict) -> None:
     """At the left of a row: the method, its guidance and its networks."""
-    guidance = about["guidance"]["name"]
-    lines = [GUIDANCE[guidance] if guidance in GUIDANCE else guidance.replace("_", " ")]
+    lines = [told for told in (names.usual(about["guidance"]["name"]),) if told != called]
     for role, path in about["models"].items():
         lines.append(f"{'denoiser' if role == 'model' else role}: {Path(path).name}")
-    panel.annotate(method, (0, 0.5), (-42, 4), **AT, ha="right", va="bottom", fontsize=9)
+    name = textwrap.fill(called, 22)
+    panel.annotate(name, (0, 0.5), (-42, 4), **AT, ha="right", va="bottom", fontsize=9)
     panel.annotate("\n".join(lines), (0, 0.5), (-42, 1), **AT, ha="right", va="top")
     panel.set_ylabel("u = x / √(1 + σ²)")
 
@@ -145,21 +155,22 @@ def curves(
     """
     import matplotlib
 
-    scales = sorted({scale for _, scale in traced})
+    scales = sorted({s for m in methods for s in few(sorted(s for n, s in traced if n == m))})
     colours = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1, len(scales)))
     shades = dict(zip(scales, colours, strict=True))
     across = min(MOST_COLUMNS, len(methods))
     down = -(-len(methods) // across)
     size, legend = (max(5.0, 1.9 * across + 0.5), 1.75 * down + 0.8), {**BELOW, "ncols": 8}
     with framed(down, across, size, legend, sharex=True, sharey=True) as (figure, panels):
-        panels[0, 0].set(**TIME)
+        _time(panels[0, 0], traced)
         for panel, (method, about) in zip(panels.flat, methods.items(), strict=False):
-            own = {scale: one for (name, scale), one in traced.items() if name == method}
+            tried = few(sorted(scale for name, scale in traced if name == method))
+            own = {scale: traced[method, scale] for scale in tried}
             _curves(panel, own, shades, quantity)
             guide = own[max(own)].guide
             classifier = Path(about["models"].get("classifier", "")).name
             whose = f"its classifier: {classifier}" if guide == "own" else f"read by: {guide}"
-            panel.set_title(f"{method}\n{whose}")
+            panel.set_title(f"{about.get('called', method)}\n{whose}")
             panel.axhline(level, color="black", lw=0.7, ls=":")
             panel.grid(alpha=0.3, lw=0.4)
         for panel in panels.flat[len(methods) :]:
@@ -182,7 +193,7 @@ def _curves(panel: Any, own: dict[float, Traced], shades: dict[float, Any], quan
     for scale in sorted(own):
         t, value = curve(own[scale], own[scale].guide, quantity)
         panel.plot(t, value, color=shades[scale], lw=1.1)
-        if quantity == "distance" and scale in (min(shades), max(shades)):
+        if quantity == "distance" and scale in (min(own), max(own)):
             for p in (10, 90):
                 edge = curve(own[scale], own[scale].guide, f"distance_{p}")[1]
                 panel.plot(t, edge, color=shades[scale], lw=0.6, ls="--")
@@ -283,9 +294,9 @@ def _finals(panel: Any, data_set: Any, file: Path | None, limits: tuple[float, f
 
 def _dashes(some: list[Traced]) -> dict[str, Any]:
     """{classifier with a boundary: its line's style}, the own one first."""
-    names = {row["classifier"] for one in some for row in one.boundaries}
-    others = {name: DASHES[1 + i % 2] for i, name in enumerate(sorted(names - {"own"}))}
-    return ({"own": DASHES[0]} if "own" in names else {}) | others
+    found = {row["classifier"] for one in some for row in one.boundaries}
+    others = {name: DASHES[1 + i % 2] for i, name in enumerate(sorted(found - {"own"}))}
+    return ({"own": DASHES[0]} if "own" in found else {}) | others
 
 
 def _legend(figure: Any, data_set: Any, boundaries: dict[str, Any], columns: int) -> None:
@@ -301,4 +312,4 @@ def _legend(figure: Any, data_set: Any, boundaries: dict[str, Any], columns: int
     handles.append(Patch(color="#999999", alpha=0.5, lw=0, label="finished samples"))
     if data_set.truth is not None:
         handles.append(Line2D([], [], color="#555555", lw=0.9, label="true density"))
-    figure.legend(handles=handles, **BELOW, ncols=columns, frameon=False)
+    add_legend(figure, handles, [handle.get_label() for handle in handles], **BELOW, ncols=columns)

@@ -6,14 +6,25 @@ from typing import Any
 
 from lightning_cfg.evaluation.tables import in_markdown, markdown_table
 from lightning_cfg.metrics.meaning import kind_of, meaning, show
+from lightning_cfg.reports import names
 from lightning_cfg.reports.case import Case
-from lightning_cfg.reports.panels import COLOURS, Drawn, Line, per_name, spread_out, turn
+from lightning_cfg.reports.panels import (
+    Drawn,
+    Line,
+    few,
+    in_units,
+    per_name,
+    spread_out,
+    styles,
+    turn,
+)
 from lightning_cfg.reports.rows import ALIKE, SAMPLE_KINDS, Rows, best, bold
 
 DISTANCES = ("fid", "fd_dinov2", "fd", "frechet")
 # What is told of every flow: how close it comes to the data, and what that may have been bought by.
 TOLD = (*DISTANCES, "energy_distance", "outliers", "recall", "coverage", "near_copies")
 NAMES = {flow: name for (_, flow), name in SAMPLE_KINDS.items() if flow} | {"": "before"}
+BEFORE = {"color": "#404040", "ls": (0, (1, 1.2))}
 PURPOSES = (
     "Neighbours repair place: samples come to where data are, and as many to each place as before, "
     "so that what guidance made certain stays certain. Transport repairs mass: as many come to "
@@ -114,39 +125,62 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
     variants, averages = config["variants"], case.averages
     if not variants:
         return
+    called, flows = names.of_methods(config), names.of_flows(config)
     shown = [m for m in case.metrics if kind_of(m) in TOLD]
     distances = [m for m in shown if kind_of(m) in DISTANCES]
     solved = ["", "all", *(name for name, change in variants.items() if _solves(change))]
     for method in config["methods"]:
         own = averages.where(method=method)
-        figure = against_scale(own, ["", "all", "dedicated", *variants], shown, averages.real)
-        says = "every flow against the guidance scale; grey: before, dashed: a fresh real draw."
-        yield Drawn(f"variants_{method}", f"{method}: {says}", figure)
+        figure = against_scale(own, flows, shown, averages.real)
+        says = (
+            "every flow against the guidance scale; dotted: before, dashed: a fresh real draw. Of "
+            "more than six the paper's and those closest to the data have colours, others are grey."
+        )
+        yield Drawn(f"variants_{method}", f"{called[method]}: {says}", figure)
         if len(solved) > 2 and distances:
             figure = against_evaluations(own, solved, distances, averages.real)
             says = (
                 "quality against the evaluations of the flow; 0 is before refinement, the point "
                 "with the most is by dopri5."
             )
-            yield Drawn(f"evaluations_{method}", f"{method}: {says}", figure)
+            yield Drawn(f"evaluations_{method}", f"{called[method]}: {says}", figure)
 
 
-def against_scale(averages: Rows, flows: list[str], metrics: list[str], real: dict) -> Any:
-    """Of one method: a panel per metric, a line per flow over the guidance scale."""
-    flows = [flow for flow in flows if averages.where(flow=flow)]
+def against_scale(averages: Rows, flows: dict[str, str], metrics: list[str], real: dict) -> Any:
+    """Of one method: a panel per metric, a line per flow over the guidance scale.
+
+    flows  {key: name}, "" before refinement
+    """
+    flows = {flow: name for flow, name in flows.items() if averages.where(flow=flow)}
+    first = [flows[flow] for flow in _closest(averages, list(flows), metrics)]
+    look = styles([name for flow, name in flows.items() if flow], first[1:])
+    look |= {flows[flow]: BEFORE for flow in flows if not flow}
 
     def lines(metric: str) -> list[Line]:
-        out = []
-        for i, flow in enumerate(flows):
-            style = {"marker": "o", **(turn(i - 1) if flow else {"color": "#777777"})}
-            line = averages.where(flow=flow).line(metric)
-            out.append(Line(NAMES.get(flow, flow), line, style))
-        return out
+        return [
+            Line(
+                name, averages.where(flow=flow).line(metric), {"marker": "o", **look.get(name, {})}
+            )
+            for flow, name in flows.items()
+        ]
 
+    titles = {metric: names.of_column(metric) + names.way(metric) for metric in metrics}
     return per_name(
-        {metric: metric for metric in metrics}, lines, xlabel="guidance scale", floors=real, most=3,
-        panel=(2.7, 2.2), beside=1.6, finish=_logarithmic,
+        titles, lines, xlabel="guidance scale", floors=real, most=3, panel=(2.7, 2.2),
+        says=averages.counted, first=first, finish=_logarithmic,
     )  # fmt: skip
+
+
+def _closest(averages: Rows, flows: list[str], metrics: list[str]) -> list[str]:
+    """Samples before, the paper's flow, then the flows by a distance's mean over the scales."""
+    distance = next((m for m in metrics if kind_of(m) in ("energy_distance", *DISTANCES)), None)
+    fixed = [flow for flow in ("", "all") if flow in flows]
+
+    def mean(flow: str) -> float:
+        values = [float(value) for _, value in averages.where(flow=flow).line(distance or "")]
+        return sum(values) / len(values) if values else math.inf
+
+    return [*fixed, *sorted((flow for flow in flows if flow not in fixed), key=mean)]
 
 
 def against_evaluations(averages: Rows, flows: list[str], metrics: list[str], real: dict) -> Any:
@@ -154,11 +188,11 @@ def against_evaluations(averages: Rows, flows: list[str], metrics: list[str], re
 
     def lines(metric: str) -> list[Line]:
         out = []
-        for i, scale in enumerate(averages.scales()):
+        for i, scale in enumerate(few(averages.scales())):
             rows = averages.where(scale=scale).having(metric)
             points = [(row["nfe"] - averages[cell.before]["nfe"], row[metric])
                       for cell, row in rows.items() if cell.flow in flows]  # fmt: skip
-            style = {"marker": "o", "color": COLOURS[i % len(COLOURS)]}
+            style = {"marker": "o", **turn(i)}
             out.append(Line(f"scale {scale:g}", sorted(points), style))
         return out
 
@@ -169,9 +203,10 @@ def against_evaluations(averages: Rows, flows: list[str], metrics: list[str], re
         panel.set_xticks(ticks, map(str, ticks))
         _logarithmic(panel, metric)
 
+    titles = {metric: names.of_column(metric) + names.way(metric) for metric in metrics}
     return per_name(
-        {metric: metric for metric in metrics}, lines, xlabel="evaluations of the flow",
-        floors=real, most=len(metrics), panel=(2.9, 2.4), beside=1.2, finish=finish,
+        titles, lines, xlabel="evaluations of the flow", floors=real, panel=(2.9, 2.4),
+        says=averages.counted, finish=finish,
     )  # fmt: skip
 
 
@@ -187,3 +222,4 @@ def _logarithmic(panel: Any, metric: str) -> None:
     values = [y for line in panel.get_lines() for y in line.get_ydata()]
     if meaning(metric).better == "lower" and spread_out(values):
         panel.set_yscale("log")
+    in_units(panel.yaxis, names.is_share(metric))

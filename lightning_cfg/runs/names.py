@@ -13,4 +13,6 @@ RIGHT = "metrics/right.json"  # of each class how many samples a classifier has 
 SUMMARY = "metrics/trajectories.json"
 CURVES = "metrics/curves.json"
 BOUNDARIES = "metrics/boundaries.json"
+TUNED = "metrics/tuned.json"  # of `tune`, what is chosen; what was tried
+TRIED = "metrics/tried.json"
 EVALUATIONS = "metrics/evaluations.csv"  # of a training

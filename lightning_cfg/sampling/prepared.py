@@ -13,6 +13,7 @@ from lightning_cfg.data.build import build_data
 from lightning_cfg.diffusion.noise import SIGMA_MAX, SIGMA_MIN
 from lightning_cfg.diffusion.samplers import Trajectory
 from lightning_cfg.errors import UserError, did_you_mean
+from lightning_cfg.guidance.effective_scale import EffectiveScale
 from lightning_cfg.interfaces import Denoiser, Known, Model, check_same
 from lightning_cfg.runs import checkpoints
 from lightning_cfg.runs.inputs import Weights
@@ -44,6 +45,7 @@ class Prepared:
     device: torch.device
     class_names: list[str] | None = None
     start_scale: float = 1.0  # of the noise, where the levels are those of a model's own pipeline
+    effective: EffectiveScale | None = None  # of the guidance, where it is asked for
 
     @property
     def steps(self) -> dict[str, int]:
@@ -52,8 +54,11 @@ class Prepared:
         return {role: step for role, step in steps.items() if step is not None}
 
     def spent(self) -> dict[str, int]:
-        """The evaluations of each network so far, in samples."""
-        return {role: net.evaluations for role, net in self.networks.items()}
+        """The evaluations of each network so far, in samples, without those for measuring."""
+        spent = {role: net.evaluations for role, net in self.networks.items()}
+        if self.effective is not None:
+            spent["model"] -= self.effective.evaluations
+        return spent
 
     def start(
         self, seeds: Tensor, rows: int = 0, labels: Tensor | None = None
@@ -64,12 +69,11 @@ class Prepared:
         labels  (B,) their classes, in place of `class_label` and of what the seeds draw
         """
         told = self.class_label if labels is None else labels
-        given = seeds.tolist(), self.shape
         if isinstance(told, list):  # each seed draws one of them
-            noise, c, draw = seeded(*given, len(told), None, self.device)
+            noise, c, draw = seeded(seeds.tolist(), self.shape, len(told), None, self.device)
             c = torch.tensor(told, device=c.device)[c]
         else:
-            noise, c, draw = seeded(*given, self.classes, told, self.device)
+            noise, c, draw = seeded(seeds.tolist(), self.shape, self.classes, told, self.device)
         noise = noise * self.start_scale if self.start_scale != 1 else noise
         return c, sample(self.sampler, self.denoise, noise, c, draw, rows)
 
@@ -86,6 +90,7 @@ def prepare(
     precision: Precision = "32-true",
     compile: bool = False,
     spare_models: bool = False,
+    effective_scale: bool = False,
 ) -> Prepared:
     """Restore the networks and put them together, as `generate` describes them.
 
@@ -99,12 +104,16 @@ def prepare(
     shape, classes = _agree(networks)
     names = networks["model"].class_names
     label = labels_of(class_label, classes, names)
-    denoise = guide(guidance, networks)
+    effective = EffectiveScale(networks["model"]) if effective_scale else None
+    if effective is None:
+        denoise = guide(guidance, networks)
+    else:
+        denoise = effective.of(guide(guidance, {**networks, "model": effective.model}))
     sampler, along = of_pipeline(sampler, networks["model"])
     limited = within_limits(sampler, networks["model"].net)
     denoise = ends_above(denoise, along)
     held = (networks, denoise, limited, shape, classes, label, place, names)
-    return Prepared(*held, along.start)
+    return Prepared(*held, along.start, effective)
 
 
 def labels_of(

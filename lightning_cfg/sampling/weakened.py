@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from lightning_cfg.config import AtLeast, Between, Filled, NonNegative, Seed
 from lightning_cfg.diffusion.draws import keyed
+from lightning_cfg.diffusion.models import OfNet
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import Model
 
-__all__ = ["drop", "identity_attention", "skip"]  # what a config can name
+__all__ = ["drop", "identity_attention", "inner", "skip"]  # what a config can name
 
 Rate = Annotated[float, Between(0, 1, above=True, below=True)]
 
@@ -58,6 +59,23 @@ def skip(
     if max(blocks or [number - 1]) >= total:
         what = f"blocks={blocks}" if blocks else f"number={number}"
         raise UserError(f"weaken.{what}: the network has {total} blocks that can be skipped")
+
+
+def inner(model: Model) -> None:
+    """The head inside the network in place of its last one: internal guidance (Zhou et al. 2025).
+
+    D = D_i + w (D_f - D_i) is then `autoguidance`, and with CFG `self_guidance`. It goes as far as
+    the head alone; in the paper both answers are of one pass, and here D_i is a part of another. Of
+    the paper (arXiv 2512.24176) the abstract and accounts of its loss and sampling were read; where
+    its heads are, how they are weighed and at which noise levels it guides we have not.
+    UserError for a model whose network has none: see `inner_weight` of EDM.
+    """
+    if not isinstance(model, OfNet) or model.net.inside is None:
+        raise UserError(
+            "weaken=inner: the network has no head inside; train one by net.inner, of an MLP, and "
+            "model.inner_weight, of EDM"
+        )
+    model.net.inside = True
 
 
 def identity_attention(model: Model) -> None:

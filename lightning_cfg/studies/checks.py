@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from lightning_cfg.config import changed
-from lightning_cfg.errors import UserError
+from lightning_cfg.errors import UserError, did_you_mean
 from lightning_cfg.sampling.guided import check_roles, check_together, with_scale
 from lightning_cfg.sampling.guided import named as named_guidance
 from lightning_cfg.sampling.network import path_and_weights
 from lightning_cfg.sampling.seeds import SEEDS
+from lightning_cfg.studies.ranges import check_ranges
 from lightning_cfg.studies.schema import FRESH, Pairing, Refining, Training
 
 LONGEST = 64  # characters of a name, several of which are in that of a folder
@@ -33,6 +34,13 @@ def check_names(asked: dict) -> None:
             check_name(path, name)
     for name in () if asked["trace"] is None else asked["trace"]["classifiers"]:
         check_name("trace.classifiers", name)
+    known = [*asked["methods"], *asked["variants"]]
+    for key, name in asked["names"].items():
+        if key not in known:
+            hint = did_you_mean(key, known, "methods and variants have names")
+            raise UserError(f"names.{key} is no method and no variant of the study; {hint}")
+        if not (name.strip() and name.isprintable() and len(name) <= LONGEST):
+            raise UserError(f"names.{key} must be one line of 1 to {LONGEST} letters, not {name!r}")
 
 
 def recipes_of(variants: dict, flows: dict, own: dict) -> dict[str, dict]:
@@ -98,11 +106,11 @@ def check_seeds(seed: int | None, seeds: list[int]) -> None:
         _check_seed(one)
 
 
-def _check_seed(seed: int) -> None:
+def _check_seed(seed: int, key: str = "seed") -> None:
     last = SEEDS // (2 * FRESH) - 1
     if not 0 <= seed <= last:
         raise UserError(
-            f"seed={seed} must be from 0 to {last}: a study's samples have seeds from "
+            f"{key}={seed} must be from 0 to {last}: a study's samples have seeds from "
             f"{2 * FRESH} * seed on, and there are 2**32 of them"
         )
 
@@ -156,6 +164,26 @@ def check_methods(methods: dict, fits: list[str], flows: dict) -> None:
     for scale in flows.get("dedicated", []):
         if not any(scale in section["scales"] for section in methods.values()):
             raise UserError(f"flows.dedicated has scale {scale:g}, which scales has not")
+
+
+def check_tuning(tuning: dict, methods: dict, fits: list[str], scored: list[int]) -> None:
+    """UserError unless each method has ranges, and what it is tuned on and by is not scored."""
+    if tuning["seed"] in scored:
+        raise UserError(
+            f"tuning.seed={tuning['seed']} is scored too: methods are tuned on another seed"
+        )
+    _check_seed(tuning["seed"], "tuning.seed")
+    reference = tuning["reference"] or next(iter(methods))
+    if reference not in methods:
+        raise UserError(f"tuning.reference={reference} is none of methods ({', '.join(methods)})")
+    for scale in tuning["at"]:
+        if scale not in methods[reference]["scales"]:
+            raise UserError(f"tuning.at has scale {scale:g}, which {reference} has not")
+    for name, section in methods.items():
+        check_ranges(name, section)
+        for weak in section["ranges"].get("models.weak", []):
+            path, _ = path_and_weights(weak)
+            _check_network(f"methods.{name}.ranges.models.weak", path, fits)
 
 
 def _check_network(role: str, path: str, fits: list[str]) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 
 from lightning_cfg.sampling.sample import evaluations_of
+from lightning_cfg.studies.chosen import at_first
 from lightning_cfg.studies.graph import Stage
 
 
@@ -14,8 +15,8 @@ def cost(stages: dict[str, Stage], sampler: dict, shape: tuple[int, ...]) -> str
     shape    of a sample, float32 each
     """
     of = {
-        verb: [stage.settings for stage in stages.values() if stage.verb == verb]
-        for verb in ("fit", "generate", "pair", "refine")
+        verb: [at_first(stage.settings) for stage in stages.values() if stage.verb == verb]
+        for verb in ("fit", "generate", "pair", "refine", "tune")
     }
     images = sum(fit["batch_size"] * fit["trainer"].get("max_steps", 0) for fit in of["fit"])
     made = sum(settings["n"] for settings in of["generate"])
@@ -26,8 +27,13 @@ def cost(stages: dict[str, Stage], sampler: dict, shape: tuple[int, ...]) -> str
     numbers = sorted({n for n in map(evaluations_of, told.values()) if n is not None})
     each = " to ".join(map(str, dict.fromkeys([*numbers[:1], *numbers[-1:]])))
     each = each and f" of {each} evaluations of each network"
+    for wanted in {one["evaluations"] for one in of["tune"]} - {None}:
+        each = f" of about {wanted} evaluations, all networks together"
+    tried = [(len(one["settings"]), len(one["scales"]) * one["n"]) for one in of["tune"]]
+    tuned = sum(settings * samples for settings, samples in tried)
+    tuning = f"{sum(n for n, _ in tried)} settings tuned on {tuned:,} samples, " if tried else ""
     return (
         f"{len(stages)} stages: {len(of['fit'])} trainings on {images / 1e6:.3g} M images, "
-        f"{made:,} samples{each}, {refined:,} refined, "
+        f"{tuning}{made:,} samples{each}, {refined:,} refined, "
         f"about {4 * math.prod(shape) * on_disk / 2**30:.2g} GiB of samples"
     )

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lightning_cfg.sampling.guided import StandIn, guide
 from lightning_cfg.sampling.network import decodes, path_and_weights
 from lightning_cfg.sampling.sample import sample
 from lightning_cfg.sampling.seeds import seeded
+from lightning_cfg.studies.chosen import at_first
 from lightning_cfg.studies.graph import Stage
 
 CARD, PEAK, SHARES = "H100", 989e12, (0.35, 0.15)  # dense bfloat16; utilisations that were seen
@@ -137,7 +138,8 @@ def forecast(stages: dict[str, Stage], shape: tuple[int, ...]) -> list[str]:
 
     shape  of a sample
     """
-    made = [stage for stage in stages.values() if stage.verb == "generate" and _of_others(stage)]
+    every = [replace(one, settings=at_first(one.settings)) for one in stages.values()]
+    made = [stage for stage in every if stage.verb == "generate" and _of_others(stage)]
     if not made:
         return []
     scored = [s.settings.get("decode") for s in stages.values() if s.verb == "evaluate"]

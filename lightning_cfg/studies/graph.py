@@ -9,7 +9,11 @@ from lightning_cfg.config import Data, Model, changed, replaced
 from lightning_cfg.runs.inputs import CHECKPOINT
 from lightning_cfg.sampling.guided import with_scale
 from lightning_cfg.sampling.network import Networks, path_and_weights
+from lightning_cfg.studies.chosen import Chosen
+from lightning_cfg.studies.ranges import Setting, tried
 from lightning_cfg.studies.schema import FRESH, Evaluation, Pairing, Tracing
+
+UNWATCHED = {"trajectories": 0, "effective_scale": False}  # how samples are made that train others
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,14 @@ class Scored:
     traced: str | None = None
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """How a method was tuned: the name of its stage, and what was tried."""
+
+    stage: str
+    settings: list[Setting]
+
+
 @dataclass
 class Graph:
     """Every stage of a study on one data set and by one seed, each once, and what is shown of them.
@@ -69,6 +81,7 @@ class Graph:
     stages: dict[str, Stage] = field(default_factory=dict)
     scored: list[Scored] = field(default_factory=list)
     real: str = ""  # the scores of real points
+    tuned: dict[str, Tuned] = field(default_factory=dict)  # by method
     known: dict[str, str] = field(default_factory=dict)  # by verb and settings, of all graphs
 
     def add(self, name: str, verb: str, settings: dict) -> Output:
@@ -86,6 +99,9 @@ class Graph:
 def _outputs(value: Any) -> Iterator[str]:
     if isinstance(value, Output):
         yield value.stage
+    elif isinstance(value, Chosen):
+        yield value.stage
+        yield from _outputs(value.each)
     elif isinstance(value, dict):
         yield from _outputs(list(value.values()))
     elif isinstance(value, list | tuple):
@@ -111,9 +127,15 @@ def graphs_of(
     """
     known = {} if known is None else known
     graphs: list[Graph] = []
+    tuned: dict[str, Tuned] = {}
+    if asked["tuning"] is not None:
+        seed = asked["tuning"]["seed"]
+        one, own = {**asked, "seed": seed}, drawn_by(seed, data)
+        graphs.append(tuning_of(one, recipes, Graph(case, seed, "tuning"), own))
+        tuned = graphs[0].tuned
     for seed in asked["seeds"] or [asked["seed"]]:
         one = {**asked, "seed": seed}
-        first = graphs[0] if graphs else None
+        first = next((graph for graph in graphs if graph.scored), None)
         graphs.append(
             graph_of(
                 one,
@@ -125,6 +147,7 @@ def graphs_of(
                 drawn=drawn,
                 known=known,
                 first=first,
+                tuned=tuned,
             )
         )
     return graphs
@@ -147,6 +170,7 @@ def graph_of(
     drawn: list[int] | None = None,
     known: dict[str, str] | None = None,
     first: Graph | None = None,
+    tuned: dict[str, Tuned] | None = None,
 ) -> Graph:
     """The stages of a study on one data set, of so many classes, by one seed.
 
@@ -157,11 +181,14 @@ def graph_of(
     drawn    the classes that samples are drawn of, where not all
     known    the stages of other graphs, by verb and settings
     first    of the study's first seed, where this is another one
+    tuned    by which stage each method's setting is chosen
     """
     seeded = f"seed {asked['seed']}" if len(asked["seeds"]) > 1 else ""
     judges = {} if first is None else first.judges
     graph = Graph(case, asked["seed"], seeded, judges, known={} if known is None else known)
-    built = _Builder(asked, recipes, graph, data, drawn)
+    built = _Builder(asked, recipes, graph, data, drawn, tuned)
+    for name, section in asked["methods"].items():
+        built.method(name, section)
     if first is None:
         alike = [*judging(asked, recipes), *asked["once"]]
         graph.judges = {name: built.fits[name] for name in alike}
@@ -169,6 +196,19 @@ def graph_of(
         fresh = max(1, asked["samples"] // max(1, classes if drawn is None else len(drawn)))
         built.graph.real = built.evaluate("real", {}, fresh=fresh).stage
     return built.graph
+
+
+def tuning_of(asked: dict, recipes: dict[str, dict], graph: Graph, data: dict) -> Graph:
+    """The stages in which a study's methods are tuned, and no others: the reference's first."""
+    built, methods = _Builder(asked, recipes, graph, data), asked["methods"]
+    first = asked["tuning"]["reference"] or next(iter(methods))
+    for name in (first, *(name for name in methods if name != first)):
+        built.tune(name, methods[name], None if name == first else graph.tuned[first])
+    needed = [tuned.stage for tuned in graph.tuned.values()]
+    for name in needed:
+        needed += [other for other in graph.stages[name].needs if other not in needed]
+    graph.stages = {name: stage for name, stage in graph.stages.items() if name in needed}
+    return graph
 
 
 class _Builder:
@@ -180,10 +220,12 @@ class _Builder:
         recipes: dict[str, dict],
         graph: Graph,
         data: dict,
-        drawn: list[int] | None,
+        drawn: list[int] | None = None,
+        tuned: dict[str, Tuned] | None = None,
     ):
         self.asked, self.recipes, self.graph, self.data = asked, recipes, graph, data
         self.labels = {} if drawn is None else {"class_label": drawn}
+        self.tuned = tuned or {}
         self.first_seed = 2 * FRESH * asked["seed"]
         self.fits: dict[str, Output] = dict(graph.judges)
         for name, section in asked["fits"].items():
@@ -192,8 +234,6 @@ class _Builder:
                 self.fits[name] = self.fit(name, section, own)
         for name, section in asked["discriminators"].items():
             self.discriminator(name, section)
-        for name, section in asked["methods"].items():
-            self.method(name, section)
 
     def add(self, name: str, verb: str, settings: dict) -> Output:
         return self.graph.add(name, verb, {"seed": self.asked["seed"], **settings})
@@ -215,13 +255,34 @@ class _Builder:
 
     def discriminator(self, name: str, section: dict) -> None:
         settings = {"models": {"model": self.fits[section["of"]]}, "guidance": {"name": "unguided"}}
-        settings |= {"n": section["n"], "data": self.data, "trajectories": 0}
+        settings |= {"n": section["n"], "data": self.data, **UNWATCHED}
         settings |= {"seed": self.first_seed, **self.labels}
         made = self.add(
             f"generate for {name}", "generate", {**self.asked["generation"], **settings}
         )
         data = {"name": "RealOrGenerated", "real": self.data, "path": made}
         self.fits[name] = self.fit(name, section["fit"], data)
+
+    def tune(self, name: str, section: dict, reference: Tuned | None) -> None:
+        """Settings of a method tried, by the limits of another one."""
+        tuning, generation = self.asked["tuning"], section["generation"]
+        settings = tried(name, section, tuning["settings"], tuning["seed"])
+        keys = {
+            "settings": [self.of(setting) for setting in settings],
+            "scales": section["scales"],
+            "generation": {**generation, "trajectories": 0},
+            "evaluation": self.named(Evaluation, {**self.asked["evaluation"], "metrics": None}),
+            "data": self.data,
+            "n": tuning["samples"],
+            "reference": None if reference is None else Output(reference.stage),
+            "seed": self.first_seed,
+        }
+        keys |= {key: tuning[key] for key in ("evaluations", "at", "distance", "error")}
+        self.graph.tuned[name] = Tuned(self.add(f"tune {name}", "tune", keys).stage, settings)
+
+    def of(self, setting: Setting) -> dict:
+        """The sections of a setting, with this seed's networks."""
+        return {"models": self.named(Networks, setting.models), "guidance": setting.guidance}
 
     def method(self, name: str, section: dict) -> None:
         section = {**section, "models": self.named(Networks, section["models"])}
@@ -306,8 +367,16 @@ class _Builder:
         settings |= self.labels
         settings |= {"guidance": with_scale(section["guidance"], scale)}
         settings |= {"seed": self.first_seed + (FRESH if what == "fresh" else 0)}
-        settings |= {"trajectories": 0} if what == "sources" else {}
+        settings |= UNWATCHED if what == "sources" else {}
         settings = {**section["generation"], **settings}
+        if (tuned := self.tuned.get(name)) is not None:
+            every = [self.of(setting) for setting in tuned.settings]
+            models, guided = ([one[key] for one in every] for key in ("models", "guidance"))
+            guided = [with_scale(guidance, scale) for guidance in guided]
+            settings["models"] = Chosen(tuned.stage, tuple(models))
+            settings["guidance"] = Chosen(tuned.stage, tuple(guided))
+            samplers = (settings["sampler"],) * len(every)
+            settings["sampler"] = Chosen(tuned.stage, samplers, counts=True)
         return self.add(f"generate {name} {scale:g} {what}", "generate", settings)
 
     def evaluate(self, what: str, samples: dict[str, Output], **others: int) -> Output:
@@ -331,6 +400,8 @@ def judging(asked: dict, recipes: dict[str, dict]) -> list[str]:
     make = {section["of"] for section in asked["discriminators"].values()}
     for section in asked["methods"].values():
         make |= _named(Networks, section["models"])
+        weak = section["ranges"].get("models.weak", [])
+        make |= {name for one in weak for name in _named(Networks, {"weak": one})}
     for recipe in recipes.values():
         make |= _named(Pairing, recipe["pairs"])
     return [name for name in asked["fits"] if name in measure - make]

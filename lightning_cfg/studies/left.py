@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from lightning_cfg.runs.progress import clock
 from lightning_cfg.sampling.sample import evaluations_of
+from lightning_cfg.studies.chosen import at_first
 from lightning_cfg.studies.graph import Stage
 
 
@@ -42,12 +43,14 @@ class Taken:
 
     def _work_of(self, stage: Stage) -> float:
         """By which stages of a verb differ in time: images, evaluations, samples; or the stage."""
-        keys = stage.settings
+        keys = at_first(stage.settings)
         if stage.verb == "fit":
             return keys["batch_size"] * keys["trainer"].get("max_steps", 1)
         if stage.verb == "generate":
             each = evaluations_of(keys["sampler"]) if "sampler" in keys else None
             return keys["n"] * (each or 1) * len(keys["models"])
+        if stage.verb == "tune":
+            return keys["n"] * len(keys["settings"]) * len(keys["scales"])
         if stage.verb == "pair":
             return keys["n"]
         if stage.verb == "refine":

@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from lightning_cfg.config import Between, Guidance, Real, Scales, Verb
+from lightning_cfg.config import AtLeast, Between, Guidance, Metric, Real, Scales, Seed, Verb
 from lightning_cfg.sampling.network import Networks
+from lightning_cfg.studies.ranges import Range
 
 FRESH = 1_000_000  # samples that are evaluated have seeds from here on, sources below
 Fresh = Annotated[int, Between(1, FRESH)]
@@ -29,6 +30,7 @@ def method(
     guidance: Guidance,
     scales: Scales | None = None,
     generation: dict = {},
+    ranges: dict[str, Range] = {},
 ) -> None:
     """A guidance with its networks.
 
@@ -38,6 +40,37 @@ def method(
                 another
     generation  what is different from the study's `generation`, such as a sampler of fewer steps
                 where the method takes more evaluations each
+    ranges      {parameter: what it may be}, where the study has `tuning`: a list of values, or
+                {min, max, log}; by its key in the guidance, such as of.phi or scale.sigma_low, or
+                models.weak; a list of one value leaves it at that
+    """
+
+
+def tuning(
+    *,
+    settings: Annotated[int, Between(1, 10_000)] = 24,
+    samples: Fresh = 2000,
+    seed: Seed = 100,
+    evaluations: Annotated[int, AtLeast(1)] | None = None,
+    reference: str | None = None,
+    at: Scales = [1.25, 1.5, 2.0],
+    distance: Metric = {"name": "energy_distance"},
+    error: Metric = {"name": "wrong_class"},
+) -> None:
+    """How every method's parameters are chosen, before anything of it is scored.
+
+    settings     tried of each method: as it is written, and others drawn from its `ranges`; of a
+                 grid that is no larger, all of it
+    samples      of each setting and scale
+    seed         of the networks, samples and real points that methods are tuned on, and of the
+                 draw of settings: none of the seeds that are scored
+    evaluations  of all networks together that a sample of each method is to take: its number of
+                 steps is chosen so; left out, each has its sampler's own
+    reference    the method whose distances are the limits; left out, the first one
+    at           its scales of which they are
+    distance     a metric of which lower is nearer
+    error        what is to be small within the limits: the setting is chosen by its mean over
+                 them, and methods are compared by it
     """
 
 
@@ -93,6 +126,7 @@ def published(
     """
 
 
+Tuning = Annotated[dict, Verb("lightning_cfg.studies.schema.tuning")]
 Method = Annotated[dict, Verb("lightning_cfg.studies.schema.method")]
 Discriminator = Annotated[dict, Verb("lightning_cfg.studies.schema.discriminator")]
 Variant = Annotated[dict, Verb("lightning_cfg.studies.schema.variant")]

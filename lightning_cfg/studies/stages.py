@@ -18,6 +18,7 @@ from lightning_cfg.runs.lock import Lock
 from lightning_cfg.runs.manifests import fault_of, read_manifest, read_record, trained
 from lightning_cfg.runs.run import FORMAT, identity
 from lightning_cfg.runs.to_come import ToCome
+from lightning_cfg.studies.chosen import Chosen
 from lightning_cfg.studies.graph import Output, Stage
 from lightning_cfg.studies.left import Taken
 from lightning_cfg.training.undisturbed import undisturbed
@@ -229,6 +230,8 @@ def _filled(value: Any, places: Mapping[str, Path | ToCome]) -> Any:
     if isinstance(value, Output):
         place = places[value.stage]
         return place if isinstance(place, ToCome) else str(place)
+    if isinstance(value, Chosen):
+        return _filled(value.by(places[value.stage]), places)
     if isinstance(value, dict):
         return {key: _filled(item, places) for key, item in value.items()}
     if isinstance(value, list | tuple):

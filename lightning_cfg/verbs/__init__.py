@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lightning_cfg.verbs.refine import refine
     from lightning_cfg.verbs.study import study
     from lightning_cfg.verbs.trace import trace
+    from lightning_cfg.verbs.tune import tune
 
 __all__ = [
     "adopt",
@@ -35,6 +36,7 @@ __all__ = [
     "refine",
     "study",
     "trace",
+    "tune",
 ]
 
 

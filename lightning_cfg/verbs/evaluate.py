@@ -55,7 +55,10 @@ Generation = Annotated[
     dict,
     Verb(
         "lightning_cfg.verbs.generate.generate",
-        without=("run_dir", "force", "trust", "trajectories", "images", "decode", "device"),
+        without=(
+            *("run_dir", "force", "trust", "device"),
+            *("trajectories", "images", "decode", "effective_scale"),
+        ),
     ),
 ]
 

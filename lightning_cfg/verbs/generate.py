@@ -22,6 +22,7 @@ from lightning_cfg.config import (
     Seed,
     ordered,
 )
+from lightning_cfg.guidance.effective_scale import mean, of_levels
 from lightning_cfg.latents.pictures import Pictures, pictures_of
 from lightning_cfg.reports.contact_sheet import contact_sheet
 from lightning_cfg.reports.panels import save
@@ -40,6 +41,7 @@ from lightning_cfg.sampling.network import Networks, others
 from lightning_cfg.sampling.prepared import Prepared, pick_device, prepare
 from lightning_cfg.sampling.seeds import check_seeds
 
+EFFECTIVE = "effective_scale"
 Label = Annotated[int, NonNegative] | str
 
 
@@ -70,7 +72,7 @@ def _prepared(config: dict) -> tuple[Prepared, Pictures]:
     check_roles(config["guidance"], config["models"], more=config["spare_models"])
     check_seeds(config["seed"], config["n"])
     keys = ("models", "guidance", "sampler", "data", "class_label", "weights", "device")
-    keys += ("spare_models", "precision", "compile")
+    keys += ("spare_models", "precision", "compile", "effective_scale")
     ready = prepare(**{key: config[key] for key in keys})
     pictures = pictures_of(config["decode"], ready.shape, ready.device)
     check_images(config["images"], pictures.shape)
@@ -100,6 +102,7 @@ def generate(
     decode: Annotated[Decode | None, Free] = None,
     device: Annotated[str, Free] = "auto",
     spare_models: Annotated[bool, Free] = False,
+    effective_scale: Annotated[bool, Newer] = False,
     trust: Annotated[list[str], Free] = [],
     force: bool = False,
 ) -> Path:
@@ -126,6 +129,10 @@ def generate(
                  figures/samples.png
     spare_models  `models` may name networks that the guidance does not use, and they are left out:
                  so that one config serves a sweep over methods
+    effective_scale  the scale of CFG that does most nearly the same, averaged along the path, is
+                     measured, printed and kept in the manifest; passes that the method does not
+                     make itself are made and counted there; the samples are the same. See
+                     lightning_cfg.guidance.effective_scale
     trust        modules of one's own that a checkpoint may name; see docs/security.md
     force        does a finished run again
     """
@@ -139,7 +146,7 @@ def generate(
     asked = {"models": models, "guidance": guidance, "sampler": sampler, "data": data}
     asked |= {"class_label": class_label, "weights": weights, "device": device, "images": images}
     asked |= {"precision": precision, "compile": compile}
-    asked |= {"spare_models": spare_models}
+    asked |= {"spare_models": spare_models, "effective_scale": effective_scale}
     for role in spare(guidance, models):
         run.say(f"models.{role} is left out, guidance {guidance['name']} does not use it")
     ready, pictures = _prepared({**asked, "decode": decode, "n": n, "seed": seed})
@@ -154,6 +161,7 @@ def generate(
             ranks.raise_together(lambda: _make(ready, parts, seeds, batch_size, trajectories))
             out = _written(ready, parts, seeds, batch_size, trajectories, sampler["name"])
             cost = {name: value / n for name, value in ranks.sum(parts.total()).items()}
+            measured = _measured(parts, batch_size, n, cost) if effective_scale else {}
     if not ranks.first:
         return run.directory
     with parts.kept(n, "samples"):
@@ -161,9 +169,27 @@ def generate(
     facts = {"seconds_per_sample": cost.pop("seconds"), "evaluations": cost}
     facts |= {"weights": weights, "num_classes": ready.classes, "steps": ready.steps}
     facts |= {} if ready.class_names is None else {"class_names": ready.class_names}
-    run.finish(*out, **facts, solver_dtype="float64")
-    run.say(f"{n} samples, {sum(cost.values()):.0f} evaluations each")
+    run.finish(*out, **facts, **measured, solver_dtype="float64")
+    run.say(f"{n} samples, {sum(cost.values()):.0f} evaluations each{_told(measured)}")
     return run.directory
+
+
+def _measured(parts: Parts, batch_size: int, n: int, cost: dict[str, float]) -> dict[str, dict]:
+    """The manifest's effective_scale {mean, by_level, evaluations}; the last are taken off `cost`.
+
+    mean      None where both models say the same everywhere
+    by_level  [sigma, scale] each
+    """
+    batches = ceil(ceil(n / parts.ranks.size) / batch_size)
+    own = [parts[str(k)][EFFECTIVE] for k in range(batches) if str(k) in parts]
+    rows = torch.cat(parts.ranks.all_gather_object(torch.cat(own)))
+    found = {"mean": mean(rows), "by_level": [list(level) for level in of_levels(rows)]}
+    return {EFFECTIVE: {**found, "evaluations": cost.pop(EFFECTIVE)}}
+
+
+def _told(measured: dict[str, dict]) -> str:
+    found = measured.get(EFFECTIVE, {}).get("mean")
+    return "" if found is None else f", effective scale {found:.3g}"
 
 
 def _add_images(run: Run, images: str | None, decode: dict | None, device: str) -> None:
@@ -208,6 +234,8 @@ def _make_batch(
     began, before = time.monotonic(), ready.spent()
     made = one_batch(ready, seeds, rows if with_path else None)
     spent = {role: evaluations - before[role] for role, evaluations in ready.spent().items()}
+    if ready.effective is not None:
+        made[EFFECTIVE], spent[EFFECTIVE] = ready.effective.take()
     parts.keep(name, made, rows=len(seeds), seconds=time.monotonic() - began, **spent)
 
 

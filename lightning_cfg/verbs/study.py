@@ -7,18 +7,20 @@ from typing import Annotated, Any, Literal
 from lightning_cfg.config import Between, Data, Real, Scales, Seed, changed, completed
 from lightning_cfg.data.build import build_data
 from lightning_cfg.errors import UserError
-from lightning_cfg.reports.case import Case, Traced, joined
+from lightning_cfg.reports.case import SETTING, Case, Traced, joined
 from lightning_cfg.reports.claims import check_claims, left_out, summary
 from lightning_cfg.reports.rows import Cell
 from lightning_cfg.reports.study import write_report
 from lightning_cfg.reports.trajectories import trends
-from lightning_cfg.runs.manifests import read_manifest, read_table
+from lightning_cfg.reports.tuned import AS_WRITTEN
+from lightning_cfg.runs.manifests import MANIFEST, as_written, read_manifest, read_table
 from lightning_cfg.runs.names import METRICS, RIGHT, SAMPLES, TRAJECTORIES
 from lightning_cfg.runs.ranks import alone
 from lightning_cfg.sampling.guided import named as named_guidance
 from lightning_cfg.sampling.network import told
 from lightning_cfg.studies import checks
 from lightning_cfg.studies.absent import absent
+from lightning_cfg.studies.chosen import choice_of
 from lightning_cfg.studies.cost import cost
 from lightning_cfg.studies.flops import forecast
 from lightning_cfg.studies.graph import Graph, Scored, Stage, drawn_by, graphs_of
@@ -34,6 +36,7 @@ from lightning_cfg.studies.schema import (
     Refining,
     Tracing,
     Training,
+    Tuning,
     Variant,
 )
 from lightning_cfg.studies.stages import Stages, as_plan
@@ -43,9 +46,10 @@ from lightning_cfg.verbs.generate import generate
 from lightning_cfg.verbs.pair import pair
 from lightning_cfg.verbs.refine import refine
 from lightning_cfg.verbs.trace import trace as trace_trajectories
+from lightning_cfg.verbs.tune import tune
 
 VERBS = {"fit": fit, "generate": generate, "pair": pair, "refine": refine}
-VERBS |= {"evaluate": evaluate, "trace": trace_trajectories}
+VERBS |= {"evaluate": evaluate, "trace": trace_trajectories, "tune": tune}
 NOTHING = {"nfe": None, "evaluations": None, "seconds": None}  # what a real sample has cost
 
 
@@ -72,7 +76,9 @@ def study(
     published: list[Published] = [],
     evaluation: Evaluation = {},
     trace: Tracing | None = None,
+    tuning: Tuning | None = None,
     title: str = "",
+    names: dict[str, str] = {},
     stage: str | None = None,
     plan: bool | Literal["json"] = False,
     seed: Seed | None = None,
@@ -109,6 +115,10 @@ def study(
     published       what a paper has in the place of our rows, shown beside them
     trace           what the trajectories of the fresh samples are measured against, as many as
                     generation.trajectories; a method's own classifier is added, named own
+    tuning          how the parameters of each method are chosen from its `ranges`, by networks,
+                    samples and a seed that are never scored; left out, they are as written
+    names           what figures and the page call methods and variants, by key; left out, the usual
+                    names of methods, such as CFG for classifier_free
     stage           run this one only, which needs those before it to be done, and write no
                     report: so that several machines share a study through its directory
     plan            print every stage and how it stands, and run none; json: as a list for
@@ -128,10 +138,11 @@ def study(
     methods = _whole(methods, scales, generation)
     asked = {
         "title": title, "data": data, "cases": cases, "fits": fits, "fit_data": fit_data,
-        "once": once, "methods": methods, "discriminators": discriminators, "scales": scales,
-        "flows": flows, "flow": flow, "generation": generation, "sources": sources,
-        "samples": samples, "pairs": pairs, "refinement": refinement, "evaluation": evaluation,
-        "trace": trace, "variants": variants, "published": published, "seed": seed,
+        "names": names, "once": once, "methods": methods, "discriminators": discriminators,
+        "scales": scales, "flows": flows, "flow": flow, "generation": generation,
+        "sources": sources, "samples": samples, "pairs": pairs, "refinement": refinement,
+        "evaluation": evaluation, "trace": trace, "variants": variants, "published": published,
+        "tuning": tuning, "seed": seed,
         "seeds": seeds, "trust": trust,
     }  # fmt: skip
     recipes = _check(asked)
@@ -237,6 +248,9 @@ def _check(asked: dict) -> dict[str, dict]:
     kept = asked["generation"]["trajectories"]
     if kept > samples:
         raise UserError(f"generation.trajectories={kept} must be at most {samples=}")
+    if asked["tuning"] is not None:
+        scored = asked["seeds"] or [asked["seed"] or 0]
+        checks.check_tuning(asked["tuning"], methods, known, scored)
     if asked["trace"] is not None:
         checks.check_trace(asked["trace"], kept, methods, list(fits))
     tried = sorted({scale for section in methods.values() for scale in section["scales"]})
@@ -263,7 +277,15 @@ def _graphs(asked: dict, recipes: dict[str, dict], data_sets: dict[str, Any]) ->
 
 def _found_by_all(graphs: list[Graph], case: str, data_set: Any, places: dict[str, Path]) -> Case:
     """What the report shows of one data set, by every seed."""
-    return joined([_found(graph, data_set, places) for graph in graphs if graph.case == case])
+    own = [graph for graph in graphs if graph.case == case]
+    found = joined([_found(graph, data_set, places) for graph in own if not graph.tuned])
+    for method, tuned in ((m, t) for graph in own for m, t in graph.tuned.items()):
+        choice = choice_of(places[tuned.stage])
+        found.tuned[method] = {**choice, "told": str(tuned.settings[choice["setting"]])}
+    if found.tuned:  # the last column of table.csv
+        told = {method: choice["told"] or AS_WRITTEN for method, choice in found.tuned.items()}
+        found.rows = [{**row, SETTING: told.get(row["method"], "")} for row in found.rows]
+    return found
 
 
 def _found(graph: Graph, data_set: object, places: dict[str, Path]) -> Case:
@@ -276,7 +298,8 @@ def _found(graph: Graph, data_set: object, places: dict[str, Path]) -> Case:
             key = Cell(name, scale, when, kind)
             found.sets[key] = places[scored.sets[when, kind]] / SAMPLES
             label = f"{when} {kind}".strip()
-            found.rows.extend(_rows(places[scored.table], label, key, spent[when, kind]))
+            measured = _effective(places[scored.sets[when, kind]])
+            found.rows.extend(_rows(places[scored.table], label, key, spent[when, kind], measured))
             found.right |= _right(places[scored.table], label, key)
         if scored.traced is not None:
             paths = places[scored.sets["before", ""]] / TRAJECTORIES
@@ -309,6 +332,13 @@ def _in_words(method: dict) -> dict:
     return {**method, "guidance": guidance, "models": models}
 
 
+def _effective(run: Path) -> dict[str, float | None]:
+    """The effective guidance scale, as a column of its own, where a run has measured it."""
+    with as_written(run / MANIFEST):
+        found = read_manifest(run).get("effective_scale")
+        return {} if found is None else {"effective_scale": found["mean"]}
+
+
 def _right(table: Path, label: str, key: Cell) -> dict[Cell, list[list[dict]]]:
     """Of each class how many samples of a set were read as it, where a classifier has read them."""
     if not (table / RIGHT).is_file():
@@ -316,7 +346,7 @@ def _right(table: Path, label: str, key: Cell) -> dict[Cell, list[list[dict]]]:
     return {key: [[row for row in read_table(table / RIGHT) if row["samples"] == label]]}
 
 
-def _rows(table: Path, label: str, key: tuple, spent: dict) -> list[dict]:
+def _rows(table: Path, label: str, key: tuple, spent: dict, measured: dict = {}) -> list[dict]:
     """The rows of one sample set, with the study's columns in front."""
     name, scale, stage, kind = key
     out = []
@@ -324,5 +354,5 @@ def _rows(table: Path, label: str, key: tuple, spent: dict) -> list[dict]:
         if row["samples"] == label:
             front = {"method": name, "scale": scale, "class": row["class"], "stage": stage}
             metrics = {k: v for k, v in row.items() if k not in ("samples", "class", "n")}
-            out.append({**front, "flow": kind, **spent, "n": row["n"], **metrics})
+            out.append({**front, "flow": kind, **spent, "n": row["n"], **measured, **metrics})
     return out

@@ -7,6 +7,7 @@ VERBS = {
     "refine",
     "evaluate",
     "trace",
+    "tune",
     "study",
     "sweep",
     "assets",
