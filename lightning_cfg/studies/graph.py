@@ -270,7 +270,7 @@ class _Builder:
         keys = {
             "settings": [self.of(setting) for setting in settings],
             "scales": section["scales"],
-            "generation": {**generation, "trajectories": 0},
+            "generation": {**generation, **UNWATCHED},
             "evaluation": self.named(Evaluation, {**self.asked["evaluation"], "metrics": None}),
             "data": self.data,
             "n": tuning["samples"],
