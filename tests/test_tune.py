@@ -40,7 +40,10 @@ CONFIG = {
     },
     "scales": [1.0, 1.5, 2.0, 3.0],
     "samples": 400,
-    "generation": {"sampler": {"name": "heun", "steps": 3, "sigma_max": 10.0}},
+    "generation": {
+        "sampler": {"name": "heun", "steps": 3, "sigma_max": 10.0},
+        "effective_scale": True,
+    },
     "evaluation": {"metrics": ["energy_distance", "wrong_class"], "real": 200, "bank": 20},
 }  # fmt: skip
 
@@ -97,6 +100,17 @@ def test_the_page_says_who_is_best_by_the_fair_table(done):
     assert [scale for scale, _ in found] == ["1.5", "2"]
     best = min(("tuned", "left", "cfg"), key=lambda name: column(matched, name)[0])
     assert found[0][1] == {"cfg": "no method", "tuned": "tuned", "left": "left"}[best]
+
+
+def test_effective_scales_are_measured_of_what_is_scored_alone(done):
+    """CFG's is its scale; what is tried is made without measuring."""
+    assert "## Effective guidance scales" in (done / "report.md").read_text()
+    with (done / "table.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == "cfg"]
+    assert len(rows) > 4
+    assert all(float(r["effective_scale"]) == pytest.approx(float(r["scale"])) for r in rows)
+    config = (stage_of(done, "tuning tune cfg") / "config.yaml").read_text()
+    assert "effective_scale: false" in config
 
 
 def test_the_chosen_one_is_the_best_by_hand(done):
