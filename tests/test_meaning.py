@@ -38,6 +38,7 @@ def given() -> dict:
     return {
         **{"x": x, "y": y, "bank": bank, "c": 0, "truth": truth, "quantile": truth.quantile},
         "logits": torch.randn(200, 2, generator=generator),
+        "cosine": torch.rand(200, generator=generator),
         "head_logits": torch.randn(200, 2, generator=generator),
         **{f"features_{name}": held for name, held in features.items()},
         "features_held_out": features["y"],
@@ -53,7 +54,7 @@ def test_every_column_of_every_metric_says_what_it_is(name, given):
     for column in columns:
         means = meaning(column)
         assert means.text != "a metric of one's own"
-        assert (means.better is None) == column.endswith("_std")
+        assert (means.better is None) == column.endswith(("_std", "_se"))
 
 
 @pytest.mark.parametrize(

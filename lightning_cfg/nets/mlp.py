@@ -38,7 +38,7 @@ class MLP(nn.Module):
         fourier_std: Annotated[float, Positive] = 10.0,
         embed_class: bool = True,
         outputs: Width | None = None,
-        inner: Annotated[int | None, Newer] = None,
+        inner: Annotated[Annotated[int, Between(1, 1000)] | None, Newer] = None,
     ):
         super().__init__()
         if inner is not None and not 0 < inner < blocks:

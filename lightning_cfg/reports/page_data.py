@@ -40,8 +40,7 @@ def table_of(case: Case, config: dict) -> dict[str, Any]:
 
 
 def _classes(data_set: Any) -> list[str]:
-    own = getattr(data_set, "class_names", None)
-    return own or [f"class {k}" for k in range(getattr(data_set, "num_classes", 0))]
+    return data_set.class_names or [f"class {k}" for k in range(data_set.num_classes)]
 
 
 def _metric(metric: str) -> dict[str, Any]:
