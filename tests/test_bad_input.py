@@ -323,7 +323,10 @@ def test_exact_without_a_truth(refused, made):
         ({"n": 0}, "n must be int from 1 to 100_000_000, not 0"),
         ({"batch_size": 0}, "batch_size must be int of at least 1, not 0"),
         ({"class_label": 7}, "class_label=7"),
-        ({"class_label": -1}, "class_label must be int of at least 0, str or null, not -1"),
+        (
+            {"class_label": -1},
+            "class_label must be int of at least 0, str, list of int of at least 0",
+        ),
         ({"device": "abacus"}, "device=abacus"),
         ({"models": {}}, "guidance unguided needs models.model"),
         ({"models": {"model": "absent"}}, "absent: no such file"),

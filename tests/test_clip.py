@@ -275,9 +275,15 @@ def test_the_yaml_of_the_page_is_a_config(made, tmp_path, monkeypatch):
     import yaml
 
     from lightning_cfg.config.check import checked
+    from lightning_cfg.verbs.evaluate import evaluate
     from lightning_cfg.verbs.generate import generate
 
     page = Path(__file__).parents[1] / "docs/diffusers.md"
     for block in page.read_text().split("```yaml\n")[1:]:
-        config = checked(generate.__wrapped__, yaml.safe_load(block.split("```")[0]))
-        assert config["sampler"]["levels"] == {"name": "model"}
+        keys = yaml.safe_load(block.split("```")[0])
+        if "samples" in keys:
+            config = checked(evaluate.__wrapped__, keys)
+            assert config["classifier"]["name"] == "clip"
+        else:
+            config = checked(generate.__wrapped__, keys)
+            assert config["sampler"]["levels"] == {"name": "model"}

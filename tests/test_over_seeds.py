@@ -291,7 +291,7 @@ def test_another_seed_takes_other_held_out_points():
     c = torch.arange(200) % 2
     held_out = Set(c=c, at=torch.arange(200))
     side = SimpleNamespace(
-        data=SimpleNamespace(truth=None, num_classes=2),
+        data=SimpleNamespace(truth=None, num_classes=2, drawn=None),
         split=lambda _: held_out,
         replaced=lambda _, others: others,
     )

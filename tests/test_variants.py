@@ -667,7 +667,7 @@ def test_methods_at_matched_distance():
         ("b", 3.0, "before", ""): row(2.0, 0.1), ("b", 4.0, "before", ""): row(2.1, 0.0),
         ("c", 1.0, "before", ""): row(1.1, 0.3), ("a", 2.0, "after", "all"): row(0.1, 0.0),
     }  # fmt: skip
-    config = {"methods": {name: {} for name in "abc"}}
+    config = {"methods": {name: {} for name in "abc"}, "tuning": None}
     text = sections(Rows(averages), config, ["frechet", "wrong_class"])[-1]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert rows[0] == ["method", "≤ 1 (1)", "≤ 2 (2)"]
