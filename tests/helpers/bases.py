@@ -306,7 +306,22 @@ def study_parts(root: Path) -> dict[str, Base]:
     discriminated = {**STUDY, "fits": {"base": base}, "methods": {"m": told}}
     discriminated["discriminators"] = {"told": {"of": "base", "n": 8, "fit": judge}}
     table = {"source": "a paper", "metric": "negative_log_density", "rows": {"before": {"1": 2.0}}}
+    low = {"min": 0.1, "max": 1.0, "log": True}
+    tuned = {**STUDY, "methods": {**STUDY["methods"], "interval": {
+        "models": {"model": "exact"},
+        "guidance": {"name": "interval", "of": "classifier_free",
+                     "sigma_low": 0.1, "sigma_high": 9.0},
+        "ranges": {"sigma_low": low, "sigma_high": [5.0, 9.0]},
+    }}}  # fmt: skip
+    tuned |= {"scales": [1.0, 2.0], "tuning": {"settings": 2, "samples": 8, "at": [1.0]}}
+    tuned["evaluation"] = {"metrics": ["energy_distance", "wrong_class"], "real": 8, "bank": 8}
     return {
+        f"{schema}.tuning": (study, tuned, ("tuning",)),
+        "lightning_cfg.studies.ranges.between": (
+            study,
+            tuned,
+            ("methods", "interval", "ranges", "sigma_low"),
+        ),
         "lightning_cfg.verbs.study.study": (study, STUDY, ()),
         f"{schema}.method": (study, STUDY, ("methods", "cfg")),
         f"{schema}.variant": (study, repaired, ("variants", "v")),
