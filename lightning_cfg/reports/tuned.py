@@ -30,7 +30,7 @@ def sections(case: Case, config: dict) -> list[str]:
         + (spent if tuning["evaluations"] is not None else "its own number of steps ")
         + "where it is guided (`nfe`: at its largest scale). The best of a column is bold"
         + (f", {ALIKE}." if case.averages.over_seeds else "."),
-        _matched(before, reference, tuning["at"], d, e),
+        _matched(before, at_tuned_distance(case, config), d, e),
         f"**Settings**: tried on {tuning['samples']:,} samples a scale of networks, samples and "
         f"real points of seed {tuning['seed']}, which nothing else here is of: each method as it "
         f"is written, and others drawn from its ranges, {tuning['settings']} in all. Chosen is the "
@@ -70,12 +70,11 @@ def at_tuned_distance(case: Case, config: dict) -> list[tuple[float, Any, dict[s
     ]
 
 
-def _matched(before: Rows, reference: str, at: list[float], d: str, e: str) -> str:
+def _matched(before: Rows, matched: list[tuple[float, Any, dict[str, Any]]], d: str, e: str) -> str:
     """A row per method, the best one first."""
-    own = dict(before.where(method=reference).line(d))
-    limits = [own[scale] for scale in at]
-    methods = list(dict.fromkeys(cell.method for cell in before))
-    found = {m: [reached(before, m, limit, d, e) for limit in limits] for m in methods}
+    limits = [(scale, limit) for scale, limit, _ in matched]
+    methods = list(matched[0][2])
+    found = {m: [values[m] for _, _, values in matched] for m in methods}
     sign = -1 if meaning(e).better == "higher" else 1
 
     def place(method: str) -> tuple[int, float]:
@@ -88,7 +87,7 @@ def _matched(before: Rows, reference: str, at: list[float], d: str, e: str) -> s
         values = [found[method][i] for method in ordered]
         top = min((v for v in values if v is not None), key=lambda v: sign * v, default=None)
         columns.append([bold(e, value, top) for value in values])
-    heads = [f"≤ {show(d, limit)} ({scale:g})" for scale, limit in zip(at, limits, strict=True)]
+    heads = [f"≤ {show(d, limit)} ({scale:g})" for scale, limit in limits]
     rows = [list(line) for line in zip(*columns, strict=True)]
     return markdown_table(["method", "nfe", *heads], rows)
 
