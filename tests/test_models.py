@@ -13,13 +13,11 @@ from lightning_cfg.diffusion.models import (
     Flow,
     MisledClassifier,
     NoisyClassifier,
-    ddpm_time,
-    denoiser_of,
-    drop_labels,
-    linear_beta_sigmas,
-    velocity_of,
 )
+from lightning_cfg.diffusion.noise import ddpm_time, linear_beta_sigmas
 from lightning_cfg.diffusion.ode import integrate
+from lightning_cfg.diffusion.of_net import drop_labels
+from lightning_cfg.diffusion.rectified_flow import denoiser_of, velocity_of
 from lightning_cfg.diffusion.trajectories import boundary
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL

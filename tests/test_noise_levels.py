@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from lightning_cfg.config import identity_difference, load
-from lightning_cfg.diffusion.models import Flow, velocity_of
 from lightning_cfg.diffusion.noise import (
     karras,
     linear_betas,
@@ -17,6 +16,7 @@ from lightning_cfg.diffusion.noise import (
     uniform_t,
 )
 from lightning_cfg.diffusion.ode import integrate_in_steps
+from lightning_cfg.diffusion.rectified_flow import Flow, velocity_of
 from lightning_cfg.diffusion.samplers import ddim, ddpm, dopri5, euler, heun
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.sample_sets import told

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lightning_cfg.diffusion.mixture import GaussianMixture, fractal
-from lightning_cfg.diffusion.models import EDM, linear_beta_sigmas
-from lightning_cfg.diffusion.noise import karras, linear_betas, noise_levels
+from lightning_cfg.diffusion.models import EDM
+from lightning_cfg.diffusion.noise import karras, linear_beta_sigmas, linear_betas, noise_levels
 from lightning_cfg.diffusion.ode import integrate
 from lightning_cfg.diffusion.samplers import (
     ddim,

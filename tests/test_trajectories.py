@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lightning_cfg.diffusion.mixture import GaussianMixture
-from lightning_cfg.diffusion.models import NoisyClassifier, linear_beta_sigmas
+from lightning_cfg.diffusion.models import NoisyClassifier
+from lightning_cfg.diffusion.noise import linear_beta_sigmas
 from lightning_cfg.diffusion.samplers import heun
 from lightning_cfg.diffusion.trajectories import (
     along,

@@ -9,8 +9,8 @@ from torch import Tensor
 from lightning_cfg.config import Between
 from lightning_cfg.data.pairs import Pairs
 from lightning_cfg.diffusion.draws import Draws, keyed
-from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.diffusion.ode import integrate_in_steps
+from lightning_cfg.diffusion.rectified_flow import Flow
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.checkpoints import restore
 from lightning_cfg.runs.inputs import Checkpoint, PairFile

@@ -3,7 +3,7 @@
 Every model computes in the dtype of x and runs its network in the network's own.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,16 @@ from lightning_cfg.config import (
     ordered,
 )
 from lightning_cfg.diffusion.contrastive import Contrastive
-from lightning_cfg.diffusion.coupling import Coupling, coupled
 from lightning_cfg.diffusion.draws import Draws, onto
 from lightning_cfg.diffusion.guidance_weight import GuidanceWeight
 from lightning_cfg.diffusion.magnitude import MPFourier, MPLayer
-from lightning_cfg.diffusion.noise import cosine_sigmas, ddpm_time, linear_beta_sigmas
-from lightning_cfg.diffusion.of_net import OfNet
+from lightning_cfg.diffusion.noise import DDPM_SIGMAS, DDPMSchedule, ddpm_time
+from lightning_cfg.diffusion.noisy_classifier import MisledClassifier, NoisyClassifier
+from lightning_cfg.diffusion.of_net import OfNet, drop_labels
+from lightning_cfg.diffusion.rectified_flow import Flow, OneStep
+from lightning_cfg.diffusion.shortcut import Shortcut
 from lightning_cfg.errors import UserError
-from lightning_cfg.interfaces import NULL, Denoiser, Velocity, expand_like
+from lightning_cfg.interfaces import NULL, expand_like
 
 __all__ = [  # what a config can name
     "DDPM",
@@ -40,6 +42,7 @@ __all__ = [  # what a config can name
     "MisledClassifier",
     "NoisyClassifier",
     "OneStep",
+    "Shortcut",
 ]
 
 
@@ -222,10 +225,6 @@ class GuidanceFree(EDM):
         return self.weighted((torch.lerp(D_u, D, expand_like(beta, y)) - y).square(), sigma)
 
 
-TABLES = {"linear": linear_beta_sigmas, "cosine": cosine_sigmas}  # of a DDPM's levels
-DDPMSchedule = Literal["linear", "cosine"]
-
-
 class DDPM(OfNet):
     """Noise prediction over T = 1000 levels (Ho et al. 2020), as a denoiser.
 
@@ -245,7 +244,7 @@ class DDPM(OfNet):
         schedule: DDPMSchedule = "linear",
     ):
         super().__init__(net, label_dropout)
-        self.register_buffer("sigmas", TABLES[schedule](self.T), persistent=False)
+        self.register_buffer("sigmas", DDPM_SIGMAS[schedule](self.T), persistent=False)
         self.sigma_min, self.sigma_max = self.sigmas[0].item(), self.sigmas[-1].item()
 
     def forward(self, x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
@@ -263,214 +262,3 @@ class DDPM(OfNet):
         c = drop_labels(c, self.label_dropout, draws)
         eps = self.run((y + s * n) / (1 + s**2).sqrt(), t / self.T, c)
         return (eps - n).square().flatten(1).sum(1)
-
-
-class Flow(OfNet):
-    """Rectified flow from sources x0 to data x1 (Liu et al. 2023): dx/dt = v(x_t, t, c).
-
-    x_t = (1 - t) x0 + t x1, regressed on x1 - x0. With noise as x0 it is a base model, with
-    generated samples as x0 and their nearest real neighbours as x1 it is the refinement of
-    Zhao & Schwing (2025, eqs. 11 and 12).
-
-    coupling  of noise with points: "independent", or within a batch by optimal transport, over all
-              of it or class by class (`coupling.coupled`). Its paths are straighter; along them go
-              deterministic samplers, as what it has is a velocity and no longer a score
-    """
-
-    sigma_min, sigma_max = 0.002, 500.0  # as a denoiser: t = 1 / (1 + sigma)
-    takes_x0 = True
-    one_step = False  # known at every t, and not only at 0
-
-    def __init__(
-        self,
-        net: nn.Module,
-        *,
-        label_dropout: Annotated[float, Share] = 0.0,
-        coupling: Annotated[Coupling, Newer] = "independent",
-    ):
-        super().__init__(net, label_dropout)
-        self.coupling: Coupling = coupling
-
-    def velocity(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        """v(x, t, c): x (B, *shape), t (B,), c (B,) -> (B, *shape)."""
-        return self.run(x, t, c)
-
-    def forward(self, x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
-        """The denoiser D(x, sigma, c) of the flow from Gaussian noise."""
-        return denoiser_of(self.velocity)(x, sigma, c)
-
-    def loss(
-        self,
-        y: Tensor,
-        c: Tensor,
-        draws: Draws,
-        x0: Tensor | None = None,
-        toward: Tensor | None = None,
-        share: Tensor | None = None,
-    ) -> Tensor:
-        """|v(x_t, t, c) - (y - x0)|^2 per sample, (B,), t uniform; x0 None: Gaussian noise.
-
-        toward  classes (B,), and share (B,) of the way to them: v is told the vectors between
-        """
-        t = onto(draws.uniform(), y.device).to(y)
-        draws.level = "t", t
-        if x0 is None:
-            x0 = coupled(onto(draws.normal(*y.shape[1:]), y.device).to(y), y, c, self.coupling)
-        elif self.coupling != "independent":
-            raise UserError(
-                f"model.coupling={self.coupling} is of noise with points; pairs have theirs already"
-            )
-        x_t = (1 - expand_like(t, y)) * x0 + expand_like(t, y) * y
-        told = self.told(drop_labels(c, self.label_dropout, draws), toward, share)
-        v = self.velocity(x_t, t, told)
-        return (v - (y - x0)).square().flatten(1).sum(1)
-
-    def told(self, c: Tensor, toward: Tensor | None = None, share: Tensor | None = None) -> Tensor:
-        """What v is told: classes (b,), or vectors (b, d), a share of the way to other classes.
-
-        UserError for a network without vectors of its classes.
-        """
-        if toward is None or share is None:
-            return c
-        if self.class_vectors is None:
-            name = type(self.net).__name__
-            raise UserError(f"between=true: net {name} has no class_vectors to be told between")
-        toward = torch.where(c == NULL, NULL, toward)
-        return torch.lerp(self.class_vectors(c), self.class_vectors(toward), share[:, None])
-
-
-class OneStep(Flow):
-    """A flow that is known at t = 0 alone, for one Euler step: x1 = x0 + v(x0, 0, c).
-
-    Regressed on the ends that the data give: of `Reflow` those of another flow, whose many steps it
-    then is (distillation, Liu et al. 2023, sec. 2.2). Its v at t = 0 is not said of any other t, so
-    that `refine` takes it in one step.
-    """
-
-    one_step = True
-
-    def __init__(self, net: nn.Module):
-        super().__init__(net)
-
-    def loss(
-        self,
-        y: Tensor,
-        c: Tensor,
-        draws: Draws,
-        x0: Tensor | None = None,
-        toward: Tensor | None = None,
-        share: Tensor | None = None,
-    ) -> Tensor:
-        """|v(x0, 0, c) - (y - x0)|^2 per sample, (B,); see `Flow.loss`."""
-        if x0 is None:
-            raise UserError("model OneStep goes from samples: train it by learner Refinement")
-        start = torch.zeros(len(y)).to(y)
-        draws.level = "t", start
-        v = self.velocity(x0, start, self.told(c, toward, share))
-        return (v - (y - x0)).square().flatten(1).sum(1)
-
-
-class NoisyClassifier(OfNet):
-    """p(c | x; sigma) of the noisy x: logits = net(x / sqrt(1 + sigma^2), t(sigma) / T).
-
-    Trained by cross-entropy at the levels of the DDPM, t uniform (Dhariwal & Nichol 2021, sec. 4).
-    clean     True trains and reads it at sigma = 0 only: a classifier of finished samples
-    schedule  of those levels, as of `DDPM`
-    """
-
-    classifies = True
-    num_classes = 0  # not known, until it is built for data
-    sigmas: Tensor
-
-    def __init__(self, net: nn.Module, *, clean: bool = False, schedule: DDPMSchedule = "linear"):
-        super().__init__(net)
-        self.clean = clean
-        self.register_buffer("sigmas", TABLES[schedule](), persistent=False)
-        self.sigma_min = 0.0 if clean else self.sigmas[0].item()
-        self.sigma_max = 0.0 if clean else self.sigmas[-1].item()
-
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Logits: x (B, *shape), sigma (B,) -> (B, classes)."""
-        s = expand_like(sigma, x)
-        noise = ddpm_time(sigma, self.sigmas) / len(self.sigmas)
-        return self.run(x / (1 + s**2).sqrt(), noise, None)
-
-    def features(self, x: Tensor) -> Tensor:
-        """The network's penultimate layer on clean x, (B, d)."""
-        return self.net.features(x.to(next(self.net.parameters()).dtype))
-
-    def loss(self, y: Tensor, c: Tensor, draws: Draws) -> Tensor:
-        """Cross-entropy per sample, (B,)."""
-        if self.clean:
-            return self.cross_entropy(self(y, y.new_zeros(len(y))), c)
-        sigma = self.sigmas[onto(draws.integers(len(self.sigmas)), y.device)].to(y)
-        draws.level = "sigma", sigma
-        x = y + expand_like(sigma, y) * onto(draws.normal(*y.shape[1:]), y.device).to(y)
-        return self.cross_entropy(self(x, sigma), c)
-
-    def cross_entropy(self, logits: Tensor, c: Tensor) -> Tensor:
-        """-log p(c), (B,)."""
-        return nn.functional.cross_entropy(logits, c, reduction="none")
-
-
-class MisledClassifier(NoisyClassifier):
-    """A noisy classifier that is wrong on purpose, to see how far guidance follows it.
-
-    logits(x) = those of a NoisyClassifier at x - shift, trained on labels of which a share `flip`
-    is another class, drawn uniformly: where it was certain it now is to 1 - flip.
-    flip   share of the labels that are wrong
-    shift  by which its decision boundary is moved along every axis, units of the data
-    """
-
-    def __init__(
-        self,
-        net: nn.Module,
-        *,
-        flip: Annotated[float, Between(0, 0.5, below=True)] = 0.2,
-        shift: Annotated[float, Real] = 0.0,
-    ):
-        super().__init__(net)
-        if not 0 <= flip < 0.5:
-            raise UserError(f"model.flip={flip} is a share of the labels, from 0 to below 0.5")
-        self.flip, self.shift = flip, shift
-
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Logits: x (B, *shape), sigma (B,) -> (B, classes)."""
-        return super().forward(x - self.shift, sigma)
-
-    def loss(self, y: Tensor, c: Tensor, draws: Draws) -> Tensor:
-        """Cross-entropy per sample, (B,)."""
-        return super().loss(y + self.shift, c, draws)  # so that the network reads y as it is
-
-    def cross_entropy(self, logits: Tensor, c: Tensor) -> Tensor:
-        """That of flipped labels in expectation, which is that of smoothed ones, (B,)."""
-        K = logits.shape[1]
-        return nn.functional.cross_entropy(
-            logits, c, reduction="none", label_smoothing=self.flip * K / (K - 1)
-        )
-
-
-def denoiser_of(velocity: Velocity) -> Denoiser:
-    """The denoiser of a flow from Gaussian noise: t = 1/(1+sigma), x_t = t x, D = x_t + (1-t) v."""
-
-    def denoise(x: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
-        t = 1 / (1 + sigma)
-        x_t = expand_like(t, x) * x
-        return x_t + expand_like(1 - t, x) * velocity(x_t, t, c)
-
-    return denoise
-
-
-def velocity_of(denoise: Denoiser) -> Velocity:
-    """The velocity of a denoiser, v = (D - x_t) / (1 - t): `denoiser_of`'s inverse, 0 < t < 1."""
-
-    def velocity(x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        D = denoise(x_t / expand_like(t, x_t), (1 - t) / t, c)
-        return (D - x_t) / expand_like(1 - t, x_t)
-
-    return velocity
-
-
-def drop_labels(c: Tensor, rate: float, draws: Draws) -> Tensor:
-    """Each sample's class becomes NULL with probability `rate` (Ho & Salimans 2021)."""
-    return c if rate == 0 else torch.where(onto(draws.uniform(), c.device) < rate, NULL, c)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -188,6 +188,10 @@ def cosine_sigmas(T: int = 1000) -> Tensor:
 def _sigmas(betas: Tensor) -> Tensor:
     abar = (1 - betas).cumprod(0)
     return ((1 - abar) / abar).sqrt()
+
+
+DDPM_SIGMAS = {"linear": linear_beta_sigmas, "cosine": cosine_sigmas}  # of a DDPM's levels
+DDPMSchedule = Literal["linear", "cosine"]
 
 
 def ddpm_time(sigma: Tensor, sigmas: Tensor) -> Tensor:

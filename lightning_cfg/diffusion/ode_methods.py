@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_cfg.diffusion.models import velocity_of
 from lightning_cfg.diffusion.noise import karras
 from lightning_cfg.diffusion.ode import integrate_along, per_sample
+from lightning_cfg.diffusion.rectified_flow import velocity_of
 from lightning_cfg.diffusion.stepping import Trajectory, along, begin_step
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import Guided

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lightning_cfg.diffusion.draws import Draws, onto
 from lightning_cfg.errors import UserError
-from lightning_cfg.interfaces import Model, Net, complete
+from lightning_cfg.interfaces import NULL, Model, Net, complete
 
 
 class OfNet(Model):
@@ -52,3 +53,8 @@ class OfNet(Model):
                 f"{tuple(answer.shape)}, and not {tuple(shape)}"
             )
         return answer.to(x.dtype)
+
+
+def drop_labels(c: Tensor, rate: float, draws: Draws) -> Tensor:
+    """Each sample's class becomes NULL with probability `rate` (Ho & Salimans 2021)."""
+    return c if rate == 0 else torch.where(onto(draws.uniform(), c.device) < rate, NULL, c)

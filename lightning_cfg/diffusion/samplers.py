@@ -24,7 +24,6 @@ from lightning_cfg.config import (
     Steps,
     ordered,
 )
-from lightning_cfg.diffusion.models import velocity_of
 from lightning_cfg.diffusion.multistep import dpmpp_2m, dpmpp_2m_sde, lms
 from lightning_cfg.diffusion.noise import (
     SIGMA_MAX,
@@ -37,6 +36,7 @@ from lightning_cfg.diffusion.noise import (
 )
 from lightning_cfg.diffusion.ode import integrate, per_sample
 from lightning_cfg.diffusion.ode_methods import fixed_step
+from lightning_cfg.diffusion.rectified_flow import velocity_of
 from lightning_cfg.diffusion.stepping import (
     SIMPLE,
     Trajectory,

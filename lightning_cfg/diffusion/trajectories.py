@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_cfg.diffusion.differentiable import differentiable
-from lightning_cfg.diffusion.models import ddpm_time, linear_beta_sigmas
+from lightning_cfg.diffusion.noise import ddpm_time, linear_beta_sigmas
 from lightning_cfg.interfaces import Classifier
 
 GRID = 2049  # points of u at which the margin's sign is looked at: boundaries closer than

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lightning_cfg.config import AtLeast, Between, Depth, MultipleOf, Width
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
-from lightning_cfg.nets.embedding import ClassEmbedding, embedded
+from lightning_cfg.nets.embedding import ClassEmbedding, embedded, no_classes
 from lightning_cfg.nets.layers import ChannelMult, Dropout, zeroed
 
 GROUPS = 32  # of every normalisation
@@ -383,6 +383,8 @@ class ADMUNet(DownPath):
 
     def class_vectors(self, c: Tensor) -> Tensor:
         """Embeddings (B, 4 channels) of classes (B,), which `forward` also takes in their place."""
+        if self.label_emb is None:
+            raise no_classes(self)
         if not self.null_class and (c == NULL).any():
             raise UserError(
                 "ADMUNet: null_class=false has no embedding for 'no class' (NULL), which "

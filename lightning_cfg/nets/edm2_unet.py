@@ -21,7 +21,7 @@ from lightning_cfg.diffusion.magnitude import (
 )
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
-from lightning_cfg.nets.embedding import embedded
+from lightning_cfg.nets.embedding import embedded, no_classes
 from lightning_cfg.nets.layers import ChannelMult, Dropout
 
 Tap = Annotated[int, Between(-1000, 1000)]  # of a filter that is divided by its sum
@@ -144,7 +144,7 @@ class EDM2UNet(nn.Module):
     def class_vectors(self, c: Tensor) -> Tensor:
         """Vectors (B, d) of classes (B,), which `forward` also takes in their place."""
         if self.emb_label is None:
-            raise UserError("EDM2UNet: a network without classes has no vectors of them")
+            raise no_classes(self)
         columns = self.emb_label.unit().T
         return torch.where(c[:, None] == NULL, 0.0, columns[c.clamp(min=0)])
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
 
 
@@ -29,6 +30,11 @@ class ClassEmbedding(nn.Embedding):
 
     def forward(self, c: Tensor) -> Tensor:
         return super().forward(c % self.num_embeddings)
+
+
+def no_classes(net: nn.Module) -> UserError:
+    """What a network built for data without classes answers who asks for vectors of them."""
+    return UserError(f"{type(net).__name__}: a network without classes has no vectors of them")
 
 
 def embedded(c: Tensor | None, x: Tensor, class_vectors: Callable[[Tensor], Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_cfg.config import Between, Newer, Positive, Width
 from lightning_cfg.errors import UserError
-from lightning_cfg.nets.embedding import ClassEmbedding, NoiseEmbedding, embedded
+from lightning_cfg.nets.embedding import ClassEmbedding, NoiseEmbedding, embedded, no_classes
 
 
 class MLP(nn.Module):
@@ -80,7 +80,7 @@ class MLP(nn.Module):
     def class_vectors(self, c: Tensor) -> Tensor:
         """Embeddings (B, width) of classes (B,), which `forward` also takes in their place."""
         if self.class_embedding is None:
-            raise UserError("MLP: net.embed_class=false, or data without classes, embed no class")
+            raise no_classes(self)  # or net.embed_class=false
         return self.class_embedding(c)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_cfg.config import AtLeast, Between, Depth, Filled, MultipleOf, Width
 from lightning_cfg.errors import UserError
-from lightning_cfg.nets.embedding import embedded
+from lightning_cfg.nets.embedding import embedded, no_classes
 from lightning_cfg.nets.layers import ChannelMult, Dropout
 
 Tap = Annotated[int, Between(-1000, 1000)]  # of a filter that is divided by its sum
@@ -134,6 +134,8 @@ class SongUNet(nn.Module):
 
     def class_vectors(self, c: Tensor) -> Tensor:
         """Embeddings (B, mapped) of classes (B,), which `forward` also takes in their place."""
+        if self.map_label is None:
+            raise no_classes(self)
         one_hot = c[:, None] == torch.arange(self.num_classes, device=c.device)  # NULL: zeros
         # times sqrt(classes): then the row has variance 1, as other inputs of a layer
         weight = self.map_label.weight

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lightning_cfg.config import Depth, Width
 from lightning_cfg.errors import UserError
-from lightning_cfg.nets.embedding import ClassEmbedding, NoiseEmbedding, embedded
+from lightning_cfg.nets.embedding import ClassEmbedding, NoiseEmbedding, embedded, no_classes
 from lightning_cfg.nets.layers import ChannelMult, Dropout, group_norm, zeroed
 
 
@@ -111,6 +111,8 @@ class UnshuffleUNet(nn.Module):
 
     def class_vectors(self, c: Tensor) -> Tensor:
         """Embeddings (B, 2 channels) of classes (B,), which `forward` also takes in their place."""
+        if self.classes is None:
+            raise no_classes(self)
         return self.classes(c)
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_cfg.diffusion.models import Flow
 from lightning_cfg.diffusion.ode import integrate, integrate_in_steps
+from lightning_cfg.diffusion.rectified_flow import Flow
 from lightning_cfg.errors import UserError
 from lightning_cfg.guidance import require_null
 from lightning_cfg.interfaces import NULL, Velocity
@@ -34,6 +34,11 @@ class Solver:
             )
         if self.scale != 1:
             require_null(model, f"scale={self.scale:g} inside the flow")
+
+    @property
+    def stride(self) -> float:
+        """How far a velocity is followed before the next is asked for; 0 where that is not all."""
+        return self.strength / self.steps if self.method == "euler" else 0.0
 
     def guided(self, velocity: Velocity) -> Velocity:
         """v_u + w (v_c - v_u), which is v_c where the scale w is 1."""
@@ -72,7 +77,7 @@ def refined(model: Flow, x: Tensor, c: Tensor, solver: Solver) -> tuple[Tensor, 
     def velocity(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
         nonlocal evaluations
         evaluations += len(x)
-        return model.velocity(x, t, c)
+        return model.average(x, t, t + solver.stride, c)
 
     end = solver.run(velocity, x.double().to(place), c.to(place))
     return end.float().cpu(), evaluations

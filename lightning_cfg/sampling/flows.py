@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_cfg.data.pairs import Pairs
-from lightning_cfg.diffusion.models import Flow
+from lightning_cfg.diffusion.rectified_flow import Flow
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import Model
 from lightning_cfg.refinement.condition import ByScale, ClassVectors, Condition, condition_of

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_cfg.config import AtLeast, Between, Filled, NonNegative, Seed
 from lightning_cfg.diffusion.draws import keyed
-from lightning_cfg.diffusion.models import OfNet
+from lightning_cfg.diffusion.of_net import OfNet
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import Model
 

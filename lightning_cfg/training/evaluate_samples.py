@@ -24,7 +24,7 @@ from lightning_cfg.config import (
 )
 from lightning_cfg.config.check import check
 from lightning_cfg.data.build import build_data
-from lightning_cfg.diffusion.models import Flow
+from lightning_cfg.diffusion.rectified_flow import Flow
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.build import scorer_of
 from lightning_cfg.evaluation.decoded import Decoding, decoding_of
