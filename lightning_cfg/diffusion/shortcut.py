@@ -73,8 +73,10 @@ class Shortcut(Flow):
         v = y - x0
         x_t = x0 + expand_like(t, y) * v
         told = self.told(drop_labels(c, self.label_dropout, draws), toward, share)
-        two = self.two_halves(x_t, t, h, shortest, told)
-        target = torch.where(expand_like(h, y) > 0, two, v)
+        target, rows = v.clone(), (h > 0).nonzero()[:, 0]
+        if len(rows):
+            of = (part[rows] for part in (x_t, t, h, shortest, told))
+            target[rows] = self.two_halves(*of)
         return (self.average(x_t, t, t + h, told) - target).square().flatten(1).sum(1)
 
     def steps(self, y: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
