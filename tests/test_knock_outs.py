@@ -8,7 +8,7 @@ from test_guidance_methods import FOUR, noisy, run  # noqa: F401
 
 from lightning_cfg.config import checked
 from lightning_cfg.errors import UserError
-from lightning_cfg.guidance import classifier_free, feedback, gfcg
+from lightning_cfg.guidance import classifier_free, feedback, gfcg, gfcg_autoguidance
 from lightning_cfg.guidance.knock_outs import knocked_out
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.runs.run import identity
@@ -49,6 +49,28 @@ def test_gfcg_without_its_strength_or_its_reference_by_formula(noisy, strength, 
     D_r = FOUR(x, sigma, r if reference == "most_confused" else torch.full_like(c, NULL))
     found = GFCG(scale=3.0, strength=strength, reference=reference)(x, sigma, c)
     torch.testing.assert_close(found, D + 2 * u[:, None] * (D - D_r), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_gfcg_with_autoguidance_without_its_strength_by_formula(noisy, strength):  # noqa: F811
+    """Where u is not above tau it is autoguidance, by the weak model's own class."""
+    x, sigma, c = noisy
+    p = FOUR.logits(x, sigma).softmax(1)
+    own, others = p.gather(1, c[:, None])[:, 0], p.scatter(1, c[:, None], 0.0)
+    most, r = others.max(1)
+    u = STRENGTHS[strength](most / (most + own))
+
+    def weak(x: torch.Tensor, sigma: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return FOUR(x, 2 * sigma, c)
+
+    guided = gfcg_autoguidance(
+        FOUR, weak, ExactClassifier(FOUR), classifier_input="noisy", tau=0.05, scale=3.0,
+        atg_scale=1.5, strength=strength,
+    )  # fmt: skip
+    w = torch.where(u > 0.05, 1 + 2 * u, 1.5)[:, None]
+    D_r = weak(x, sigma, torch.where(u > 0.05, r, c))
+    found = guided(x, sigma, c)
+    torch.testing.assert_close(found, D_r + w * (FOUR(x, sigma, c) - D_r), rtol=0, atol=1e-10)
 
 
 def test_with_neither_gfcg_is_cfg(noisy):  # noqa: F811

@@ -5,8 +5,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import Real, Share
+from lightning_cfg.config import Newer, Real, Share
 from lightning_cfg.guidance.gfcg import Confidence, Input, Reference, check_input, confusion, is_one
+from lightning_cfg.guidance.knock_outs import Strength, knocked_out
 from lightning_cfg.guidance.method import method
 from lightning_cfg.guidance.needs import require_classes, require_null
 from lightning_cfg.guidance.scales import Scale, between, evaluate_where, scale_at
@@ -25,6 +26,7 @@ def gfcg_autoguidance(
     confidence: Confidence = "pairwise",
     tau: Annotated[float, Share] = 0.01,
     classifier_input: Input = "denoised",
+    strength: Annotated[Strength, Newer] = "own",
 ) -> Denoiser:
     """D_w = D(c) + (w - 1) (D(c) - D_weak(r)): ATG + GFCG (after Shenoy et al. 2024).
 
@@ -35,7 +37,7 @@ def gfcg_autoguidance(
 
     scale      w where the classifier is confused altogether
     atg_scale  of autoguidance; left out, as scale: then 1 is the model itself
-    reference, confidence, tau, classifier_input  as of `gfcg`
+    reference, confidence, tau, classifier_input, strength  as of `gfcg`
     The errors too are those of `gfcg`; a weak model without classes is one.
     """
     require_classes(model, "gfcg_autoguidance")
@@ -53,6 +55,7 @@ def gfcg_autoguidance(
         any_other = reference == "any_other"
         r, u = confusion(classifier, classifier_input, x, sigma, c, D, confidence, any_other)
         r = torch.full_like(c, NULL) if reference == "unconditional" else r
+        u = knocked_out(u, strength)
         w = torch.where(u > tau, 1 + (w_max - 1) * u, w_atg)
         r = torch.where(u > tau, r, c)
         return between(evaluate_where(w != 1, weak, x, sigma, r), D, w)
