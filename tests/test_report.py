@@ -19,6 +19,7 @@ from lightning_cfg.reports import place_and_mass, points
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.claims import check_claims, summary
 from lightning_cfg.reports.contact_sheet import contact_sheet
+from lightning_cfg.reports.contact_sheet import draw as contact_sheet_of
 from lightning_cfg.reports.markdown import as_html
 from lightning_cfg.reports.panels import Line, few, per_name, save
 from lightning_cfg.reports.study import write_report
@@ -294,6 +295,20 @@ def test_images_have_contact_sheets(tmp_path):
     write_report(tmp_path, title="t", config=CONFIG, cases=[case], stages=[])
     sheets = {f"images_{m}_{s}" for m in CONFIG["methods"] for s in (1, 2)}
     assert {p.stem for p in (tmp_path / "figures").iterdir()} == sheets | {"against_scale"}
+
+
+def test_samples_that_nothing_has_refined_are_not_before_anything(tmp_path):
+    y, c = torch.zeros(30, 1, 28, 28), torch.arange(3).repeat(10)
+    images = SimpleNamespace(
+        shape=(1, 28, 28), num_classes=3, truth=None, real=lambda split, per_class=None: (y, c)
+    )
+    data_set, titles = complete(images, DataSet, "data"), {}
+    for kinds in ((), ("all",)):
+        rows, sets = study_of(data_set, tmp_path / str(len(kinds)), {}, {}, {}, kinds=kinds)
+        drawn = next(contact_sheet_of(Case("", data_set, rows, sets), CONFIG))
+        titles[kinds] = [panel.get_title() for panel in drawn.figure.axes]
+    assert titles[()] == ["samples", "the nearest real image"]
+    assert titles["all",] == ["before", "after, one for all", "the nearest real image"]
 
 
 def test_contact_sheet_puts_a_seed_at_the_same_place_before_and_after():

@@ -34,6 +34,7 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
         if last is None:
             continue
         refined = len(groups) > 1
+        groups = groups if refined else {"samples": next(iter(groups.values()))}
         what = "the same seeds before and after refinement" if refined else "samples"
         if last.nearest is not None:
             groups["the nearest real image"] = last.nearest, row[last.c]

@@ -61,7 +61,7 @@ def points(
         for panel in panels[1:, 0]:
             panel.axis("off")
         for row, kind in zip(panels, kinds, strict=True):
-            row[1].set_ylabel(SAMPLE_KINDS[kind])
+            row[1].set_ylabel(SAMPLE_KINDS[kind] if len(kinds) > 1 else "samples")
             for panel, scale in zip(row[1:], scales, strict=True):
                 cell = Cell(method, scale, *kind)
                 if kind == kinds[0]:
