@@ -105,6 +105,21 @@ def test_ends_do_not_depend_on_what_was_asked_before(tmp_path, trained, monkeypa
         assert torch.equal(value, theirs[name])
 
 
+def test_that_ends_are_being_found_is_told(tmp_path, trained, monkeypatch, capsys):
+    monkeypatch.setattr("lightning_cfg.data.reflow.ROWS", 64)
+    monkeypatch.setattr("lightning_cfg.runs.progress.EVERY", 0.0)
+    path = write(tmp_path)
+    flow = trained("flow", {"name": "Pairs", "path": path}, steps=3)
+    data = Reflow(path=path, flow=flow)
+    capsys.readouterr()
+    data.batch(Draws(seed=0, step=0, batch_size=400))
+    lines = capsys.readouterr().err.splitlines()
+    assert "64 of 448 ends of the flow, 14%" in lines[0]
+    assert "448 of 448 ends of the flow, 100%" in lines[-1]
+    data.batch(Draws(seed=0, step=1, batch_size=400))
+    assert not capsys.readouterr().err
+
+
 def test_the_loss_of_one_step_by_hand():
     net = MLP((2,), 3, width=8, blocks=1)
     torch.nn.init.normal_(net.leave.weight)

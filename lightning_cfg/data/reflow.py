@@ -14,6 +14,8 @@ from lightning_cfg.diffusion.rectified_flow import Flow
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.checkpoints import restore
 from lightning_cfg.runs.inputs import Checkpoint, PairFile
+from lightning_cfg.runs.progress import progress
+from lightning_cfg.runs.ranks import launched
 
 ROWS = 512  # taken along the flow at once
 
@@ -31,8 +33,8 @@ class Reflow(Pairs):
     flow   a run of `fit` with learner Refinement, told the same of them
     steps  of Heun's method on it, two evaluations each, in float32
     told   where the pairs are told scales between: ends of each source, each told another
-    Ends are found once, as they are first asked for, and kept: k of them take k N numbers a
-    dimension, in every process.
+    Ends are found once, as they are first asked for, so most of them at the first step, and kept:
+    k of them take k N numbers a dimension, in every process.
     UserError where the flow is of other samples: another shape, other classes or scales.
     """
 
@@ -82,13 +84,16 @@ class Reflow(Pairs):
         Always in the same blocks, as a row's last bits depend on the others beside it: so a run
         that goes on trains on the very ends of one that was not cut off.
         """
-        for block in (ends // ROWS).unique().tolist():
-            if block not in self._known:
+        new = sorted(set((ends // ROWS).unique().tolist()) - self._known)
+        shown = len(new) > 1 and launched().rank == 0
+        with progress(ROWS * len(new), " ends of the flow", shown=shown, leave=False) as bar:
+            for block in new:
                 rows = slice(block * ROWS, (block + 1) * ROWS)
                 of, c, *between = (part[rows] for part in self._asked.values())
                 some = (part.to(self._device) for part in (self._file["x"][of], c, *between))
                 self._ends[rows] = _moved(self._flow.to(self._device), self.steps, *some).cpu()
                 self._known.add(block)
+                bar.update(ROWS)
         return self._ends[ends]
 
     def batch(self, draws: Draws) -> dict[str, Tensor]:
