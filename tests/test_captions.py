@@ -452,6 +452,20 @@ def test_the_report_tells_shares_by_what_prompts_say():
         "",
     ]
     assert [cell.strip() for cell in guided][4:] == ["80.0 ± 0.0 %", "30.0 ± 0.0 %"]
+    more = {("plain", 3.0, "before", ""): read(0.6), **right}  # the first of it leads
+    rows += [{**row, "scale": 3.0, "method": "plain", "seed": 0, "evaluations": "model 38"}]
+    order = ("plain", 1.0), ("plain", 3.0), ("guided", 1.0)
+    right = {(*cell, "before", ""): more[*cell, "before", ""] for cell in order}
+    _, table = told(
+        Case("unseen", Captions(pairs="unseen"), rows, seeds=[0, 1], right=Cells(right))
+    )
+    head, _, *lines = [[c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert head[5:] == ["against plain 1", "against plain 3"]
+    assert [line[5:] for line in lines] == [
+        ["", "-10.0 ± 0.0 %"],
+        ["10.0 ± 0.0 %", ""],
+        ["30.0 ± 0.0 %", "20.0 ± 0.0 %"],
+    ]
     few = Case("", SimpleNamespace(num_classes=10, parts=None), rows, right=Cells(right))
     for cell, of_seeds in right.items():
         few.right[Cell(*cell)] = [[row for row in of_seeds[0] if row["class"] < 10]]

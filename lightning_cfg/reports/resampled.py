@@ -14,7 +14,7 @@ FEWEST = 20  # meanings from which on they are a sample themselves
 TOLD = (
     "The share of samples that the classifier reads as their class, ± its standard error by {} "
     "bootstrap draws: {}what the classes say, {} of it, drawn anew with replacement, and with them "
-    "all of their samples. The last column is the difference to the first row, by the same draws. "
+    "all of their samples. Differences are by the same draws. "
     "{}"
 )
 FEW_SEEDS = (
@@ -37,15 +37,21 @@ def told(case: Case) -> list[str]:
     seeds = len(case.seeds)
     both = "the seeds with all that they trained, and " if seeds > 1 else ""
     few = FEW_SEEDS.format(seeds, (1 - 1 / seeds) ** 0.5) if seeds > 1 else ""
-    first, body = next(iter(shares.values())), []
+    beside, body = references(list(shares)), []
     for cell, share in shares.items():
-        apart = "" if share is first else _written(share - first)
+        apart = ["" if cell == one else _written(share - shares[one]) for one in beside]
         evaluations = str(case.averages[cell].get("evaluations", ""))
-        body.append(
-            [cell.method, f"{cell.scale:g}", _kind(cell), evaluations, _written(share), apart]
-        )
-    head = ["method", "scale", "samples", "evaluations", "right", "against the first"]
+        named = [cell.method, f"{cell.scale:g}", _kind(cell)]
+        body.append([*named, evaluations, _written(share), *apart])
+    against = [f"against {one.method} {one.scale:g}" for one in beside]
+    head = ["method", "scale", "samples", "evaluations", "right", *against]
     return [TOLD.format(DRAWS, both, int(asked.sum()), few).strip(), markdown_table(head, body)]
+
+
+def references(cells: list[Cell]) -> list[Cell]:
+    """What the others are compared with: the first method at its first scale and at its last."""
+    own = [c for c in cells if (c.method, c.kind) == (cells[0].method, cells[0].kind)]
+    return list(dict.fromkeys((own[0], own[-1])))
 
 
 def _kind(cell: Cell) -> str:
