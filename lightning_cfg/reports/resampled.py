@@ -49,9 +49,9 @@ def told(case: Case) -> list[str]:
 
 
 def references(cells: list[Cell]) -> list[Cell]:
-    """What the others are compared with: the first method at its first scale and at its last."""
+    """What the others are compared with: the first method at its first and its two last scales."""
     own = [c for c in cells if (c.method, c.kind) == (cells[0].method, cells[0].kind)]
-    return list(dict.fromkeys((own[0], own[-1])))
+    return list(dict.fromkeys((own[0], *own[-2:])))
 
 
 def _kind(cell: Cell) -> str:
