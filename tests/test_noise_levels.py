@@ -19,7 +19,7 @@ from lightning_cfg.diffusion.ode import integrate_in_steps
 from lightning_cfg.diffusion.rectified_flow import Flow, velocity_of
 from lightning_cfg.diffusion.samplers import ddim, ddpm, dopri5, euler, heun
 from lightning_cfg.errors import UserError
-from lightning_cfg.evaluation.sample_sets import told
+from lightning_cfg.evaluation.provenance import told
 from lightning_cfg.nets import MLP
 from lightning_cfg.sampling.prepared import within_limits
 from lightning_cfg.sampling.sample import sample

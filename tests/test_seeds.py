@@ -9,7 +9,7 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.tensors import load_tensors
 from lightning_cfg.sampling.seeds import SEEDS, seeded
-from lightning_cfg.studies.graph import FRESH
+from lightning_cfg.studies.schema import FRESH
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate

@@ -9,8 +9,9 @@ from helpers import ROOT
 
 from lightning_cfg.config import load
 from lightning_cfg.errors import UserError
+from lightning_cfg.studies.built import graph_of
 from lightning_cfg.studies.cost import cost
-from lightning_cfg.studies.graph import Output, Stage, graph_of
+from lightning_cfg.studies.graph import Output, Stage
 from lightning_cfg.studies.left import Taken
 from lightning_cfg.studies.stages import in_order
 from lightning_cfg.verbs.study import _check, study

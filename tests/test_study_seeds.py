@@ -12,7 +12,7 @@ from scipy import stats
 
 from lightning_cfg.config import load
 from lightning_cfg.runs.names import METRICS
-from lightning_cfg.studies.graph import judging
+from lightning_cfg.studies.built import judging
 from lightning_cfg.verbs.study import study
 
 MIX = {

@@ -14,10 +14,9 @@ from lightning_cfg.data.image_files import Folder, Zip
 from lightning_cfg.data.split import Split
 from lightning_cfg.errors import UserError
 from lightning_cfg.evaluation.decoded import Decoding
+from lightning_cfg.evaluation.provenance import cost, guidance_of, in_words, of_run, told
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.runs.files import output_of
-from lightning_cfg.runs.inputs import told_weights
-from lightning_cfg.runs.manifests import MANIFEST, as_written, read_manifest
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.pngs import drawable, quantised, signed
 from lightning_cfg.runs.ranks import Ranks
@@ -25,7 +24,6 @@ from lightning_cfg.runs.tensors import load_samples
 from lightning_cfg.runs.to_come import ToCome
 from lightning_cfg.runs.units import check_units
 from lightning_cfg.sampling.guided import scale_of, with_scale
-from lightning_cfg.sampling.network import own_weights
 from lightning_cfg.sampling.prepared import Prepared, prepare
 from lightning_cfg.sampling.sample import check_finite
 from lightning_cfg.sampling.seeds import check_seeds
@@ -71,7 +69,7 @@ class SampleSet:
     def method(self) -> str | None:
         """Their guidance apart from its scale, in words."""
         plain = None if self.guidance is None else with_scale(self.guidance, 1.0)
-        return None if plain is None else _section(plain)
+        return None if plain is None else in_words(plain)
 
     @property
     def spent(self) -> dict:
@@ -259,10 +257,10 @@ def read_set(
     run = path if path.is_dir() else file.absolute().parent.parent
     x, seeds = tensors["x"], tensors["seed"]
     seeds = f"{int(seeds.min())} ... {int(seeds.max())}"
-    about = {"source": str(path), **_of_run(run), "seeds": seeds}
+    about = {"source": str(path), **of_run(run), "seeds": seeds}
     as_bytes = as_bytes and not latent
     samples = held(x, tensors["c"], about, seeds=tensors["seed"], as_bytes=as_bytes)
-    samples.guidance = _guidance_of(run)
+    samples.guidance = guidance_of(run)
     return _fitting(file, samples.decoded(decode), data)
 
 
@@ -312,87 +310,6 @@ def as_8_bit(x: Tensor) -> Tensor:
     images is left as it is.
     """
     return signed(quantised(x)) if drawable(tuple(x.shape[1:])) else x
-
-
-def told(settings: dict) -> dict[str, str]:
-    """The settings of a generation in the words of a result."""
-    # older runs say it by itself
-    named = settings.get("own_weights") or own_weights(settings.get("models", {}))
-    own = [f"{role} {told_weights(weights)}" for role, weights in named.items()]
-    for role, network in settings.get("models", {}).items():
-        if isinstance(network, dict) and network.get("weaken") is not None:
-            own.append(f"{role} weakened by {_section(network['weaken'])}")
-    return {
-        "sampler": _section(settings["sampler"]),
-        "guidance": _section(settings["guidance"]),
-        "model_weights": ", ".join([told_weights(settings["weights"]), *own]),
-    }
-
-
-def cost(evaluations: dict[str, float], seconds: float) -> dict[str, str]:
-    """What a sample has cost, in the words of a result: evaluations per network, wall time."""
-    return {
-        "evaluations": ", ".join(f"{role} {n:.4g}" for role, n in evaluations.items()),
-        "seconds_per_sample": f"{seconds:.3g}",
-    }
-
-
-def _section(section: dict) -> str:
-    """{name: heun, steps: 18} as "heun steps=18"; what is inside, in parentheses."""
-    unsaid = {"name"}
-    if isinstance(section.get("levels"), list):  # beside which the others stand at their defaults
-        unsaid |= {"steps", "points", "rho"}
-    numbers = (
-        f"{k}=({_section(v)})" if isinstance(v, dict) else f"{k}={v}"
-        for k, v in section.items()
-        if k not in unsaid and v is not None
-    )
-    return " ".join([section["name"], *numbers])
-
-
-def _of_run(run: Path) -> dict[str, str]:
-    """What the manifest of a run of `generate` or `refine` says of its samples."""
-    with as_written(run / MANIFEST):
-        manifest = read_manifest(run, "verb", "settings")
-        return _told_of(manifest) if manifest else {}
-
-
-def _told_of(manifest: dict) -> dict[str, str]:
-    settings = manifest["settings"]
-    seconds = manifest.get("seconds_per_sample")  # which older runs do not say
-    if manifest["verb"] == "generate":
-        spent = {} if seconds is None else cost(manifest["evaluations"], seconds)
-        effective = manifest.get("effective_scale", {}).get("mean")
-        spent |= {} if effective is None else {"effective_scale": f"{effective:.4g}"}
-        return told(settings) | spent
-    if manifest["verb"] != "refine":
-        return {}
-    source = _of_run(Path(manifest["free"]["samples"]))
-    step = f"refined by dopri5 rtol={settings['rtol']:g} atol={settings['atol']:g}"
-    if settings.get("method", "dopri5") != "dopri5":
-        step = f"refined by {settings['method']} steps={settings['steps']}"
-    for key in ("strength", "scale"):
-        step += f" {key}={settings[key]:g}" if settings.get(key, 1) != 1 else ""
-    sampler = ", ".join(filter(None, [source.get("sampler"), step]))
-    about = {**source, "sampler": sampler, "model_weights": told_weights(settings["weights"])}
-    if seconds is None or "evaluations" not in source:
-        return about
-    own, before = cost(manifest["evaluations"], seconds), float(source["seconds_per_sample"])
-    evaluations = f"{source['evaluations']}, {own['evaluations']}"
-    return {**about, "evaluations": evaluations, "seconds_per_sample": f"{before + seconds:.3g}"}
-
-
-def _guidance_of(run: Path) -> dict | None:
-    """The guidance of a run of `generate`, or of what a run of `refine` refined."""
-    with as_written(run / MANIFEST):
-        manifest = read_manifest(run, "verb", "settings")
-        if manifest.get("verb") == "refine":
-            return _guidance_of(Path(manifest["free"]["samples"]))
-        if manifest.get("verb") != "generate":
-            return None
-        guidance = manifest["settings"]["guidance"]
-        float(scale_of(guidance) or 0)  # a number, as its readers take it to be
-        return guidance
 
 
 def _images(files: Split, data: Any) -> SampleSet:

@@ -20,10 +20,11 @@ from lightning_cfg.sampling.guided import named as named_guidance
 from lightning_cfg.sampling.network import told
 from lightning_cfg.studies import checks
 from lightning_cfg.studies.absent import absent
+from lightning_cfg.studies.built import drawn_by, graphs_of
 from lightning_cfg.studies.chosen import choice_of
 from lightning_cfg.studies.cost import cost
 from lightning_cfg.studies.flops import forecast
-from lightning_cfg.studies.graph import Graph, Scored, Stage, drawn_by, graphs_of
+from lightning_cfg.studies.graph import Graph, Scored, Stage
 from lightning_cfg.studies.schema import (
     FRESH,
     Discriminator,
