@@ -51,7 +51,8 @@ def work(stages: Mapping[str, Stage], data: Any) -> dict[str, Work]:
 
     @cache
     def spent(asked: str) -> Mapping[str, int]:
-        return evaluations(*json.loads(asked), shape)
+        guidance, sampler, roles = json.loads(asked)
+        return evaluations(guidance, sampler, roles, shape)
 
     def sampled(settings: dict) -> float:
         models = settings["models"]
