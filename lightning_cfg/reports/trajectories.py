@@ -106,8 +106,8 @@ def told(case: Case, config: dict) -> list[str]:
         parts.append("\n".join(f"- {line}" for line in neither))
     if found and not no and not neither:
         parts.append(
-            f"All {len(found)} hold: every method's trajectories are pushed away from the boundary, "
-            "and bent where no noise is added on the way, the more the larger the scale."
+            f"All {len(found)} hold: every method's trajectories are pushed away from the "
+            "boundary, and bent where no noise is added on the way, the more the larger the scale."
         )
     parts += _at_scale_1(case)
     parts += _side_by_side(case, config)
