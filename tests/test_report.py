@@ -294,7 +294,9 @@ def test_images_have_contact_sheets(tmp_path):
     case = Case("", data_set, rows, sets)
     write_report(tmp_path, title="t", config=CONFIG, cases=[case], stages=[])
     sheets = {f"images_{m}_{s}" for m in CONFIG["methods"] for s in (1, 2)}
-    assert {p.stem for p in (tmp_path / "figures").iterdir()} == sheets | {"against_scale"}
+    planes = {f"pca_{m}" for m in CONFIG["methods"]}
+    drawn = {p.stem for p in (tmp_path / "figures").iterdir()}
+    assert drawn == sheets | planes | {"against_scale"}
 
 
 def test_samples_that_nothing_has_refined_are_not_before_anything(tmp_path):

@@ -446,6 +446,8 @@ def test_classifiers_that_cannot_be_right_are_told_apart(monkeypatch):
         f"{m}_{c}": {"models": {"model": m, "classifier": c}, "guidance": {"name": "g"}}
         for m, c in models
     }
+    other = {"generation": {"sampler": {"name": "ddpm"}}}  # whose difference would be told too
+    methods["other_mlp"] = {**methods["exact_mlp"], **other}
 
     def apart(case, a, b, scale):
         (m, c), (n, d) = (name.split("_") for name in (a, b))

@@ -14,6 +14,7 @@ from lightning_cfg.interfaces import DataSet, complete
 from lightning_cfg.reports import trajectory_figures as figures
 from lightning_cfg.reports.case import Case, Traced
 from lightning_cfg.reports.panels import save
+from lightning_cfg.reports.trajectories import trends
 from lightning_cfg.runs.tensors import save_tensors
 
 SIGMA = torch.tensor([100.0, 10.0, 1.0, 0.1, 0.0], dtype=torch.float64)
@@ -171,3 +172,26 @@ def test_many_methods_are_split():
     assert {name: len(group) for name, group in groups.items()} == {
         **{"learned_1": 6, "learned_2": 1, "exact": 1}
     }
+
+
+@pytest.mark.parametrize("straightness, drawn", [(1.5, 20), (50.0, 4)])
+def test_few_of_those_that_noise_bends_are_drawn(tmp_path, straightness, drawn):
+    path, c = torch.randn(60, len(SIGMA), 1), torch.arange(60) % 2
+    file = save_tensors(tmp_path / "paths", path=path, sigma=SIGMA, c=c)
+    rows = [{"class": k, "classifier": "own", "n": 30, "straightness": straightness,
+             "distance": 1.0} for k in (0, 1)]  # fmt: skip
+    panel = Figure().subplots()
+    figures._trajectories(panel, Traced(file=file, rows=rows, curves=[], boundaries=[]), {})
+    assert [np.isnan(line.get_ydata()).sum() for line in panel.lines] == [drawn, drawn]
+
+
+@pytest.mark.parametrize("arcs, asked", [((1.1, 2.3), True), ((52.0, 51.0), False)])
+def test_noise_of_the_sampler_bends_whatever_the_scale_so_that_is_no_claim(arcs, asked):
+    rows = {"class": 0, "classifier": "own", "n": 9, "distance": 1.0}
+    traced = {("cg", scale): Traced(file=None, rows=[{**rows, "straightness": arc}], curves=[],
+                                    boundaries=[])
+              for scale, arc in zip((1.0, 5.0), arcs, strict=True)}  # fmt: skip
+    found = {trend.about: trend.holds for trend in trends(Case("", None, traced=traced))}
+    assert found == {"distance to the boundary of own": False} | (
+        {"arc over chord": True} if asked else {}
+    )

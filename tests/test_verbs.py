@@ -552,7 +552,9 @@ def test_a_study_stage_by_stage_is_the_same_study(small_study, mixture, tmp_path
     def states() -> dict[str, str]:
         lines = call("plan=true").strip().splitlines()
         assert re.match(r"\d+ stages: \d+ trainings on .* samples of 15 evaluations", lines[0])
-        return dict(line.split(": ", 1) for line in lines[1:])
+        assert re.match(r"in all \S+ FLOP; of one H100 ", next(x for x in lines if "in all" in x))
+        told = [line.partition(" (")[0] for line in lines[1:] if not line.startswith("in all")]
+        return dict(line.split(": ", 1) for line in told)
 
     first = states()
     assert set(first) == set(small_study.stages)

@@ -48,8 +48,9 @@ def pictured(sets: Mapping[str, Held], columns: int) -> Pictures:
     if shape != (2,):
         raise UserError(f"samples of shape {shape} have no picture: images and points of the plane")
     frame = whole(torch.cat([x.float().cpu() for x, _ in sets.values()]))
+    classes = max(int(c.max()) for _, c in sets.values()) + 1
     with framed(1, len(sets), (2.4 * len(sets) + 0.2, 2.6)) as (figure, panels):
         for panel, (title, (x, c)) in zip(panels[0], sets.items(), strict=True):
-            scatter(panel, x.float().cpu(), c.cpu(), frame)
+            scatter(panel, x.float().cpu(), c.cpu(), frame, classes=classes)
             panel.set_title(title)
     return Pictures(figure)

@@ -17,6 +17,9 @@ from lightning_cfg.metrics.over_seeds import OverSeeds
 from lightning_cfg.runs.files import write
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe & Ito (2008)
+TEN = tuple(  # Tableau's, of more classes than COLOURS has
+    "#1f77b4 #ff7f0e #2ca02c #d62728 #9467bd #8c564b #e377c2 #7f7f7f #bcbd22 #17becf".split()
+)
 DASHES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)))  # one for each
 MOST_LINES = 6  # in colours of their own
 GREY = "#b0b0b0"  # of the others

@@ -1,6 +1,6 @@
 """Points in the plane, in the manner of Figs. 4 and 5 of Zhao & Schwing (2025)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from lightning_cfg.reports import names
 from lightning_cfg.reports.case import Case
-from lightning_cfg.reports.panels import COLOURS, Drawn, few, framed
-from lightning_cfg.reports.rows import SAMPLE_KINDS, Cell, Cells, Rows
+from lightning_cfg.reports.panels import COLOURS, TEN, Drawn, few, framed, shown
+from lightning_cfg.reports.rows import REAL, SAMPLE_KINDS, Cell, Cells
 from lightning_cfg.runs.tensors import load_tensors
 
 MOST_POINTS = 10_000  # in a panel
 Frame = tuple[float, float, float, float]  # left, right, bottom, top
+Held = tuple[Tensor, Tensor]  # points (n, 2), classes (n,)
 
 
 def draw(case: Case, config: dict) -> Iterator[Drawn]:
@@ -26,9 +27,14 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
     frame, zoom = whole(real[0]), most_entangled(*real)
     called = names.of_methods(config)
     borders = [boundary(case.data_set.truth, some) for some in (frame, zoom)]
+
+    def says(cell: Cell) -> str:
+        share = case.averages.get(cell, {}).get("outliers")
+        return "" if share is None else f"{100 * share:.2g} %"
+
     for method in dict.fromkeys(cell.method for cell in case.sets):
         own = case.sets.where(method=method)
-        figure = points(real, own, case.averages, frame, borders[0])
+        figure = points(real, own, frame, borders[0], says=says)
         left, right, bottom, top = zoom
         corners = [left, right, right, left, left], [bottom, bottom, top, top, bottom]
         figure.axes[0].plot(*corners, color="black", lw=0.8)
@@ -38,26 +44,45 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
             "what the next figure shows."
         )
         yield Drawn(f"points_{method}", caption, figure, appendix=True)
-        figure = points(real, own, Rows(), zoom, borders[1])
+        figure = points(real, own, zoom, borders[1])
         caption = f"{called[method]}: the same where the classes are most entangled."
         yield Drawn(f"points_{method}_zoom", caption, figure, appendix=True)
 
 
-def points(
-    real: tuple[Tensor, Tensor], sets: Cells[Path], averages: Rows, frame: Frame, border: Any
-) -> Any:
-    """Panels of one method: ground truth and scales across, before and after refinement down.
+def read(file: Path) -> Held:
+    """Samples in the plane and their classes."""
+    held = load_tensors(file, "x", "c")
+    return held["x"], held["c"]
 
-    border  of `boundary` in this frame
+
+def points(
+    real: Held,
+    sets: Cells[Path],
+    frame: Frame,
+    border: Any = None,
+    *,
+    first: str = "ground truth",
+    says: Callable[[Cell], str] = lambda cell: "",
+    read: Callable[[Path], Held] = read,
+    classes: list[str] | None = None,
+) -> Any:
+    """Panels of one method: real points and scales across, before and after refinement down.
+
+    border   of `boundary` in this frame
+    first    what real points are called
+    says     what stands in the corner of a panel
+    read     points of a file of samples
+    classes  their names
     """
     kinds = [kind for kind in SAMPLE_KINDS if any(cell.kind == kind for cell in sets)]
     scales, method = few(sets.scales()), next(iter(sets)).method
     across, down = 1 + len(scales), len(kinds)
     with framed(down, across, (1.85 * across + 0.25, 1.85 * down + 0.2)) as (figure, panels):
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-        scatter(panels[0, 0], *real, frame, border)
-        panels[0, 0].set_title("ground truth")
-        _note(panels[0, 0], averages.real)
+        classes = classes or [f"class {k}" for k in range(int(real[1].max()) + 1)]
+        scatter(panels[0, 0], *real, frame, border, len(classes))
+        panels[0, 0].set_title(first)
+        _note(panels[0, 0], says(REAL))
         for panel in panels[1:, 0]:
             panel.axis("off")
         for row, kind in zip(panels, kinds, strict=True):
@@ -70,10 +95,9 @@ def points(
                     panel.set(xticks=[], yticks=[], frame_on=False)
                     panel.text(0.5, 0.5, "no flow\nof its own", color="#999999", ha="center")
                     continue
-                held = load_tensors(sets[cell], "x", "c")
-                scatter(panel, held["x"], held["c"], frame, border)
-                _note(panel, averages.get(cell, {}))
-        _legend(panels[min(1, down - 1), 0], int(real[1].max()) + 1, border is not None)
+                scatter(panel, *read(sets[cell]), frame, border, len(classes))
+                _note(panel, says(cell))
+        _legend(panels[min(1, down - 1), 0], classes, border is not None)
     return figure
 
 
@@ -115,15 +139,20 @@ def boundary(truth: Any, frame: Frame, *, cells: int = 200) -> tuple | None:
     return xs, ys, margins[:1] if len(margins) == 2 else margins  # of two classes one is enough
 
 
-def scatter(panel: Any, x: Tensor, c: Tensor, frame: Frame, border: Any = None) -> None:
-    """Points x (n, 2) in the colours of their classes, those that lie within the frame."""
+def scatter(
+    panel: Any, x: Tensor, c: Tensor, frame: Frame, border: Any = None, classes: int | None = None
+) -> None:
+    """Points x (n, 2) in the colours of their classes, those that lie within the frame.
+
+    classes  how many there are; left out, as many as c says
+    """
     left, right, bottom, top = frame
     inside = (x[:, 0] > left) & (x[:, 0] < right) & (x[:, 1] > bottom) & (x[:, 1] < top)
     # evenly among all, in an order that lets no class cover another one
     chosen = torch.arange(len(x))[:: max(1, -(-len(x) // MOST_POINTS))]
     chosen = chosen[inside[chosen]]
     chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))]
-    colours = [COLOURS[k % len(COLOURS)] for k in c[chosen].tolist()]
+    colours = colours_of(c[chosen].tolist(), classes or int(c.max()) + 1)
     size = 0.7 if len(chosen) > 3000 else 2.0
     panel.scatter(*x[chosen].T.numpy(), s=size, c=colours, alpha=0.5, lw=0, rasterized=True)
     if border is not None:
@@ -133,16 +162,23 @@ def scatter(panel: Any, x: Tensor, c: Tensor, frame: Frame, border: Any = None) 
     panel.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], aspect="equal")
 
 
-def _note(panel: Any, averages: dict) -> None:
-    share = averages.get("outliers")
-    if share is not None:
+def colours_of(classes: list[int], most: int) -> list[str]:
+    """The colours of classes, of which there are `most`: each its own up to ten, beyond one."""
+    own = COLOURS if most <= len(COLOURS) else TEN if most <= len(TEN) else COLOURS[:1]
+    return [own[k % len(own)] for k in classes]
+
+
+def _note(panel: Any, says: str) -> None:
+    if says:
         box = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1}
-        panel.text(0.03, 0.03, f"{100 * share:.2g} %", transform=panel.transAxes, bbox=box)
+        panel.text(0.03, 0.03, says, transform=panel.transAxes, bbox=box)
 
 
-def _legend(panel: Any, classes: int, border: bool) -> None:
-    for k in range(classes):
-        panel.plot([], [], "o", ms=4, color=COLOURS[k % len(COLOURS)], label=f"class {k}")
+def _legend(panel: Any, classes: list[str], border: bool) -> None:
+    for k, name in enumerate(classes if len(classes) <= len(TEN) else ()):
+        (colour,) = colours_of([k], len(classes))
+        panel.plot([], [], "o", ms=4, color=colour, label=shown(name))
     if border:
         panel.plot([], [], color="black", lw=0.6, label="posterior 1/2")
-    panel.legend(loc="upper left" if panel.axison else "center", frameon=False)
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(loc="upper left" if panel.axison else "center", frameon=False)

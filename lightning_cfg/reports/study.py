@@ -13,6 +13,7 @@ from lightning_cfg.reports import (
     contact_sheet,
     effective,
     front,
+    pca,
     place_and_mass,
     points,
     resampled,
@@ -37,6 +38,7 @@ FIGURES = (  # in the order of a report: what was found, then what it is made of
     against_scale,
     variants,
     points,
+    pca,
     contact_sheet,
 )
 WAYS = {  # (in the head of a table, in its definition)

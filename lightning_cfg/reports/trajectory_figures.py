@@ -17,11 +17,13 @@ from lightning_cfg.reports import names
 from lightning_cfg.reports.case import Case, Traced
 from lightning_cfg.reports.panels import COLOURS, Drawn, add_legend, few, framed
 from lightning_cfg.reports.rows import Cell, Cells, mean
+from lightning_cfg.reports.trajectories import ROUGH
 from lightning_cfg.runs.tensors import load_tensors
 
 # at scale 1 the conditional model itself
 PLAIN = ("classifier_free", "autoguidance", "apg", "cfg_zero_star")
 PER_CLASS = 20  # trajectories drawn: more make the files large
+OF_ROUGH = 4  # of those that the sampler's noise makes rough
 SIMPLER = 0.5  # pixels by which their lines may differ from all levels joined: smaller files
 MOST_ROWS = 6  # methods in one grid
 MOST_COLUMNS = 5  # methods in one row of curves
@@ -31,13 +33,14 @@ BELOW = {"loc": "outside lower center"}
 APART = 1e-4  # zeros closer in u are one: `trace` looks for them class by class
 JUMP = 0.5  # zeros of neighbouring levels farther apart in u are not on one line
 GRID = (
-    f"Trajectories with the {{}} denoiser, {PER_CLASS} of each class at most, from noise (left) to "
-    "data (right): a row per method, a column per guidance scale. Black: a classifier's decision "
-    "boundary at every noise level, in dots where a level has several. Beside each panel the "
-    "finished samples and, as lines, the true density of each class; peaks higher than twice the "
-    "true one are cut off. Straightness is arc over chord, 1 for a straight line; distance is the "
-    "mean signed one to the boundary of the method's own classifier, or to the dashed one where it "
-    "has none, above 0 on the class's own side."
+    f"Trajectories with the {{}} denoiser, {PER_CLASS} of each class at most, {OF_ROUGH} of those "
+    "to which the sampler adds noise all the way, from noise (left) to data (right): a row per "
+    "method, a column per guidance scale. Black: a classifier's decision boundary at every noise "
+    "level, in dots where a level has several. Beside each panel the finished samples and, as "
+    "lines, the true density of each class; peaks higher than twice the true one are cut off. "
+    "Straightness is arc over chord, 1 for a straight line; distance is the mean signed one to the "
+    "boundary of the method's own classifier, or to the dashed one where it has none, above 0 on "
+    "the class's own side."
 )
 EACH = "a panel per method, a line per guidance scale, classes averaged."
 DISTANCE = (
@@ -250,8 +253,10 @@ def _limits(some: list[Traced]) -> tuple[float, float]:
 def _trajectories(panel: Any, one: Traced, boundaries: dict[str, Any]) -> None:
     held = load_tensors(one.file, "path", "sigma", "c")
     t, u = time_of(held["sigma"]).numpy(), scaled(held["path"], held["sigma"])[..., 0].numpy()
+    rows = one.of(one.guide)
+    most = PER_CLASS if _known(rows, "straightness") < ROUGH else OF_ROUGH
     for k in held["c"].unique().tolist():
-        paths = u[held["c"].numpy() == k][:PER_CLASS]
+        paths = u[held["c"].numpy() == k][:most]
         y = np.pad(paths, ((0, 0), (0, 1)), constant_values=np.nan)  # one line, broken by NaN,
         x = np.tile(np.append(t, np.nan), len(paths))  # a smaller PDF than many lines
         colour = COLOURS[k % len(COLOURS)]
@@ -263,7 +268,6 @@ def _trajectories(panel: Any, one: Traced, boundaries: dict[str, Any]) -> None:
         line, dots = joined(levels, zeros)
         panel.plot(*line, color="black", lw=1.1, ls=dashes)
         panel.plot(*dots, ".", color="black", ms=3, mew=0)
-    rows = one.of(one.guide)
     distance = _known(rows, "distance")
     says = f"straightness {_known(rows, 'straightness'):.2f}"
     says += "" if np.isnan(distance) else f", distance {distance:.2f}"

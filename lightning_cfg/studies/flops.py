@@ -28,15 +28,17 @@ WIDTHS = {"xxs": 64, "xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 
 SHAPES = {"512": (4, 64, 64), "64": (3, 64, 64)}
 
 
-def evaluations(guidance: dict, sampler: dict, roles: list[str]) -> Counter[str]:
-    """Evaluations of each network that one sample takes at most.
+def evaluations(
+    guidance: dict, sampler: dict, roles: list[str], shape: tuple[int, ...] = (1,)
+) -> Counter[str]:
+    """Evaluations of each network that one sample of this shape takes at most.
 
     Counted with networks that cost nothing: the classifier is confused altogether, so that every
     pass is made that there may be.
     """
     spent: Counter[str] = Counter()
     networks = {role: _Counting(role, spent) for role in roles}
-    for _ in sample(sampler, guide(guidance, networks), *seeded([0], (1,), 2)):
+    for _ in sample(sampler, guide(guidance, networks), *seeded([0], shape, 2)):
         pass
     return spent
 
@@ -49,7 +51,9 @@ class _Counting(StandIn):
 
     def __call__(self, x: Tensor, *_: Tensor) -> Tensor:
         self.spent[self.role] += len(x)
-        return x if self.role not in ("classifier", "discriminator") else x.new_zeros(len(x), 2)
+        if self.role not in ("classifier", "discriminator"):
+            return x
+        return 0 * x.flatten(1)[:, :1].expand(-1, 2)  # which has a gradient
 
 
 def macs(net: nn.Module, *inputs: Tensor) -> float:
@@ -78,7 +82,7 @@ def cost_of(path: str) -> Cost | None:
         if net is None:
             return None
         numbers = sum(weight.numel() for weight in net.parameters())
-        return Cost(macs(net, *_inputs(shape)), numbers)
+        return Cost(macs(net, *inputs(shape)), numbers)
 
 
 def _known(name: str) -> tuple[nn.Module, tuple[int, ...]] | None:
@@ -104,7 +108,7 @@ def _held(path: str) -> tuple[nn.Module, tuple[int, ...]] | None:
     return model.net, shape
 
 
-def _inputs(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     return torch.zeros(1, *shape), torch.ones(1), torch.zeros(1, dtype=torch.long)
 
 

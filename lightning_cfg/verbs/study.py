@@ -41,6 +41,7 @@ from lightning_cfg.studies.schema import (
     Variant,
 )
 from lightning_cfg.studies.stages import Stages, as_plan
+from lightning_cfg.studies.work import in_all, work
 from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
@@ -163,7 +164,10 @@ def study(
         return _without(not_here, root, plan)
     if plan:
         stages.run(every)
-        _print_plan(every, stages, as_json=plan == "json")
+        if plan == "json":
+            print(json.dumps(as_plan(every.values(), stages.states), indent=1))
+        else:
+            _print_plan(every, stages, next(iter(data_sets.values())))
         return root
     with stages.claimed({**asked, "methods": written}):
         stages.run(every)
@@ -209,12 +213,12 @@ def _without(not_here: dict[str, str], root: Path, plan: bool | str) -> Path:
     return root
 
 
-def _print_plan(every: dict[str, Stage], stages: Stages, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(as_plan(every.values(), stages.states), indent=1))
-        return
+def _print_plan(every: dict[str, Stage], stages: Stages, data_set: Any) -> None:
+    works = work(every, data_set)
     for name, state in stages.states.items():
-        print(f"{name}: {state}")
+        print(f"{name}: {state}" + (f" ({works[name]})" if name in works else ""))
+    if works:
+        print(in_all(works))
     if stages.left:
         print(f"left: {stages.left}, by what the stages that are done have taken")
 
