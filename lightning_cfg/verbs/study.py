@@ -164,10 +164,7 @@ def study(
         return _without(not_here, root, plan)
     if plan:
         stages.run(every)
-        if plan == "json":
-            print(json.dumps(as_plan(every.values(), stages.states), indent=1))
-        else:
-            _print_plan(every, stages, next(iter(data_sets.values())))
+        _print_plan(every, stages, None if plan == "json" else next(iter(data_sets.values())))
         return root
     with stages.claimed({**asked, "methods": written}):
         stages.run(every)
@@ -213,7 +210,11 @@ def _without(not_here: dict[str, str], root: Path, plan: bool | str) -> Path:
     return root
 
 
-def _print_plan(every: dict[str, Stage], stages: Stages, data_set: Any) -> None:
+def _print_plan(every: dict[str, Stage], stages: Stages, data_set: Any | None) -> None:
+    """For people, with what the stages take on this data set, or as JSON where there is none."""
+    if data_set is None:
+        print(json.dumps(as_plan(every.values(), stages.states), indent=1))
+        return
     works = work(every, data_set)
     for name, state in stages.states.items():
         print(f"{name}: {state}" + (f" ({works[name]})" if name in works else ""))
