@@ -279,7 +279,7 @@ def test_a_step_costs_what_it_says(method, each):
             super().__init__()
             self.p = torch.nn.Parameter(torch.zeros(()))
 
-        def velocity(self, x, t, c):
+        def average(self, x, t, r, c):
             calls.append(t[0].item())
             return torch.full_like(x, 2.0) + c[:, None]
 
