@@ -32,9 +32,10 @@ class ClassEmbedding(nn.Embedding):
         return super().forward(c % self.num_embeddings)
 
 
-def no_classes(net: nn.Module) -> UserError:
+def no_classes(net: nn.Module, why: str = "") -> UserError:
     """What a network built for data without classes answers who asks for vectors of them."""
-    return UserError(f"{type(net).__name__}: a network without classes has no vectors of them")
+    name = type(net).__name__
+    return UserError(f"{name}: a network without classes has no vectors of them{why}")
 
 
 def embedded(c: Tensor | None, x: Tensor, class_vectors: Callable[[Tensor], Tensor]) -> Tensor:

@@ -80,7 +80,7 @@ class MLP(nn.Module):
     def class_vectors(self, c: Tensor) -> Tensor:
         """Embeddings (B, width) of classes (B,), which `forward` also takes in their place."""
         if self.class_embedding is None:
-            raise no_classes(self)  # or net.embed_class=false
+            raise no_classes(self, ": net.embed_class=false, or data without any")
         return self.class_embedding(c)
 
 
