@@ -69,14 +69,8 @@ def build_model(
     config: dict, shape: tuple[int, ...], num_classes: int, class_names: list[str] | None = None
 ) -> Model:
     """The model of a run's config, untrained; UserError where one of one's own is none."""
-    shape, name = tuple(shape), config["net"]["name"]
-    net = _module("net", name, build("lightning_cfg.nets", config["net"], shape, num_classes))
-    complete(net, Net, f"net {name}", "forward")
-    if net.take_class_names is not None:
-        if class_names is None:
-            raise UserError(f"net {name} reads the classes' names, and the data have none")
-        net.take_class_names(class_names)
-    name = config["model"]["name"]
+    shape, name = tuple(shape), config["model"]["name"]
+    net = build_net(config["net"], shape, num_classes, class_names)
     model = _module("model", name, build("lightning_cfg.diffusion.models", config["model"], net))
     if not isinstance(model, Model) and hasattr(model, "loss"):
         takes = signature(model.loss).parameters  # what one of one's own leaves to be seen
@@ -90,6 +84,20 @@ def build_model(
     complete(model, Model, f"model {name}", "loss")
     model.shape, model.num_classes = shape, num_classes
     return model
+
+
+def build_net(
+    section: dict, shape: tuple[int, ...], num_classes: int, class_names: list[str] | None = None
+) -> Any:
+    """The network of a section `net`, untrained, with all of `Net`; UserError where it is none."""
+    name = section["name"]
+    net = _module("net", name, build("lightning_cfg.nets", section, shape, num_classes))
+    complete(net, Net, f"net {name}", "forward")
+    if net.take_class_names is not None:
+        if class_names is None:
+            raise UserError(f"net {name} reads the classes' names, and the data have none")
+        net.take_class_names(class_names)
+    return net
 
 
 def _module(what: str, name: str, made: object) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lightning_cfg.config import build
+from lightning_cfg.runs.checkpoints import build_net
 from lightning_cfg.runs.progress import clock
 from lightning_cfg.sampling.network import path_and_weights
 from lightning_cfg.studies.chosen import at_first
@@ -91,9 +91,7 @@ def along(leg: dict) -> int:
 def forward(net: dict, data: Any) -> float:
     """Multiply-accumulates of a forward pass of the network of this section."""
     with torch.device("meta"):
-        made = build("lightning_cfg.nets", net, tuple(data.shape), data.num_classes)
-        if (take := getattr(made, "take_class_names", None)) is not None:
-            take(data.class_names)
+        made = build_net(net, tuple(data.shape), data.num_classes, data.class_names)
         return macs(made, *inputs(tuple(data.shape)))
 
 
