@@ -10,7 +10,7 @@ import torch
 from lightning_cfg.config import load
 from lightning_cfg.data import Pairs, Reflow
 from lightning_cfg.diffusion.draws import Draws, keyed
-from lightning_cfg.diffusion.models import Flow, OneStep
+from lightning_cfg.diffusion.models import FewSteps, Flow, OneStep
 from lightning_cfg.errors import UserError
 from lightning_cfg.nets import MLP
 from lightning_cfg.refinement.condition import condition_of
@@ -44,9 +44,10 @@ def write(path, name: str = "pairs", *, scales: list[float] | None = None, d: in
 
 @pytest.fixture
 def trained(tmp_path, training):
-    def of(name: str, data: dict, model: str = "Flow", steps: int = 300) -> str:
+    def of(name: str, data: dict, model: str | dict = "Flow", steps: int = 300) -> str:
+        model = {"name": model} if isinstance(model, str) else model
         config = training(
-            data=data, model={"name": model}, net={"name": "MLP", "width": 32, "blocks": 1},
+            data=data, model=model, net={"name": "MLP", "width": 32, "blocks": 1},
             learner=LEARNER, batch_size=256, trainer={"max_steps": steps},
         )  # fmt: skip
         (tmp_path / f"{name}.yaml").write_text(json.dumps(config))
@@ -136,6 +137,23 @@ def test_the_loss_of_one_step_by_hand():
         model.loss(y, c, draws)
 
 
+def test_the_loss_of_two_steps_by_hand():
+    """Against the two steps written out, and the gradient of both of them."""
+    net = MLP((2,), 3, width=8, blocks=1)
+    torch.nn.init.normal_(net.leave.weight)
+    model, draws = FewSteps(net, steps=2), Draws(**DRAWS)
+    x0, y = (torch.randn(64, 2, generator=keyed("hand", i)) for i in range(2))
+    c, weights = torch.arange(64) % 3, list(net.parameters())
+    half = x0 + net(x0, torch.zeros(64), c) / 2
+    by_hand = (half + net(half, torch.full((64,), 0.5), c) / 2 - y).square().sum(1)
+    found = model.loss(y, c, draws, x0=x0)
+    torch.testing.assert_close(found, by_hand)
+    slopes = (torch.autograd.grad(one.sum(), weights) for one in (found, by_hand))
+    torch.testing.assert_close(*slopes)
+    with pytest.raises(UserError, match="FewSteps goes from samples"):
+        model.loss(y, c, draws)
+
+
 def test_one_step_ends_where_the_flow_does_and_not_in_the_mean(tmp_path, trained):
     """Targets are -3 or 3 at random: one step of the flow ends near 0, one of OneStep at both."""
     path = write(tmp_path)
@@ -174,6 +192,13 @@ def test_one_step_is_refined_in_one_step(tmp_path, trained):
             refine(**how, **wrong, run_dir=str(tmp_path / "wrong"))
     assert not (tmp_path / "wrong").exists()
     refine(**how, method="euler", steps=1, run_dir=str(tmp_path / "right"))
+    three = {"name": "FewSteps", "steps": 3}
+    how["flow"] = trained("three", {"name": "Pairs", "path": path}, three, steps=3)
+    for wrong in ({}, {"method": "euler", "steps": 1}, {"method": "heun", "steps": 3}):
+        with pytest.raises(UserError, match="FewSteps, which is known for 3 steps, the whole way"):
+            refine(**how, **wrong, run_dir=str(tmp_path / "wrong"))
+    refine(**how, method="euler", steps=3, run_dir=str(tmp_path / "three_steps"))
+    assert read_manifest(tmp_path / "three_steps")["evaluations"] == {"flow": 3.0}
 
 
 def test_a_flow_of_other_samples_is_refused(tmp_path, trained, training):
@@ -187,6 +212,9 @@ def test_a_flow_of_other_samples_is_refused(tmp_path, trained, training):
             Reflow(path=path, flow=flow).batch(Draws(**DRAWS))
     step = trained("step", {"name": "Pairs", "path": plain}, "OneStep", steps=2)
     with pytest.raises(UserError, match=f"data.flow: {step} is of one step"):
+        Reflow(path=plain, flow=step).batch(Draws(**DRAWS))
+    step = trained("two", {"name": "Pairs", "path": plain}, {"name": "FewSteps"}, steps=2)
+    with pytest.raises(UserError, match=r"is of 2 steps \(model FewSteps\), with no way to go"):
         Reflow(path=plain, flow=step).batch(Draws(**DRAWS))
     base = {**training(trainer={"max_steps": 2})}
     (tmp_path / "base.yaml").write_text(json.dumps(base))

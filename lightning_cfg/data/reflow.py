@@ -27,7 +27,7 @@ class Reflow(Pairs):
 
     A flow on matched points crosses itself, so that one Euler step ends in the mean of what it may
     become; these ends are a function of their sources. A model `Flow` learns from them to be
-    straight (reflow), a model `OneStep` to be one step (distillation).
+    straight (reflow), a model `OneStep` or `FewSteps` to be one step or a few (distillation).
 
     path   a run directory of `pair`, as of `Pairs`; only its sources are read
     flow   a run of `fit` with learner Refinement, told the same of them
@@ -115,8 +115,11 @@ def _teacher(data: Reflow) -> Flow:
     teacher = restore(data.flow)
     if not teacher.refines or not isinstance(teacher, Flow):
         raise UserError(f"data.flow: {data.flow} is no refinement flow")
-    if teacher.one_step:
-        raise UserError(f"data.flow: {data.flow} is of one step (model OneStep), with no way to go")
+    if (known := teacher.known_steps) is not None:
+        raise UserError(
+            f"data.flow: {data.flow} is of {'one step' if known == 1 else f'{known} steps'} (model "
+            f"{type(teacher).__name__}), with no way to go"
+        )
     condition = None if data.condition is None else data.condition.state()
     classes = data.num_classes // (1 if data.condition is None else data.condition.values)
     asked = (data.shape, classes, _scales(condition))

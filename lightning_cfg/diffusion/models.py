@@ -26,7 +26,7 @@ from lightning_cfg.diffusion.magnitude import MPFourier, MPLayer
 from lightning_cfg.diffusion.noise import DDPM_SIGMAS, DDPMSchedule, ddpm_time
 from lightning_cfg.diffusion.noisy_classifier import MisledClassifier, NoisyClassifier
 from lightning_cfg.diffusion.of_net import OfNet, drop_labels
-from lightning_cfg.diffusion.rectified_flow import Flow, OneStep
+from lightning_cfg.diffusion.rectified_flow import FewSteps, Flow, OneStep
 from lightning_cfg.diffusion.shortcut import Shortcut
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL, expand_like
@@ -36,6 +36,7 @@ __all__ = [  # what a config can name
     "EDM",
     "EDM2",
     "Contrastive",
+    "FewSteps",
     "Flow",
     "GuidanceFree",
     "GuidanceWeight",

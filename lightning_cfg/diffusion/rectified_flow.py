@@ -5,9 +5,10 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from lightning_cfg.config import Newer, Share
+from lightning_cfg.config import Between, Newer, Share
 from lightning_cfg.diffusion.coupling import Coupling, coupled
 from lightning_cfg.diffusion.draws import Draws, onto
+from lightning_cfg.diffusion.ode import integrate_in_steps
 from lightning_cfg.diffusion.of_net import OfNet, drop_labels
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL, Denoiser, Velocity, expand_like
@@ -27,7 +28,7 @@ class Flow(OfNet):
 
     sigma_min, sigma_max = 0.002, 500.0  # as a denoiser: t = 1 / (1 + sigma)
     takes_x0 = True
-    one_step = False  # known at every t, and not only at 0
+    known_steps: int | None = None  # the Euler steps that it is known for alone; None: any
 
     def __init__(
         self,
@@ -91,18 +92,20 @@ class Flow(OfNet):
         return torch.lerp(self.class_vectors(c), self.class_vectors(toward), share[:, None])
 
 
-class OneStep(Flow):
-    """A flow that is known at t = 0 alone, for one Euler step: x1 = x0 + v(x0, 0, c).
+class FewSteps(Flow):
+    """A flow that is known for so many Euler steps alone, which learn their end together.
 
-    Regressed on the ends that the data give: of `Reflow` those of another flow, whose many steps it
-    then is (distillation, Liu et al. 2023, sec. 2.2). Its v at t = 0 is not said of any other t, so
-    that `refine` takes it in one step.
+        x_{k+1} = x_k + v(x_k, k / steps, c) / steps,   |x_steps - y|^2,   x_0 a source, y its end
+
+    Regressed on the ends that the data give, of `Reflow` those of another flow, whose many steps
+    these then are: distillation (Liu et al. 2023, sec. 2.2) with the gradient through all steps, so
+    that the later ones may mend what the earlier ones leave. Its v is not said of any other t, so
+    that `refine` takes it in these steps. A training step costs as many passes.
     """
 
-    one_step = True
-
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: nn.Module, *, steps: Annotated[int, Between(1, 8)] = 2):
         super().__init__(net)
+        self.known_steps: int | None = steps
 
     def loss(
         self,
@@ -113,13 +116,22 @@ class OneStep(Flow):
         toward: Tensor | None = None,
         share: Tensor | None = None,
     ) -> Tensor:
-        """|v(x0, 0, c) - (y - x0)|^2 per sample, (B,); see `Flow.loss`."""
+        """|x_steps - y|^2 per sample, (B,); see `Flow.loss`."""
+        name = type(self).__name__
         if x0 is None:
-            raise UserError("model OneStep goes from samples: train it by learner Refinement")
-        start = torch.zeros(len(y)).to(y)
-        draws.level = "t", start
-        v = self.velocity(x0, start, self.told(c, toward, share))
-        return (v - (y - x0)).square().flatten(1).sum(1)
+            raise UserError(f"model {name} goes from samples: train it by learner Refinement")
+        assert self.known_steps is not None
+        draws.level = "t", torch.zeros(len(y)).to(y)
+        told = self.told(c, toward, share)
+        x = integrate_in_steps(self.velocity, x0, told, 0.0, 1.0, steps=self.known_steps, order=1)
+        return (x - y).square().flatten(1).sum(1)
+
+
+class OneStep(FewSteps):
+    """`FewSteps` of one: x1 = x0 + v(x0, 0, c), learned at t = 0 alone."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__(net, steps=1)
 
 
 def denoiser_of(velocity: Velocity) -> Denoiser:

@@ -26,11 +26,12 @@ class Solver:
 
     def check(self, model: Flow) -> None:
         """UserError for a guidance or a solver that is not for this flow."""
-        euler = (self.method, self.steps) == ("euler", 1) and self.strength in (0, 1)
-        if model.one_step and not euler:
+        known, asked = model.known_steps, (self.method, self.steps)
+        if known is not None and (asked != ("euler", known) or self.strength not in (0, 1)):
+            whole = "one whole step" if known == 1 else f"{known} steps, the whole way"
             raise UserError(
-                "the flow's model is OneStep, which is known for one whole step: method=euler "
-                "steps=1 strength=1"
+                f"the flow's model is {type(model).__name__}, which is known for {whole}: "
+                f"method=euler steps={known} strength=1"
             )
         if self.scale != 1:
             require_null(model, f"scale={self.scale:g} inside the flow")

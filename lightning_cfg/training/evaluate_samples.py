@@ -263,7 +263,8 @@ class EvaluateSamples(EachStep):
         if flow is not None:
             for label, (x, c) in list(sets.items()):
                 blocks = zip(x.split(self.batch_size), c.split(self.batch_size), strict=True)
-                solver = Solver("euler", steps=1) if flow.one_step else self.solver
+                known = flow.known_steps
+                solver = self.solver if known is None else Solver("euler", steps=known)
                 better = [refined(flow, some, of, solver)[0] for some, of in blocks]
                 sets[f"{label}_refined"] = torch.cat(better), c
         return sets

@@ -200,7 +200,7 @@ def net(root: Path, name: str) -> Base:
 
 def model(root: Path, name: str) -> Base:
     config = {**TRAINING, **(CLASSIFICATION if name == "NoisyClassifier" else {})}
-    if name in ("OneStep", "Shortcut"):
+    if name in ("FewSteps", "OneStep", "Shortcut"):
         config |= {"data": {"name": "Pairs", "path": str(root / "pairs")}, **REFINEMENT}
     section = {"name": name} | ({"of": str(root / "base")} if name == "GuidanceWeight" else {})
     return fit, {**config, "model": section}, ("model",)
