@@ -103,8 +103,8 @@ def variant(
     after       a variant, or `all`: this one's flow is trained on sources that have followed that
                 one's, and follows it; so it learns to mend what that one leaves
     reflow      a variant, or `all`: this one's flow is trained on that one's sources and on where
-                that one's flow takes them, see data `Reflow`: with model `OneStep` it is that
-                flow's one step
+                that one's flow takes them, see data `Reflow`: with model `OneStep` or `FewSteps`
+                it is that flow's one step, or few
     scales      at which it is tried; left out, at all of the study's
     """
 
