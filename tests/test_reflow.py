@@ -186,15 +186,21 @@ def test_one_step_is_refined_in_one_step(tmp_path, trained):
     file, c = tmp_path / "samples/samples.safetensors", torch.zeros(4, dtype=torch.long)
     save_tensors(file, x=torch.zeros(4, 1), c=c, seed=torch.arange(4))
     how = {"flow": step, "samples": str(file), "at": 1.0}
-    for wrong in ({}, {"method": "euler", "steps": 2}, {"method": "heun", "steps": 1},
-                  {"method": "euler", "steps": 1, "strength": 0.5}):  # fmt: skip
-        with pytest.raises(UserError, match="known for one whole step: method=euler steps=1"):
+    for wrong in ({}, {"method": "euler", "steps": 2}, {"method": "heun", "steps": 1}):
+        with pytest.raises(UserError, match="known for one step: method=euler steps=1"):
             refine(**how, **wrong, run_dir=str(tmp_path / "wrong"))
     assert not (tmp_path / "wrong").exists()
     refine(**how, method="euler", steps=1, run_dir=str(tmp_path / "right"))
+    refine(**how, method="euler", steps=1, strength=0.25, run_dir=str(tmp_path / "part"))
+    whole, part = (
+        load_tensors(tmp_path / f"{name}/{SAMPLES}", "x")["x"] for name in ("right", "part")
+    )
+    assert (whole != 0).all()
+    torch.testing.assert_close(part, whole / 4)  # on the straight line from 0
     three = {"name": "FewSteps", "steps": 3}
     how["flow"] = trained("three", {"name": "Pairs", "path": path}, three, steps=3)
-    for wrong in ({}, {"method": "euler", "steps": 1}, {"method": "heun", "steps": 3}):
+    for wrong in ({}, {"method": "euler", "steps": 1}, {"method": "heun", "steps": 3},
+                  {"method": "euler", "steps": 3, "strength": 0.5}):  # fmt: skip
         with pytest.raises(UserError, match="FewSteps, which is known for 3 steps, the whole way"):
             refine(**how, **wrong, run_dir=str(tmp_path / "wrong"))
     refine(**how, method="euler", steps=3, run_dir=str(tmp_path / "three_steps"))

@@ -515,7 +515,7 @@ def test_a_flow_of_where_another_one_goes(config, tmp_path):
         ({"a": {"reflow": "all", "pairs": {"k": 3}}}, "reflow pairs none"),
         ({"a": {"reflow": "all"}, "b": {"then": ["a", "all"]}, "c": {"reflow": "b"}},
          "variants.c.reflow: b must be one of all$"),
-        ({"a": {"reflow": "all", "flow": {"model": {"name": "OneStep"}}}}, "known for one whole"),
+        ({"a": {"reflow": "all", "flow": {"model": {"name": "OneStep"}}}}, "known for one step"),
         ({"a": {"pairs": {"between": True}}}, "between=true is for condition=scale"),
         ({"a": {"pairs": {"condition": "scale"}}}, "stage refine cfg 3 a: .* and the flow"),
     ],

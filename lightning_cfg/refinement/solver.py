@@ -27,11 +27,14 @@ class Solver:
     def check(self, model: Flow) -> None:
         """UserError for a guidance or a solver that is not for this flow."""
         known, asked = model.known_steps, (self.method, self.steps)
-        if known is not None and (asked != ("euler", known) or self.strength not in (0, 1)):
-            whole = "one whole step" if known == 1 else f"{known} steps, the whole way"
+        # one step is straight, so that a share of it is a place on it; of several no such is known
+        whole = known == 1 or self.strength in (0, 1)
+        if known is not None and (asked != ("euler", known) or not whole):
+            steps = "one step" if known == 1 else f"{known} steps, the whole way"
+            asked_for = f"method=euler steps={known}" + (" strength=1" if known > 1 else "")
             raise UserError(
-                f"the flow's model is {type(model).__name__}, which is known for {whole}: "
-                f"method=euler steps={known} strength=1"
+                f"the flow's model is {type(model).__name__}, which is known for {steps}: "
+                f"{asked_for}"
             )
         if self.scale != 1:
             require_null(model, f"scale={self.scale:g} inside the flow")
