@@ -14,7 +14,7 @@ from lightning_cfg.config.files import read, shipped
 from lightning_cfg.config.meanings import meanings
 from lightning_cfg.config.schema import choices, keys_of, resolve
 from lightning_cfg.errors import UserError
-from lightning_cfg.evaluation.kept import cache_folder
+from lightning_cfg.runs.kept import cache_folder
 from lightning_cfg.verbs.fit import fit
 
 VERBS = ("fit", "generate", "pair", "refine", "evaluate", "trace", "tune", "study")

@@ -16,13 +16,13 @@ from torch import Tensor
 from lightning_cfg.data.images import Images
 from lightning_cfg.diffusion.draws import keyed
 from lightning_cfg.errors import Interrupted, UserError
-from lightning_cfg.evaluation import kept
 from lightning_cfg.evaluation.build import real_side
 from lightning_cfg.evaluation.features import Space
-from lightning_cfg.evaluation.kept import check_keeps, read_rows, write_rows
 from lightning_cfg.evaluation.real_features import RealFeatures
 from lightning_cfg.evaluation.sample_sets import SampleSet
+from lightning_cfg.runs import kept
 from lightning_cfg.runs.files import sha256
+from lightning_cfg.runs.kept import check_keeps, read_rows, write_rows
 from lightning_cfg.runs.names import PAIRS
 from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.tensors import save_tensors

@@ -1,6 +1,7 @@
 """A flow made straight by where another one goes, against scipy's integration of that one."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_ends_do_not_depend_on_what_was_asked_before(tmp_path, trained, monkeypa
     monkeypatch.setattr("lightning_cfg.data.reflow.ROWS", 64)
     path = write(tmp_path, scales=[1.0, 2.0, 3.0])
     flow = trained("flow", {"name": "Pairs", "path": path}, steps=20)
-    first, second = (Reflow(path=path, flow=flow) for _ in range(2))
+    first, second = (Reflow(path=path, flow=flow, cache=False) for _ in range(2))
     velocity, moved = Flow.velocity, []
 
     def counted(self: Flow, x: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -111,7 +112,7 @@ def test_that_ends_are_being_found_is_told(tmp_path, trained, monkeypatch, capsy
     monkeypatch.setattr("lightning_cfg.runs.progress.EVERY", 0.0)
     path = write(tmp_path)
     flow = trained("flow", {"name": "Pairs", "path": path}, steps=3)
-    data = Reflow(path=path, flow=flow)
+    data = Reflow(path=path, flow=flow, cache=False)
     capsys.readouterr()
     data.batch(Draws(seed=0, step=0, batch_size=400))
     lines = capsys.readouterr().err.splitlines()
@@ -119,6 +120,46 @@ def test_that_ends_are_being_found_is_told(tmp_path, trained, monkeypatch, capsy
     assert "448 of 448 ends of the flow, 100%" in lines[-1]
     data.batch(Draws(seed=0, step=1, batch_size=400))
     assert not capsys.readouterr().err
+
+
+def test_ends_are_kept_for_the_run_that_goes_on(tmp_path, trained, monkeypatch, capsys):
+    monkeypatch.setenv("LIGHTNING_CFG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("lightning_cfg.data.reflow.ROWS", 64)
+    path = write(tmp_path)
+    flow, other = (trained(f"flow{n}", {"name": "Pairs", "path": path}, steps=n) for n in (3, 4))
+    moved = []
+
+    def batch(flow: str = flow, size: int = 400, **how: object) -> torch.Tensor:
+        data = Reflow(path=path, flow=flow, **how)
+        return data.batch(Draws(seed=0, step=0, batch_size=size))["y"]
+
+    def counted(*args: object) -> torch.Tensor:
+        moved.append(len(args[2]))
+        return integrate(*args)
+
+    integrate = sys.modules[Reflow.__module__]._moved
+    monkeypatch.setattr("lightning_cfg.data.reflow._moved", counted)
+    batch(size=1)
+    assert sum(moved) == 64
+    assert not (tmp_path / "cache").exists()  # nothing before all are known
+    ends = batch()
+    moved.clear()
+    assert torch.equal(batch(), ends)  # of another process' `Reflow` as well
+    assert not moved
+    for how in ({"flow": other}, {"steps": 4}, {"cache": False}):  # which are other ends
+        batch(**how)
+        assert sum(moved) == 400
+        moved.clear()
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    for file in (tmp_path / "cache").iterdir():
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert torch.equal(batch(), ends)
+    assert sum(moved) == 400
+    assert "found again" in capsys.readouterr().err
+    (tmp_path / "no_folder").write_text("")
+    monkeypatch.setenv("LIGHTNING_CFG_CACHE", str(tmp_path / "no_folder"))
+    assert torch.equal(batch(), ends)
+    assert "ends of the flow are not kept" in capsys.readouterr().err
 
 
 def test_the_loss_of_one_step_by_hand():

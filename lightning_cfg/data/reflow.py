@@ -1,19 +1,24 @@
 """Pairs whose ends are where a trained flow takes their sources, for a flow that is straight."""
 
+import hashlib
+import sys
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from lightning_cfg.config import Between
+from lightning_cfg.config import Between, Free
 from lightning_cfg.data.pairs import Pairs
 from lightning_cfg.diffusion.draws import Draws, keyed
 from lightning_cfg.diffusion.ode import integrate_in_steps
 from lightning_cfg.diffusion.rectified_flow import Flow
-from lightning_cfg.errors import UserError
+from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.runs.checkpoints import restore
-from lightning_cfg.runs.inputs import Checkpoint, PairFile
+from lightning_cfg.runs.files import sha256
+from lightning_cfg.runs.inputs import Checkpoint, PairFile, checkpoint_of
+from lightning_cfg.runs.kept import cache_folder, read_rows, write_rows
 from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import launched
 
@@ -33,8 +38,9 @@ class Reflow(Pairs):
     flow   a run of `fit` with learner Refinement, told the same of them
     steps  of Heun's method on it, two evaluations each, in float32
     told   where the pairs are told scales between: ends of each source, each told another
-    Ends are found once, as they are first asked for, so most of them at the first step, and kept:
-    k of them take k N numbers a dimension, in every process.
+    cache  keep all ends in the user's cache, for the run that goes on and for others of this flow
+    Ends are found once, as they are first asked for, so most of them at the first step, and stay:
+    k of them take k N numbers a dimension, in every process and in the cache.
     UserError where the flow is of other samples: another shape, other classes or scales.
     """
 
@@ -45,9 +51,10 @@ class Reflow(Pairs):
         flow: Checkpoint,
         steps: Annotated[int, Between(1, 1000)] = 8,
         told: Annotated[int, Between(1, 1000)] = 4,
+        cache: Annotated[bool, Free] = True,
     ):
         super().__init__(path=path)
-        self.flow, self.steps, self.told = flow, steps, told
+        self.flow, self.steps, self.told, self._cache = flow, steps, told, cache
         self._device, self._known = torch.device("cpu"), set[int]()
 
     def to(self, device: Any) -> None:
@@ -71,8 +78,37 @@ class Reflow(Pairs):
 
     @cached_property
     def _ends(self) -> Tensor:
-        """Every end, (N k, *shape), of those blocks of ROWS that are in `_known`."""
+        """Every end, (N k, *shape), of those blocks of ROWS that are in `_known`: all, where they
+        are in the cache."""
+        if self._cache and self._kept.is_file():
+            try:
+                ends = read_rows(self._kept).reshape(-1, *self.shape)
+                self._known.update(range(self._blocks))
+                return ends
+            except (UserError, OSError, ValueError) as error:
+                print(f"lightning_cfg: found again: {one_line(error)}", file=sys.stderr)
         return torch.empty(len(self._asked["of"]), *self.shape)
+
+    @property
+    def _blocks(self) -> int:
+        return -(-len(self._asked["of"]) // ROWS)
+
+    @cached_property
+    def _kept(self) -> Path:
+        """The file of all ends in the cache: of this flow, these sources, and this kind of device,
+        as another rounds otherwise."""
+        inputs = sha256(self.path), sha256(checkpoint_of(self.flow))
+        about = (*inputs, self.steps, self._ends_each, ROWS, self._device.type)
+        name = hashlib.sha256(repr(about).encode()).hexdigest()[:24]
+        return cache_folder() / f"ends-{name}.npy"
+
+    def _keep(self) -> None:
+        """All ends into the cache; where that cannot be, it is told and costs nothing else."""
+        ends = self._ends.flatten(1)
+        try:
+            write_rows(self._kept, tuple(ends.shape), [ends])
+        except UserError as error:
+            print(f"lightning_cfg: ends of the flow are not kept: {error}", file=sys.stderr)
 
     @cached_property
     def _flow(self) -> Flow:
@@ -84,17 +120,20 @@ class Reflow(Pairs):
         Always in the same blocks, as a row's last bits depend on the others beside it: so a run
         that goes on trains on the very ends of one that was not cut off.
         """
-        new = sorted(set((ends // ROWS).unique().tolist()) - self._known)
+        held, blocks = self._ends, set((ends // ROWS).unique().tolist())
+        new = sorted(blocks - self._known)
         shown = len(new) > 1 and launched().rank == 0
         with progress(ROWS * len(new), " ends of the flow", shown=shown, leave=False) as bar:
             for block in new:
                 rows = slice(block * ROWS, (block + 1) * ROWS)
                 of, c, *between = (part[rows] for part in self._asked.values())
                 some = (part.to(self._device) for part in (self._file["x"][of], c, *between))
-                self._ends[rows] = _moved(self._flow.to(self._device), self.steps, *some).cpu()
+                held[rows] = _moved(self._flow.to(self._device), self.steps, *some).cpu()
                 self._known.add(block)
                 bar.update(ROWS)
-        return self._ends[ends]
+        if new and self._cache and len(self._known) == self._blocks and launched().rank == 0:
+            self._keep()
+        return held[ends]
 
     def batch(self, draws: Draws) -> dict[str, Tensor]:
         """As of `Pairs`, y (b, *shape) the flow's end."""

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightning_cfg.diffusers.folder import Folder, library
 from lightning_cfg.errors import UserError, one_line
-from lightning_cfg.evaluation.kept import cache_folder
 from lightning_cfg.interfaces import NULL
 from lightning_cfg.runs.files import sha256
+from lightning_cfg.runs.kept import cache_folder
 from lightning_cfg.runs.tensors import save_tensors
 
 Told = dict[str, Tensor]  # {name as `calls` has it: (B, ...)}
@@ -70,7 +70,7 @@ class Table:
 class Prompts:
     """Prompts as a pipeline's text encoders have them, each encoded when it is first asked for.
 
-    They are kept by the hashes of text and encoders in the cache (`evaluation.kept.cache_folder`),
+    They are kept by the hashes of text and encoders in the cache (`runs.kept.cache_folder`),
     so that encoders are not even loaded for what has been asked before.
     """
 

@@ -15,7 +15,10 @@ from lightning_cfg.data.map_style import MapStyle
 from lightning_cfg.errors import UserError, one_line
 from lightning_cfg.evaluation.features import Space
 from lightning_cfg.evaluation.gather import ALL, ALONE, Gathered, embedded, gather
-from lightning_cfg.evaluation.kept import (
+from lightning_cfg.evaluation.sample_sets import SampleSet, real_set
+from lightning_cfg.metrics.frechet import Moments, load_statistics
+from lightning_cfg.runs.files import write
+from lightning_cfg.runs.kept import (
     cache_folder,
     check_keeps,
     check_sealed,
@@ -23,9 +26,6 @@ from lightning_cfg.evaluation.kept import (
     seal,
     write_rows,
 )
-from lightning_cfg.evaluation.sample_sets import SampleSet, real_set
-from lightning_cfg.metrics.frechet import Moments, load_statistics
-from lightning_cfg.runs.files import write
 from lightning_cfg.runs.ranks import Ranks
 from lightning_cfg.runs.tensors import fingerprint
 

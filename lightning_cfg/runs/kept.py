@@ -1,4 +1,4 @@
-"""What is kept of real data between runs: files that end with the hash of what is before it."""
+"""What is kept between runs, in the user's cache: files that end with the hash of the rest."""
 
 import hashlib
 import os
