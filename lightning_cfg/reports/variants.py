@@ -11,12 +11,10 @@ from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.panels import (
     Drawn,
     Line,
-    few,
     in_units,
     per_name,
     spread_out,
     styles,
-    turn,
 )
 from lightning_cfg.reports.rows import ALIKE, SAMPLE_KINDS, Rows, best, bold
 
@@ -31,7 +29,6 @@ PURPOSES = (
     "each place as the data have there, so that what guidance did to the distribution is undone, "
     "and the certainty that it bought with it: wrong classes return to the data's share."
 )
-SOLVING = {"method", "steps", "rtol", "atol", "max_evaluations"}  # of `refinement`
 
 
 def sections(case: Case, config: dict) -> list[str]:
@@ -127,8 +124,6 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
         return
     called, flows = names.of_methods(config), names.of_flows(config)
     shown = [m for m in case.metrics if kind_of(m) in TOLD]
-    distances = [m for m in shown if kind_of(m) in DISTANCES]
-    solved = ["", "all", *(name for name, change in variants.items() if _solves(change))]
     for method in config["methods"]:
         own = averages.where(method=method)
         figure = against_scale(own, flows, shown, averages.real)
@@ -137,13 +132,6 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
             "more than six the paper's and those closest to the data have colours, others are grey."
         )
         yield Drawn(f"variants_{method}", f"{called[method]}: {says}", figure)
-        if len(solved) > 2 and distances:
-            figure = against_evaluations(own, solved, distances, averages.real)
-            says = (
-                "quality against the evaluations of the flow; 0 is before refinement, the point "
-                "with the most is by dopri5."
-            )
-            yield Drawn(f"evaluations_{method}", f"{called[method]}: {says}", figure)
 
 
 def against_scale(averages: Rows, flows: dict[str, str], metrics: list[str], real: dict) -> Any:
@@ -167,7 +155,7 @@ def against_scale(averages: Rows, flows: dict[str, str], metrics: list[str], rea
     titles = {metric: names.of_column(metric) + names.way(metric) for metric in metrics}
     return per_name(
         titles, lines, xlabel="guidance scale", floors=real, most=3, panel=(2.7, 2.2),
-        says=averages.counted, first=first, finish=_logarithmic,
+        says=averages.counted, first=first, finish=logarithmic,
     )  # fmt: skip
 
 
@@ -183,41 +171,7 @@ def _closest(averages: Rows, flows: list[str], metrics: list[str]) -> list[str]:
     return [*fixed, *sorted((flow for flow in flows if flow not in fixed), key=mean)]
 
 
-def against_evaluations(averages: Rows, flows: list[str], metrics: list[str], real: dict) -> Any:
-    """Of one method: a panel per metric, a line per scale over the flow's evaluations."""
-
-    def lines(metric: str) -> list[Line]:
-        out = []
-        for i, scale in enumerate(few(averages.scales())):
-            rows = averages.where(scale=scale).having(metric)
-            points = [(row["nfe"] - averages[cell.before]["nfe"], row[metric])
-                      for cell, row in rows.items() if cell.flow in flows]  # fmt: skip
-            style = {"marker": "o", **turn(i)}
-            out.append(Line(f"scale {scale:g}", sorted(points), style))
-        return out
-
-    def finish(panel: Any, metric: str) -> None:
-        panel.set_xscale("symlog", linthresh=1, base=2)
-        most = max(x for line in panel.get_lines() for x in line.get_xdata())
-        ticks = [0, *(2**i for i in range(0, math.ceil(math.log2(most)) + 1, 2))]
-        panel.set_xticks(ticks, map(str, ticks))
-        _logarithmic(panel, metric)
-
-    titles = {metric: names.of_column(metric) + names.way(metric) for metric in metrics}
-    return per_name(
-        titles, lines, xlabel="evaluations of the flow", floors=real, panel=(2.9, 2.4),
-        says=averages.counted, finish=finish,
-    )  # fmt: skip
-
-
-def _solves(change: dict) -> bool:
-    """Does a variant change nothing but how the same flow is integrated?"""
-    refinement = change.get("refinement", {})
-    others = [change.get("pairs"), change.get("flow"), change.get("then")]
-    return bool(refinement) and not any(others) and set(refinement) <= SOLVING
-
-
-def _logarithmic(panel: Any, metric: str) -> None:
+def logarithmic(panel: Any, metric: str) -> None:
     """Where lower is better and values differ much."""
     values = [y for line in panel.get_lines() for y in line.get_ydata()]
     if meaning(metric).better == "lower" and spread_out(values):
