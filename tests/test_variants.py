@@ -491,7 +491,7 @@ def test_a_flow_of_where_another_one_goes(config, tmp_path):
     config = OmegaConf.load(places["fit flow cfg straight"] / "config.yaml")
     asked = OmegaConf.to_container(config.data)
     assert asked == {
-        "name": "Reflow", "told": 4, "steps": 8,
+        "name": "Reflow", "told": 4, "steps": 8, "cache": True,
         "path": str(places["pair cfg moved"]), "flow": str(places["fit flow cfg moved"]),
     }  # fmt: skip
     cost = read_manifest(places["refine cfg 2 near"])["evaluations"]

@@ -21,6 +21,7 @@ from lightning_cfg.runs.inputs import Checkpoint, PairFile, checkpoint_of
 from lightning_cfg.runs.kept import cache_folder, read_rows, write_rows
 from lightning_cfg.runs.progress import progress
 from lightning_cfg.runs.ranks import launched
+from lightning_cfg.runs.to_come import ToCome
 
 ROWS = 512  # taken along the flow at once
 
@@ -80,7 +81,7 @@ class Reflow(Pairs):
     def _ends(self) -> Tensor:
         """Every end, (N k, *shape), of those blocks of ROWS that are in `_known`: all, where they
         are in the cache."""
-        if self._cache and self._kept.is_file():
+        if self._kept is not None and self._kept.is_file():
             try:
                 ends = read_rows(self._kept).reshape(-1, *self.shape)
                 self._known.update(range(self._blocks))
@@ -94,19 +95,22 @@ class Reflow(Pairs):
         return -(-len(self._asked["of"]) // ROWS)
 
     @cached_property
-    def _kept(self) -> Path:
+    def _kept(self) -> Path | None:
         """The file of all ends in the cache: of this flow, these sources, and this kind of device,
-        as another rounds otherwise."""
-        inputs = sha256(self.path), sha256(checkpoint_of(self.flow))
+        as another rounds otherwise; None where it is not asked for, or an input is yet to come."""
+        files = self.path, checkpoint_of(self.flow)
+        if not self._cache or any(isinstance(file, ToCome) for file in files):
+            return None
+        inputs = [sha256(file) for file in files]
         about = (*inputs, self.steps, self._ends_each, ROWS, self._device.type)
         name = hashlib.sha256(repr(about).encode()).hexdigest()[:24]
         return cache_folder() / f"ends-{name}.npy"
 
-    def _keep(self) -> None:
+    def _keep(self, path: Path) -> None:
         """All ends into the cache; where that cannot be, it is told and costs nothing else."""
         ends = self._ends.flatten(1)
         try:
-            write_rows(self._kept, tuple(ends.shape), [ends])
+            write_rows(path, tuple(ends.shape), [ends])
         except UserError as error:
             print(f"lightning_cfg: ends of the flow are not kept: {error}", file=sys.stderr)
 
@@ -131,8 +135,9 @@ class Reflow(Pairs):
                 held[rows] = _moved(self._flow.to(self._device), self.steps, *some).cpu()
                 self._known.add(block)
                 bar.update(ROWS)
-        if new and self._cache and len(self._known) == self._blocks and launched().rank == 0:
-            self._keep()
+        known = new and len(self._known) == self._blocks
+        if known and self._kept is not None and launched().rank == 0:
+            self._keep(self._kept)
         return held[ends]
 
     def batch(self, draws: Draws) -> dict[str, Tensor]:
