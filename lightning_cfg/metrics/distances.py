@@ -12,6 +12,8 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.metrics.frechet import Moments, frechet_distance
 from lightning_cfg.metrics.meaning import better
 
+ROWS = 64  # of a subset of the kernel distance that are worked on at once, in a cache
+
 
 @better("lower", "squared Fréchet distance in this feature space; falls with n", column="fd")
 @better("lower", "Fréchet distance in Inception's features", column="fid")
@@ -96,34 +98,48 @@ def kernel_distance(
     level = (np.square(mu, dtype=np.float64).sum() + d) / 2
     random, distances = np.random.RandomState(2020), []
     subset = [np.empty((size, d), side.dtype) for side in sides]  # new memory each time is slower
+    held = np.empty((size, size), np.float32), np.empty((2, ROWS * size))
     for _ in range(subsets):
         for f, side in zip(subset, sides, strict=True):
             rows = random.choice(len(side), size, replace=False)
-            np.take(side, rows, 0, out=f, mode="clip")  # or else it takes new memory after all
-            f -= mu
+            for start in range(0, size, ROWS):
+                some = f[start : start + ROWS]
+                # mode, or else it takes new memory after all
+                np.take(side, rows[start : start + ROWS], 0, out=some, mode="clip")
+                some -= mu
         a, b = (f.astype(np.float32, copy=False) for f in subset)
-        s, t = (np.einsum("ij,j->i", f, mu) + level for f in (a, b))
-        within = _cubes(a, s, a, s, pairs=True) + _cubes(b, t, b, t, pairs=True)
-        across = _cubes(a, s, b, t, pairs=False)
+        s, t = (f @ mu + level for f in (a, b))
+        within = _cubes(a, s, a, s, held, pairs=True) + _cubes(b, t, b, t, held, pairs=True)
+        across = _cubes(a, s, b, t, held, pairs=False)
         distances.append(2 * (within / (size * (size - 1)) - across / size**2) / d**3)
     return {"kd": float(np.mean(distances)), "kd_std": float(np.std(distances))}
 
 
 def _cubes(
-    a: np.ndarray, s: np.ndarray, b: np.ndarray, t: np.ndarray, *, pairs: bool, rows: int = 64
+    a: np.ndarray,
+    s: np.ndarray,
+    b: np.ndarray,
+    t: np.ndarray,
+    held: tuple[np.ndarray, np.ndarray],
+    *,
+    pairs: bool,
 ) -> float:
-    """sum_ij (a_i.b_j + s_i + t_j)^3, of i < j only where a and b are the same, as `pairs` says."""
-    products, total = a @ b.T, 0.0  # numpy computes one half only of a product with itself
-    above = np.triu(np.ones((rows, rows)), 1)
-    held = np.empty((2, rows * len(b)))  # in float64, which fits in a cache; new memory is slower
-    for start in range(0, len(a), rows):
-        block, after = slice(start, start + rows), start if pairs else 0
+    """sum_ij (a_i.b_j + s_i + t_j)^3, of i < j only where a and b are the same, as `pairs` says.
+
+    held  memory for the products, and in float64 for twice ROWS rows of them
+    """
+    products, total = held[0], 0.0
+    np.matmul(a, b.T, out=products)  # numpy computes one half only of a product with itself
+    above = np.triu(np.ones((ROWS, ROWS)), 1)
+    for start in range(0, len(a), ROWS):
+        block, after = slice(start, start + ROWS), start if pairs else 0
         some = products[block, after:]
-        k, square = (part[: some.size].reshape(some.shape) for part in held)
-        np.add(some, t[after:], out=k)
+        k, square = (part[: some.size].reshape(some.shape) for part in held[1])
+        np.copyto(k, some)  # a sum of float32 and float64 would convert it more slowly
+        k += t[after:]
         k += s[block, None]
         if pairs:
-            k[:, :rows] *= above[: len(k), : len(k)]
+            k[:, :ROWS] *= above[: len(k), : len(k)]
         np.multiply(k, k, out=square)
         total += np.vdot(square, k)
     return float(total)

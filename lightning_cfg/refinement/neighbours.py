@@ -12,7 +12,7 @@ from lightning_cfg.refinement.on_gpu import candidate_search, gpu_for
 
 AT_ONCE = 1 << 24  # numbers of queries or bank that are copied at once: 64 MiB in float32
 BLOCK = 1 << 22  # numbers held at once where all of the bank is compared: 32 MiB in float64
-RERANK = 1 << 19  # the same while re-ranking: as many as stay in a cache
+RERANK = 1 << 16  # of a thread while re-ranking, in float32 and float64: they stay in its cache
 MOST = 2048  # candidates per query beyond which all of the bank is compared (and FAISS' GPU limit)
 
 
@@ -216,7 +216,7 @@ def _rerank(
     index = queries.new_empty(len(queries), k, dtype=torch.long)
     order = needed.argsort()  # so that those of a block need about as many
     counts, start, d = needed[order].tolist(), 0, max(1, bank.shape[1])
-    room = RERANK if queries.device.type == "cpu" else 32 * RERANK
+    room = RERANK * torch.get_num_threads() if queries.device.type == "cpu" else AT_ONCE
     taken = bank.new_empty(max(room, d * max(counts, default=0)))  # memory that is new is slow
     wide = taken.new_empty(taken.shape, dtype=torch.float64)
     while start < len(order):
