@@ -98,7 +98,7 @@ class Reflow(Pairs):
     def _kept(self) -> Path | None:
         """The file of all ends in the cache: of this flow, these sources, and this kind of device,
         as another rounds otherwise; None where it is not asked for, or an input is yet to come."""
-        files = self.path, checkpoint_of(self.flow)
+        files = [file for file in (self.path, checkpoint_of(self.flow)) if file is not None]
         if not self._cache or any(isinstance(file, ToCome) for file in files):
             return None
         inputs = [sha256(file) for file in files]
@@ -110,7 +110,7 @@ class Reflow(Pairs):
         """All ends into the cache; where that cannot be, it is told and costs nothing else."""
         ends = self._ends.flatten(1)
         try:
-            write_rows(path, tuple(ends.shape), [ends])
+            write_rows(path, (len(ends), ends.shape[1]), [ends])
         except UserError as error:
             print(f"lightning_cfg: ends of the flow are not kept: {error}", file=sys.stderr)
 

@@ -3,7 +3,7 @@
 import csv
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import lightning as L
 import torch
@@ -259,7 +259,7 @@ class EvaluateSamples(EachStep):
         """This rank's share of the samples of every set, refined ones too."""
         model, ranks = learner.averaged(), Ranks(trainer.global_rank, trainer.world_size)
         sets = self.samples.share(model, learner.device, ranks)
-        flow = model if isinstance(learner, Refinement) else self._flow
+        flow = cast(Flow, model) if isinstance(learner, Refinement) else self._flow
         if flow is not None:
             for label, (x, c) in list(sets.items()):
                 blocks = zip(x.split(self.batch_size), c.split(self.batch_size), strict=True)
