@@ -498,10 +498,6 @@ BAD = {
     "what it says itself": (
         lambda p: song(p), {"schedule": "linear"}, "schedule=linear does not count: a file of the",
     ),
-    "a DiT": (
-        lambda p: saved(p, {"x_embedder.proj.weight": torch.ones(2), "blocks.0.attn.qkv.weight":
-                            torch.ones(2)}), {}, "it is a DiT, which is not built here: diffusers",
-    ),
     "other tensors": (
         lambda p: saved(p, {"fc.weight": torch.ones(2)}), {}, "its first names are fc.weight",
     ),
