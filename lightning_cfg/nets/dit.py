@@ -43,8 +43,8 @@ class DiTBlock(nn.Module):
             {"qkv": xavier(nn.Linear(width, 3 * width)), "proj": xavier(nn.Linear(width, width))}
         )
         wide, back = nn.Linear(width, WIDER * width), nn.Linear(WIDER * width, width)
-        layers = OrderedDict(fc1=xavier(wide), act=nn.GELU("tanh"), fc2=xavier(back))
-        self.mlp = nn.Sequential(layers)
+        layers = {"fc1": xavier(wide), "act": nn.GELU("tanh"), "fc2": xavier(back)}
+        self.mlp = nn.Sequential(OrderedDict[str, nn.Module](layers))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), zeroed(nn.Linear(width, 6 * width)))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -150,7 +150,8 @@ class DiT(nn.Module):
 def xavier(layer: L) -> L:
     """The layer with Xavier's weights, of a convolution as of one matrix, and no bias."""
     nn.init.xavier_uniform_(layer.weight.flatten(1))
-    nn.init.zeros_(layer.bias)  # both kinds have one here
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 

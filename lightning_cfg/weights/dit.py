@@ -43,12 +43,14 @@ def published(state: dict[str, Tensor], **told: Any) -> Published:
 def _heads(width: int, told: dict) -> int:
     """The number of heads that is said; UserError where none is, or both ways."""
     number, channels = told["num_heads"], told["head_channels"]
-    if number is None and channels is None:
+    if number is not None and channels is not None:
+        raise UserError("num_heads and head_channels say the same: give one of them")
+    if number is not None:
+        return number
+    if channels is None:
         raise UserError(
             "its weights do not tell num_heads= or head_channels=: docs/adopt.md has what is right"
         )
-    if number is not None and channels is not None:
-        raise UserError("num_heads and head_channels say the same: give one of them")
-    if channels is not None and width % channels:
+    if width % channels:
         raise UserError(f"head_channels {channels} does not divide {width} channels")
-    return number or width // channels
+    return width // channels
