@@ -35,7 +35,7 @@ from lightning_cfg.guidance import (
 )
 from lightning_cfg.guidance.schedules import constant, cosine, exponential, linear, step
 from lightning_cfg.interfaces import NULL, as_guided
-from lightning_cfg.nets import MLP, ADMUNet, Linear, SongUNet, UnshuffleUNet
+from lightning_cfg.nets import MLP, ADMUNet, DiT, Linear, SongUNet, UnshuffleUNet
 from lightning_cfg.sampling.guided import guide, with_scale
 from lightning_cfg.sampling.prepared import Counted, ExactClassifier
 from lightning_cfg.sampling.sample import sample
@@ -680,6 +680,7 @@ def learned():
         ),
         lambda: SongUNet((1, 8, 8), 3, channels=32, channel_mult=(1,), attention_resolutions=()),
         lambda: UnshuffleUNet((1, 8, 8), 3, channels=16, channel_mult=[1], blocks=1),
+        lambda: DiT((1, 8, 8), 3, channels=16, blocks=1, num_heads=2),
     ],
 )
 def test_networks_take_the_vectors_of_classes_in_their_place(net):

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import nvidia
@@ -13,12 +14,16 @@ from test_configs import CONF, verb_of
 
 from lightning_cfg.config import load
 from lightning_cfg.errors import UserError
+from lightning_cfg.evaluation.features import Space
+from lightning_cfg.latents.decoder import build_decoder, decoded_bytes
+from lightning_cfg.runs.checkpoints import restore
 from lightning_cfg.runs.names import SAMPLES
 from lightning_cfg.runs.tensors import load_samples
 from lightning_cfg.sampling.network import path_and_weights
 from lightning_cfg.studies.flops import PEAK, cost_of, decoding, evaluations, forecast
 from lightning_cfg.studies.graph import Stage
 from lightning_cfg.verbs.adopt import adopt
+from lightning_cfg.verbs.evaluate import evaluate
 from lightning_cfg.verbs.fit import fit
 from lightning_cfg.verbs.generate import generate
 from lightning_cfg.verbs.study import study
@@ -170,6 +175,11 @@ def test_a_plan_names_what_is_not_here(call, monkeypatch, tmp_path):
     folder, fetched = "weights/sd-vae-ft-mse", "hf download stabilityai/sd-vae-ft-mse"
     assert f"  {folder}: {fetched} --local-dir {folder}" in lines
     assert "  edm2_img512: python -m lightning_cfg.assets fetch edm2_img512" in lines
+    judge = "resnet152-imagenet"
+    fetched = (
+        f"python -m lightning_cfg.assets fetch {judge} && python -m lightning_cfg.adopt {judge}"
+    )
+    assert f"  runs/torchvision/{judge}: {fetched} run_dir=runs/torchvision/{judge}" in lines
     assert "hours of one H100" in planned.out
     assert "about 0.85 GiB of samples" in planned.out
     refused = call(study, _study(), "run_dir=run")
@@ -215,7 +225,9 @@ def places(tmp_path_factory):
                 adopt(file=str(without if "uncond" in path else TRAP), run_dir=path)
         torch.manual_seed(0)
         torch.save(models.resnet18(weights=None, num_classes=10).state_dict(), "resnet.pth")
-        adopt(file="resnet.pth", shape=[3, 32, 32], run_dir="runs/torchvision/resnet50-imagenet")
+        for depth in (50, 152):
+            place = f"runs/torchvision/resnet{depth}-imagenet"
+            adopt(file="resnet.pth", shape=[3, 32, 32], run_dir=place)
         for folder in ("sd-vae-ft-mse", "taesd"):
             Path("weights").mkdir(exist_ok=True)
             vae_folder(Path("weights") / folder)
@@ -273,9 +285,8 @@ def test_the_study_runs(places, monkeypatch, tmp_path, capsys):
     config |= {"data": {"name": "Described", "shape": [4, 16, 16], "num_classes": 10}}
     config |= {"samples": 10, "run_dir": str(tmp_path / "run")}
     config["generation"] |= {"sampler": {"name": "heun", "steps": 3}, "device": "cpu"}
-    judge = "runs/torchvision/resnet50-imagenet"
-    kept = {key: config["evaluation"][key] for key in ("decode", "by_class")}
-    config["evaluation"] = {**kept, "classifier": judge, "metrics": ["class_accuracy"]}
+    kept = {key: config["evaluation"][key] for key in ("decode", "by_class", "classifier")}
+    config["evaluation"] = {**kept, "metrics": ["class_accuracy"]}
     study(**config)
     assert "hours of one H100" in capsys.readouterr().out
     report = (tmp_path / "run/report.md").read_text()
@@ -285,6 +296,36 @@ def test_the_study_runs(places, monkeypatch, tmp_path, capsys):
     }
     assert "class_accuracy" in report
     assert (tmp_path / "run/figures/images_autoguided_2.3.png").is_file()
+
+
+def greys() -> Space:
+    """The pixels' brightness, 1024 features as DINOv2 has."""
+    return Space(lambda x: x.mean(1).flatten(1), {"extractor": "greys"}, frechet="fd_dinov2")
+
+
+@needs_diffusers
+def test_the_evaluation_runs(places, monkeypatch, tmp_path):
+    """Of what samples decode to, against statistics alone, and by a judge that guides nothing."""
+    monkeypatch.chdir(places)
+    config = load(generate, CONF / "imagenet512/s.yaml", ["n=6", "device=cpu"])
+    config["sampler"]["steps"] = 3
+    run = generate(**{**config, "run_dir": str(tmp_path / "samples")})
+    config = load(evaluate, CONF / "imagenet512/evaluate.yaml")
+    assert config["classifier"] not in {path for file in PRESETS for path in named(file)}
+    np.savez(tmp_path / "known.npz", mu=np.zeros(1024), sigma=np.eye(1024))
+    config |= {"samples": {"s": str(run)}, "device": "cpu", "run_dir": str(tmp_path / "run")}
+    config["data"] |= {"shape": [4, 16, 16], "num_classes": 10}
+    config |= {"features": {"dinov2": {"name": "test_imagenet512.greys"}}}
+    config |= {"statistics": {"dinov2": str(tmp_path / "known.npz")}}
+    config["metrics"][0]["allow_few"] = True
+    table = evaluate(**config)
+    (row,) = json.loads((table / "metrics/metrics.json").read_text())
+    held = load_samples(run / SAMPLES, (4, 16, 16), 10)  # and the judge by hand
+    images = decoded_bytes(build_decoder(config["decode"]), held["x"]) / 127.5 - 1
+    with torch.no_grad():
+        right = restore(config["classifier"])(images, torch.zeros(6)).argmax(1) == held["c"]
+    assert row["class_accuracy"] == pytest.approx(right.float().mean().item())
+    assert row["fd_dinov2"] > 0
 
 
 def test_described_data_have_no_points(tmp_path):

@@ -637,6 +637,8 @@ NETS = [
     ("ADMUNet", {"channels": 32, "channel_mult": [1], "attention_resolutions": [], "num_heads": 3}),
     ("ADMUNet", {"channels": 32, "channel_mult": [1] * 9, "attention_resolutions": [3]}),
     ("ADMEncoder", {"channels": 32, "channel_mult": [1], "head_channels": 5}),
+    ("DiT", {"channels": 4, "blocks": 1, "num_heads": 1, "patch": 8}),
+    ("DiT", {"channels": 4, "blocks": 1, "num_heads": 3}), ("DiT", {"channels": 2, "patch": 3}),
     ("MLP", {"width": 1, "blocks": 0}), ("MLP", {"width": 2, "fourier": 1}),
 ]  # fmt: skip
 

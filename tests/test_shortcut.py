@@ -138,6 +138,7 @@ BARE = {
     "ADMUNet": ((1, 8, 8), {"channels": 32, "attention_resolutions": []}),
     "SongUNet": ((1, 8, 8), {"channels": 32, "attention_resolutions": []}),
     "EDM2UNet": ((1, 8, 8), {"channels": 32, "attention": []}),
+    "DiT": ((1, 8, 8), {"channels": 32, "blocks": 1, "num_heads": 2}),
 }
 
 

@@ -3,6 +3,7 @@
 from lightning_cfg.nets.adm_unet import ADMEncoder, ADMUNet
 from lightning_cfg.nets.caption_unet import CaptionUNet
 from lightning_cfg.nets.convnet import ConvNet
+from lightning_cfg.nets.dit import DiT
 from lightning_cfg.nets.dual_encoder import DualEncoder
 from lightning_cfg.nets.edm2_unet import EDM2UNet
 from lightning_cfg.nets.linear import Linear
@@ -17,6 +18,7 @@ __all__ = [
     "ADMUNet",
     "CaptionUNet",
     "ConvNet",
+    "DiT",
     "DualEncoder",
     "EDM2UNet",
     "Linear",

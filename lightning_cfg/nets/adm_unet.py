@@ -9,7 +9,6 @@ With a null class `label_emb` has one more row, the last one.
 Their embedding of time takes timesteps from 0 to 1000: it is given 1000 * noise.
 """
 
-import math
 from collections import OrderedDict
 from functools import partial
 from typing import Annotated, Literal
@@ -18,14 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_cfg.config import AtLeast, Between, Depth, MultipleOf, Width
+from lightning_cfg.config import AtLeast, Depth, MultipleOf, Width
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
-from lightning_cfg.nets.embedding import ClassEmbedding, embedded, no_classes
+from lightning_cfg.nets.embedding import (
+    ClassEmbedding,
+    TimeScale,
+    embedded,
+    no_classes,
+    timesteps,
+)
 from lightning_cfg.nets.layers import ChannelMult, Dropout, zeroed
 
 GROUPS = 32  # of every normalisation
-TimeScale = Annotated[float, Between(0, 1e6, above=True)]
 
 
 class ResBlock(nn.Module):
@@ -280,11 +284,8 @@ class DownPath(nn.Module):
 
     def embed(self, noise: Tensor, x: Tensor) -> Tensor:
         """noise (B,), dimensionless -> (B, 4 channels) in the dtype of x."""
-        half = self.time_channels // 2
-        steps = torch.arange(half, dtype=torch.float32, device=noise.device)
-        frequencies = torch.exp(-math.log(10_000) / half * steps)
-        phase = self.time_scale * noise.float()[:, None] * frequencies
-        return self.time_embed(torch.cat([phase.cos(), phase.sin()], 1).to(x.dtype))
+        told = timesteps(self.time_scale * noise.float(), self.time_channels // 2)
+        return self.time_embed(told.to(x.dtype))
 
     def descend(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
         """x (B, C, H, W) -> the middle's answer (B, C', H', W'), and what each input block gave."""

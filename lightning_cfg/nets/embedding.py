@@ -2,12 +2,26 @@
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from lightning_cfg.config import Between
 from lightning_cfg.errors import UserError
 from lightning_cfg.interfaces import NULL
+
+TimeScale = Annotated[float, Between(0, 1e6, above=True)]
+
+
+def timesteps(noise: Tensor, half: int) -> Tensor:
+    """cos and sin of noise (B,) at `half` frequencies from 1 to 1 / 10,000 (Ho et al. 2020).
+
+    (B, 2 half) float32.
+    """
+    steps = torch.arange(half, dtype=torch.float32, device=noise.device)
+    phase = noise.float()[:, None] * torch.exp(-math.log(10_000) / half * steps)
+    return torch.cat([phase.cos(), phase.sin()], 1)
 
 
 class NoiseEmbedding(nn.Module):

@@ -12,7 +12,7 @@ from lightning_cfg.runs.names import LAST, PAIRS, SAMPLES, TRAJECTORIES
 from lightning_cfg.runs.power_ema import Std
 from lightning_cfg.runs.to_come import ToCome
 
-PUBLISHED = re.compile(r"(edm2?|adm|(ot)?cfm|fm|resnet50)-.+")  # as `assets` names networks
+PUBLISHED = re.compile(r"(edm2?|adm|(ot)?cfm|fm|dit|resnet\d+)-.+")  # as `assets` names networks
 
 
 def checkpoint_of(path: str) -> Path:

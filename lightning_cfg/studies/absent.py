@@ -24,6 +24,9 @@ def absent(asked: dict, fits: list[str]) -> dict[str, str]:
             path, _ = path_and_weights(network)
             if isinstance(path, str) and _is_path(path) and path not in fits:
                 found |= {} if Path(path).exists() else {path: how_to_make(path)}
+    judge = asked["evaluation"].get("classifier")
+    if isinstance(judge, str) and _is_path(judge) and not Path(judge).exists():
+        found[judge] = how_to_make(judge)
     for path in _decoders(asked):
         found |= {} if Path(path).exists() else {path: fetching(path)}
     for name in _assets(asked["evaluation"]):

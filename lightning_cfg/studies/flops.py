@@ -24,6 +24,7 @@ from lightning_cfg.studies.graph import Stage
 
 CARD, PEAK, SHARES = "H100", 989e12, (0.35, 0.15)  # dense bfloat16; utilisations that were seen
 EDM2 = re.compile(r"edm2-img(\d+)-(xxs|xs|s|m|l|xl|xxl)-(uncond-)?.+")
+RESNET = re.compile(r"resnet(50|152)-imagenet")
 WIDTHS = {"xxs": 64, "xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
 SHAPES = {"512": (4, 64, 64), "64": (3, 64, 64)}
 
@@ -87,8 +88,9 @@ def cost_of(path: str) -> Cost | None:
 
 def _known(name: str) -> tuple[nn.Module, tuple[int, ...]] | None:
     """The published network of this name, and the shape of its samples."""
-    if name == "resnet50-imagenet":
-        return ResNet((3, 512, 512), 1000), (3, 512, 512)
+    if resnet := RESNET.fullmatch(name):
+        depth: Any = int(resnet[1])
+        return ResNet((3, 512, 512), 1000, depth=depth), (3, 512, 512)
     known = EDM2.fullmatch(name)
     if known is None:
         return None

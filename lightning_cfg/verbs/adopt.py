@@ -42,7 +42,7 @@ def adopt(
     *,
     file: Annotated[str, Input(foreign_file)],
     run_dir: str,
-    kind: Literal["edm", "edm2", "guided_diffusion", "otcfm", "torchvision"] | None = None,
+    kind: Literal["edm", "edm2", "guided_diffusion", "otcfm", "dit", "torchvision"] | None = None,
     shape: Annotated[list[Annotated[int, Between(1, 16_384)]], Filled] | None = None,
     schedule: Literal["linear", "cosine"] | None = None,
     num_heads: Width | None = None,
@@ -52,17 +52,17 @@ def adopt(
 ) -> Path:
     """Make a run of a network that others have published; it holds checkpoints/last.ckpt.
 
-    file             EDM's or EDM2's .pkl, a state dict of guided-diffusion's or of Tong et al.'s
-                     (.pt), of a ResNet of torchvision's (.pth), or its name in
+    file             EDM's or EDM2's .pkl, a state dict of guided-diffusion's, Tong et al.'s or
+                     DiT's (.pt), of a ResNet of torchvision's (.pth), or its name in
                      lightning_cfg.assets, which knows the keys below
     kind             what the file is: left out, its content says so; names of Dhariwal & Nichol's
                      alone are taken for guided_diffusion, a DDPM: otcfm says that it is a flow
     force            does a finished run again
 
-    What weights in Dhariwal & Nichol's names, and a ResNet's, do not tell of their network:
+    What weights in Dhariwal & Nichol's names, a DiT's and a ResNet's do not tell of their network:
     shape            of a sample, such as [3, 64, 64]; of a ResNet, of the images that it is to read
     schedule         of guided_diffusion: of the noise levels
-    num_heads        of attention, or
+    num_heads        of attention, also of dit, or
     head_channels    of each of them
     attention_order  of guided_diffusion: new where it was made with use_new_attention_order
     """

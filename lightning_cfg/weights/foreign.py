@@ -12,7 +12,7 @@ from lightning_cfg.runs.exported import ABOUT
 from lightning_cfg.runs.inert_pickle import open_pickle
 from lightning_cfg.runs.pickled import MAGIC, Module, check_inside, mapping
 from lightning_cfg.runs.tensors import kind_of, metadata
-from lightning_cfg.weights import adm, nvidia, torchvision
+from lightning_cfg.weights import adm, dit, nvidia, torchvision
 from lightning_cfg.weights.published import Published, refuse_said
 
 OURS = "it is a checkpoint of ours already: name it in `models` as it is"
@@ -79,8 +79,8 @@ def _known(content: Any, kind: str | None, told: dict) -> Published:
         raise UserError(OURS)
     flow, step = "ema_model" in held, held.get("step", 0)
     state = _state(held["ema_model"] if flow else held)
-    if {"x_embedder.proj.weight", "blocks.0.attn.qkv.weight"} <= state.keys():
-        raise UserError("it is a DiT, which is not built here: diffusers has it")
+    if dit.NAMES <= state.keys():
+        return dit.published(state, **told)
     if torchvision.NAMES <= state.keys():
         return torchvision.published(state, **told)
     if not {"input_blocks.0.0.weight", "time_embed.0.weight"} <= state.keys():
@@ -104,7 +104,7 @@ def _pickled(content: Any) -> Module | None:
 def _state(held: Any) -> dict[str, Tensor]:
     """The tensors of a state dict by name, without the `module.` of DataParallel."""
     if isinstance(held, dict) and isinstance(held.get("ema"), dict):
-        held = held["ema"]  # of a DiT in training
+        held = held["ema"]  # of a DiT's training
     if not isinstance(held, dict) or not all(isinstance(name, str) for name in held):
         return {}
     found = {}

@@ -10,7 +10,9 @@ from lightning_cfg.weights.asset import Asset
 NVIDIA = "https://nvlabs-fi-cdn.nvidia.com"
 OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021"
 TONG = "https://github.com/atong01/conditional-flow-matching/releases/download/1.0.4"
-RESNET = "https://download.pytorch.org/models/resnet50-11ad3fa6.pth"
+DIT = "https://dl.fbaipublicfiles.com/DiT/models"
+TORCHVISION = "https://download.pytorch.org/models"
+RESNETS = ("resnet50-11ad3fa6.pth", "resnet152-f82ba261.pth")
 
 EDM = (
     *(f"cifar10-32x32-{c}-{form}" for c in ("cond", "uncond") for form in ("vp", "ve")),
@@ -38,7 +40,10 @@ EDM2 = {  # size and thousands of images seen: relative widths of the average, o
 
 
 def networks() -> Iterator[Asset]:
-    """EDM's, EDM2's post-hoc reconstructions, Dhariwal & Nichol's, Tong et al.'s; a ResNet-50."""
+    """EDM's, EDM2's post-hoc reconstructions, Dhariwal & Nichol's, Tong et al.'s, DiT's; ResNets.
+
+    Each with what its file does not say.
+    """
     for name in EDM:
         url = f"{NVIDIA}/edm/pretrained/edm-{name}.pkl"
         yield _network(f"edm-{name}", url, "EDM", "CC BY-NC-SA 4.0", {})
@@ -49,13 +54,16 @@ def networks() -> Iterator[Asset]:
     for name, told in _openai():
         url = f"{OPENAI}/{name}.pt"
         yield _network(f"adm-{name.replace('_', '-')}", url, "Dhariwal & Nichol", "MIT", told)
-    yield _network(
-        "resnet50-imagenet", RESNET, "torchvision", "BSD-3-Clause", {"shape": [3, 512, 512]}
-    )
+    for file in RESNETS:
+        name, url = f"{file.partition('-')[0]}-imagenet", f"{TORCHVISION}/{file}"
+        yield _network(name, url, "torchvision", "BSD-3-Clause", {"shape": [3, 512, 512]})
     flow = {"shape": [3, 32, 32], "head_channels": 64}
     for name in ("otcfm", "cfm", "fm"):
         url = f"{TONG}/{name}_cifar10_weights_step_400000.pt"
         yield _network(f"{name}-cifar10", url, "Tong et al.", "MIT", flow)
+    for side in (256, 512):
+        url = f"{DIT}/DiT-XL-2-{side}x{side}.pt"
+        yield _network(f"dit-xl-2-{side}x{side}", url, "DiT", "CC BY-NC 4.0", {"num_heads": 16})
 
 
 def _openai() -> Iterator[tuple[str, dict]]:

@@ -60,6 +60,7 @@ SMALL = {  # networks of images, as small as they get
     "ADMUNet": {"channels": 32, "channel_mult": [1], "blocks": 1, "attention_resolutions": []},
     "ADMEncoder": {"channels": 32, "channel_mult": [1, 1], "blocks": 1},
     "ConvNet": {"channels": 4},
+    "DiT": {"channels": 8, "blocks": 1, "num_heads": 2},
     "EDM2UNet": {
         "channels": 8,
         "channel_mult": [1],
