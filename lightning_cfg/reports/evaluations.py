@@ -102,7 +102,7 @@ def of_several(
     floors = {panel: real[metric] for panel, (metric, _) in panels.items() if metric in real}
     return per_name(
         titles, lines, xlabel="evaluations of the flow", floors=floors, most=len(scales),
-        panel=(2.7, 2.2), says=averages.counted, first=first,
+        panel=(2.9, 2.2), says=averages.counted, first=first,
         finish=lambda axes, panel: _finish(axes, panels[panel][0]),
     )  # fmt: skip
 

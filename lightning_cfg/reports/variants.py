@@ -176,4 +176,5 @@ def logarithmic(panel: Any, metric: str) -> None:
     values = [y for line in panel.get_lines() for y in line.get_ydata()]
     if meaning(metric).better == "lower" and spread_out(values):
         panel.set_yscale("log")
+        panel.set_ylim(bottom=0.5 * float(min(values)))  # an interval may reach below 0
     in_units(panel.yaxis, names.is_share(metric))
