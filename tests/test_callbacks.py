@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+import wandb
 from helpers.runs import assert_same
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader, TensorDataset
@@ -150,14 +151,13 @@ def test_several_loggers(call, training, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_ENTITY", "somebody")
     monkeypatch.setenv("WANDB_TAGS", "a,b")
+    wandb.teardown()  # or it knows the variables of an earlier test's run alone
     settings = []
 
     def finished(self):
         own = self._settings
         settings.append((own.project, own.entity, own.run_group, tuple(own.run_tags or ())))
         return finish(self)
-
-    import wandb
 
     finish = wandb.Run.finish
     monkeypatch.setattr(wandb.Run, "finish", lambda self, *_, **__: finished(self))
