@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers.digits import write
 from helpers.latents import latent_zip
 from PIL import Image
@@ -18,6 +19,7 @@ from lightning_cfg.errors import UserError
 from lightning_cfg.runs.checkpoints import load as load_checkpoint
 from lightning_cfg.runs.tensors import save_tensors
 from lightning_cfg.verbs.fit import fit
+from lightning_cfg.verbs.study import study
 
 CONF = Path(__file__).parent.parent / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -127,6 +129,24 @@ def test_unknown_key_is_refused(file):
     function = resolve("", f"lightning_cfg.verbs.{verb}.{verb}")
     with pytest.raises(UserError, match="no_such_key"):
         load(function, file, ["no_such_key=1"])
+
+
+STUDIES = [file for file in FILES if verb_of(file) == "study"]
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_a_study_is_planned_to_its_end(file, call, tmp_path, monkeypatch):
+    """Every stage of every study, of one of its seeds; what may be lacking are downloads."""
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load(file.read_text())
+    write(tmp_path / "data", labels={part: np.arange(10_000) % 10 for part in ("train", "t10k")})
+    if config.get("data", {}).get("name") not in (None, "MNIST"):
+        config["data"] = small_data(config["data"], tmp_path)
+    if "seeds" in config:
+        config["seeds"] = config["seeds"][:1]
+    planned = call(study, config, "run_dir=run", "plan=true")
+    assert planned.status == 0, planned.err
+    assert re.search(r"^\d+ stages: .* samples", planned.out, re.M)
 
 
 COPIES = {  # sections of studies that say of themselves which config they are: "conf/FILE.yaml"

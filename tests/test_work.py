@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_cfg.data import Fractal
 from lightning_cfg.nets import MLP, ADMUNet, Linear
-from lightning_cfg.studies.flops import PEAK
+from lightning_cfg.studies.flops import PEAK, evaluations
 from lightning_cfg.studies.work import DOPRI5, FLOAT32, Work, along, in_all, work
 
 
@@ -64,6 +64,14 @@ def test_a_step_of_training_is_three_forward_passes():
 )  # fmt: skip
 def test_evaluations_along_a_flow(leg, evaluations):
     assert along(leg) == evaluations
+
+
+@pytest.mark.parametrize("strength", ["permuted", "level_mean", 0.5])
+def test_a_knock_out_takes_as_many_evaluations_as_the_method(strength):
+    """Though it knows no strength of a sample alone."""
+    asked = {"name": "heun", "steps": 3}, ["model", "classifier"]
+    gfcg = {"name": "gfcg", "scale": 2.0, "classifier_input": "noisy"}
+    assert evaluations({**gfcg, "strength": strength}, *asked) == evaluations(gfcg, *asked)
 
 
 def test_minutes_are_told_where_there_are_some():

@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_cfg.errors import UserError
 from lightning_cfg.runs.pngs import drawable
 from lightning_cfg.runs.tensors import metadata
+from lightning_cfg.runs.to_come import ToCome
 
 BEYOND = (
     1.5  # a guided image overshoots [-1, 1] here and there, one in other units almost everywhere
@@ -15,7 +16,7 @@ BEYOND = (
 SAID = {"values": "[-1, 1]"}  # in a file's metadata, where its images are all brighter than grey
 
 
-def check_units(file: Path, x: Tensor) -> None:
+def check_units(file: Path | ToCome, x: Tensor) -> None:
     """UserError for images x (N, C, H, W) of this file in other units: [0, 1], or bytes.
 
     Of a run of ours they are in the right ones, however bright, or far off after a few steps.
@@ -37,8 +38,10 @@ def check_units(file: Path, x: Tensor) -> None:
         )
 
 
-def _ours(file: Path) -> bool:
-    """Whether the file lies in a run of `generate` or `refine`."""
+def _ours(file: Path | ToCome) -> bool:
+    """Whether the file lies in a run of `generate` or `refine`, or will."""
+    if isinstance(file, ToCome):
+        return True
     manifest = file.absolute().parent.parent / "manifest.json"
     if not manifest.is_file():
         return False

@@ -35,13 +35,13 @@ def evaluations(
     """Evaluations of each network that one sample of this shape takes at most.
 
     Counted with networks that cost nothing: the classifier is confused altogether, so that every
-    pass is made that there may be.
+    pass is made that there may be. Two samples are made, as a knock-out needs another sample.
     """
     spent: Counter[str] = Counter()
     networks = {role: _Counting(role, spent) for role in roles}
-    for _ in sample(sampler, guide(guidance, networks), *seeded([0], shape, 2)):
+    for _ in sample(sampler, guide(guidance, networks), *seeded([0, 1], shape, 2)):
         pass
-    return spent
+    return Counter({role: both // 2 for role, both in spent.items()})
 
 
 class _Counting(StandIn):
