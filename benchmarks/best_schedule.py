@@ -1,20 +1,22 @@
 """The best schedules w(sigma) of CFG on a mixture whose truth is known, as methods of a study.
 
-    python benchmarks/best_schedule.py conf/studies/schedule_front.yaml --case euler_ancestral
+    python benchmarks/best_schedule.py conf/studies/schedule_front.yaml \\
+        --sampler '{name: euler_ancestral, steps: 23}' --name best_ancestral
 
 With the exact denoiser of the study's data, along the levels of its sampler, the 8 heights of a
 schedule `knots` are learned for each of several prices: they minimise
 
     energy distance to real points, per class  -  price * mean log p(c | x)
 
-by L-BFGS through the sampler, each price from the one before, on samples of seed 100, whose noise
-is the same at every step, and on real points drawn with them: neither is scored by the study. What
-is printed stands in the study's `methods`, where other samples are scored; the points over the
-prices are its front of certainty against distance.
+by L-BFGS through the sampler, to its convergence or `--rounds`, from several starts: what the price
+before ended with, CFG at a constant scale, and CFG at low noise only. The best end is kept, and all
+are printed, as the cost has more than one valley. Samples are of seed 100, their noise the same at
+every step, and real points are drawn with them: neither is scored by the study. What is printed
+last stands in the study's `methods`, where other samples are scored; the points over the prices are
+its front of certainty against distance.
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,36 +59,50 @@ def learned(
     classes = truth.num_classes
     generator = torch.Generator().manual_seed(SEED)
     real = [truth.sample(n // classes, k, generator) for k in range(classes)]
+    level = torch.tensor(sigmas, dtype=torch.float64)
     # not from 0, where there is no second pass and so no gradient
-    heights = torch.full((len(sigmas),), 0.1, dtype=torch.float64, requires_grad=True)
+    constant, low = torch.full_like(level, 0.5), torch.where(level < 0.5, 1.0, 0.05)
 
-    def measured() -> tuple[Tensor, Tensor]:
+    def measured(heights: Tensor) -> tuple[Tensor, Tensor]:
+        def schedule(sigma: Tensor) -> Tensor:
+            return knots(sigmas=sigmas, heights=heights)(sigma)  # type: ignore[arg-type]
+
         noise, c, draw = seeded(range(SEED, SEED + n), truth.shape, classes)
-        guided = classifier_free(truth, scale=partial(schedule, heights))
-        *_, (_, x) = sample(sampler, guided, noise, c, draw)
+        *_, (_, x) = sample(sampler, classifier_free(truth, scale=schedule), noise, c, draw)
         return cost(truth, x, c, real)
 
-    def schedule(heights: Tensor, sigma: Tensor) -> Tensor:
-        return knots(sigmas=sigmas, heights=heights)(sigma)  # type: ignore[arg-type]
-
-    out = []
-    for price in prices:
+    def ended(start: Tensor, price: float) -> tuple[float, Tensor]:
+        heights = start.clone().requires_grad_()
         optimizer = torch.optim.LBFGS(
             [heights], max_iter=rounds, line_search_fn="strong_wolfe", history_size=20
         )
 
-        def closure(optimizer=optimizer, price=price) -> Tensor:
+        def closure() -> Tensor:
             optimizer.zero_grad()
-            distance, certainty = measured()
+            distance, certainty = measured(heights)
             loss = distance - price * certainty
             loss.backward()
             return loss
 
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[arg-type]
         with torch.no_grad():
-            distance, certainty = map(float, measured())
+            distance, certainty = measured(heights)
+        return float(distance - price * certainty), heights.detach()
+
+    out, before = [], []
+    for price in prices:
+        ends = [ended(start, price) for start in (*before, constant, low)]
+        _, heights = min(ends, key=lambda end: end[0])
+        before = [heights]
+        with torch.no_grad():
+            distance, certainty = map(float, measured(heights))
         out.append((price, heights.tolist(), distance, certainty))
-        print(f"# price {price:g}: distance {distance:.5f}, certainty {certainty:.4f}", flush=True)
+        tried = ", ".join(f"{loss:.5f}" for loss, _ in ends)
+        print(
+            f"# price {price:g}: distance {distance:.5f}, certainty {certainty:.4f}; "
+            f"costs from {len(ends)} starts {tried}",
+            flush=True,
+        )
     return out
 
 
@@ -96,7 +112,7 @@ def main() -> None:
     parser.add_argument("--sampler", default="{}", help="keys of the sampler that are different")
     parser.add_argument("--prices", type=float, nargs="+", default=[0.003, 0.01, 0.03, 0.06, 0.1])
     parser.add_argument("--n", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=20, help="of L-BFGS for each price")
+    parser.add_argument("--rounds", type=int, default=60, help="of L-BFGS from each start")
     parser.add_argument("--name", default="best")
     asked = parser.parse_args()
     config = yaml.safe_load(asked.study.read_text())

@@ -15,6 +15,8 @@ from lightning_cfg.metrics.over_seeds import OverSeeds
 from lightning_cfg.reports import front
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.panels import png_of
+from lightning_cfg.sampling.sample import sample
+from lightning_cfg.sampling.seeds import seeded
 
 F64 = torch.float64
 HERE = Path(__file__).parent
@@ -78,13 +80,20 @@ def test_a_learned_schedule_costs_less_than_no_guidance_and_more_certainty_more_
     sampler, sigmas = {"name": name, "steps": 5, "sigma_max": 10.0}, [0.1, 0.5, 2.0]
     prices = [0.02, 0.5]
     found = program.learned(FOUR, sampler, sigmas, prices, n=80, rounds=6)
-    again = program.learned(FOUR, sampler, sigmas, [0.02], n=80, rounds=0)  # all heights 0.1
-    (_, first, *cheap), (_, second, *dear), (_, flat, *none) = *found, *again
-    assert flat == [0.1] * 3
+    (_, first, *cheap), (_, second, *dear) = found
+    noise, c, draw = seeded(range(program.SEED, program.SEED + 80), FOUR.shape, 4)
+    *_, (_, x) = sample(sampler, FOUR, noise, c, draw)
+    generator = torch.Generator().manual_seed(program.SEED)
+    none = program.cost(FOUR, x, c, [FOUR.sample(20, k, generator) for k in range(4)])
     assert first != second
-    assert cheap[0] - 0.02 * cheap[1] < none[0] - 0.02 * none[1] - 1e-4
+    assert cheap[0] - 0.02 * cheap[1] < float(none[0] - 0.02 * none[1]) - 1e-4
     assert dear[1] > cheap[1] + 0.01
     assert dear[0] > cheap[0]
+    lines = capsys.readouterr().out.splitlines()
+    for line, (price, _, distance, certainty), starts in zip(lines, found, (2, 3), strict=True):
+        costs = [float(cost) for cost in line.split("starts ")[1].split(", ")]
+        assert len(costs) == starts
+        assert min(costs) == pytest.approx(distance - price * certainty, abs=1e-5)
 
 
 # The distance to the front
