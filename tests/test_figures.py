@@ -6,13 +6,24 @@ import torch
 from PIL import Image
 
 from lightning_cfg.metrics.over_seeds import OverSeeds
-from lightning_cfg.reports import against_scale, comparison, names, variants
+from lightning_cfg.reports import against_scale, comparison, names, points, variants
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.comparison import foremost
 from lightning_cfg.reports.contact_sheet import contact_sheet, fitting
 from lightning_cfg.reports.nearest import nearest
-from lightning_cfg.reports.panels import DPI, GREY, MOST_LINES, Line, apart, per_name, save, styles
-from lightning_cfg.reports.rows import Rows
+from lightning_cfg.reports.panels import (
+    DPI,
+    GREY,
+    MOST_LINES,
+    Line,
+    apart,
+    clear_of,
+    per_name,
+    png_of,
+    save,
+    styles,
+)
+from lightning_cfg.reports.rows import Cells, Rows
 
 WIDEST = 1800  # pixels
 METHODS = [
@@ -144,6 +155,27 @@ def test_no_legend_is_cut_and_no_page_is_wider_than_1800_pixels(tmp_path, letter
         assert box.y1 <= height + 1
 
 
+@pytest.mark.parametrize("flows", [(), ("all",)])
+def test_titles_and_classes_of_points_are_within_the_figure_and_beside_the_panels(flows):
+    x, c = torch.rand(40, 2), torch.arange(40) % 4
+    kinds = [("before", ""), *(("after", flow) for flow in flows)]
+    sets = Cells({("cfg", scale, *kind): None for scale in (1.0, 2.0) for kind in kinds})
+    figure = points.points((x, c), sets, (0.0, 1.0, 0.0, 1.0), read=lambda file: (x, c))
+    png_of(figure)  # which places everything
+    width, height = figure.get_size_inches() * figure.dpi
+    panels = [axes for axes in figure.axes if axes.axison]
+    for axes in panels:
+        box = axes.title.get_window_extent()
+        assert box.y1 <= height
+        assert box.x0 >= 0
+        assert box.x1 <= width
+    (legend,) = figure.legends or [a.get_legend() for a in figure.axes if a.get_legend()]
+    assert [text.get_text() for text in legend.get_texts()] == [f"class {k}" for k in range(4)]
+    box = legend.get_window_extent()
+    assert box.y0 >= 0
+    assert not any(box.overlaps(axes.get_window_extent()) for axes in panels)
+
+
 def test_names_at_the_ends_of_lines_do_not_cover_each_other():
     ends = [(1.0, y, str(y)) for y in (0.5, 0.5, 0.51, -3.0, 9.0, 0.98, 0.99)]
     moved = apart(ends, 2.0)
@@ -155,6 +187,20 @@ def test_names_at_the_ends_of_lines_do_not_cover_each_other():
     assert len(apart([(1.0, 0.5, str(i)) for i in range(60)], 1.0)) == 60
 
 
+def test_a_name_within_a_panel_goes_to_the_nearest_place_that_is_free():
+    placed = [(1.0, 0.5, "beside"), (0.5, 0.52, "near")]
+    alone = clear_of(placed, (0.1, 0.5, "a"), 4.0, 4.0)
+    assert alone == (0.1, 0.5, "a")  # it ends before the others begin
+    _, y, _ = clear_of(placed, (0.45, 0.5, "GFCG"), 4.0, 4.0)
+    assert y == pytest.approx(0.52 - 1.2 * 6 / 72 / 3)  # a line below "near", which is nearest
+    long = clear_of(placed, (0.45, 0.5, "a name that reaches the frame"), 2.0, 4.0)
+    assert abs(long[1] - 0.5) > 0.033
+    assert abs(long[1] - 0.52) > 0.033
+    assert clear_of(placed, (0.45, 7.0, "GFCG"), 4.0, 4.0)[1] == 1.0
+    full = [(0.5, i / 100, "x") for i in range(101)]
+    assert clear_of(full, (0.5, 0.3, "y"), 4.0, 4.0)[1] == 0.3
+
+
 def test_colours_go_to_the_first_method_and_to_the_fewest_errors_at_matched_distance():
     """b is closer than a at every scale, but with more errors at a's own distances."""
     order = "abcdefgh"
@@ -164,9 +210,9 @@ def test_colours_go_to_the_first_method_and_to_the_fewest_errors_at_matched_dist
             wrong = 0.5 if method == "b" else (8 - i) / 100
             row = {"frechet": scale - (method == "b") / 2, "wrong_class": wrong / scale, "n": 9}
             rows[method, scale, "before", ""] = row
-    assert foremost(Rows(rows), list(order), ["frechet", "wrong_class"]) == list("adefgh")
-    assert foremost(Rows(rows), list(order), ["wrong_class"]) == list("abcdef")
-    assert foremost(Rows(rows), list("abc"), ["frechet", "wrong_class"]) == list("abc")
+    assert foremost(Rows(rows), list(order), "frechet", "wrong_class") == list("adefgh")
+    assert foremost(Rows(rows), list(order), None, "wrong_class") == list("abcdef")
+    assert foremost(Rows(rows), list("abc"), "frechet", "wrong_class") == list("abc")
 
 
 @pytest.mark.parametrize("places", [(1.0, 2.0), ("euler", "heun")])

@@ -195,6 +195,11 @@ def test_tables_have_every_seeds_rows_and_their_means(both):
     assert float(error) == pytest.approx(half, rel=0.06)
     (line,) = [line for line in text.splitlines() if "| one draw |" in line]
     assert f" {values('frechet', '', 'real').std(ddof=1):.3g} |" in line
+    text = report.split("## Every class")[1]
+    own = [r for r in rows if (r["scale"], r["stage"], r["class"]) == ("2", "before", "1")]
+    assert [r["seed"] for r in own] == ["0", "1"]
+    (line,) = [line for line in text.splitlines() if line.startswith("| cfg | 2 | 1 | before |")]
+    assert f" {np.mean([float(r['frechet']) for r in own]):.3g} ± " in line
     assert "means over the seeds 0, 1 ±" in report
     assert "Seeds 0, 1; every setting" in report
     assert "are those of seed 0" in report

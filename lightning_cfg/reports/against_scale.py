@@ -7,7 +7,7 @@ from typing import Any
 from lightning_cfg.metrics.meaning import kind_of
 from lightning_cfg.reports import names
 from lightning_cfg.reports.case import Case
-from lightning_cfg.reports.comparison import foremost
+from lightning_cfg.reports.comparison import foremost, measures
 from lightning_cfg.reports.panels import (
     Drawn,
     Line,
@@ -48,7 +48,7 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
         figure = refined(case.averages, {m: called[m] for m in methods}, trained_on)
         yield Drawn("against_scale", caption, figure)
         return
-    first = foremost(case.averages, methods, case.metrics)
+    first = foremost(case.averages, methods, *measures(case))
     for stage, flow in [("before", ""), *flows]:
         when = {"": "", "all": " after refinement by one flow for all scales"}.get(
             flow, " after refinement by the scale's own flow"

@@ -108,18 +108,24 @@ def _matched(averages: Rows, methods: list[str], distance: str, metrics: list[st
     ]
 
 
-def measures(metrics: list[str]) -> tuple[str | None, str | None]:
-    """The distance and the class errors by which methods are compared, where they were measured."""
-    return first(metrics, DISTANCE), first(metrics, CLASS)
+def measures(case: Case) -> tuple[str | None, str | None]:
+    """The distance and the error by which methods are compared, where they were measured.
+
+    Of methods that were tuned those of their tuning.
+    """
+    for choice in case.tuned.values():
+        return choice["distance"], choice["error"]
+    return first(case.metrics, DISTANCE), first(case.metrics, CLASS)
 
 
-def foremost(averages: Rows, methods: list[str], metrics: list[str]) -> list[str]:
+def foremost(
+    averages: Rows, methods: list[str], distance: str | None, error: str | None
+) -> list[str]:
     """The first method, and those after it that make the fewest class errors at matched distance.
 
     By the mean rank over the first method's distances; without class errors by their smallest
     distance, and in their own order where no distance was measured.
     """
-    distance, error = measures(metrics)
     if distance is None or len(methods) <= MOST_LINES:
         return methods[:MOST_LINES]
     if error is None:
@@ -144,15 +150,14 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
     methods, metrics = list(config["methods"]), case.metrics
     if len(methods) < LEAST:
         return
-    called = names.of_methods(config)
-    ahead = [called[method] for method in foremost(case.averages, methods, metrics)]
+    called, (distance, error) = names.of_methods(config), measures(case)
+    ahead = [called[method] for method in foremost(case.averages, methods, distance, error)]
     grey = len(methods) - len(ahead)
     says = (
         "a line per method over its guidance scales (the dot is its smallest); the star is a fresh "
         "real draw"
     )
     says += f"; the other {grey} methods are grey, named where they end." if grey > 0 else "."
-    distance, error = measures(metrics)
     fidelity, diversity = first(metrics, FIDELITY), first(metrics, DIVERSITY)
     for name, title, up, across in (
         ("errors_distance", "Class errors against distance to held-out real data", error, distance),
@@ -196,14 +201,16 @@ def fronts(averages: Rows, called: dict[str, str], ahead: list[str], up: str, ac
                 panel.set_xscale("log")
             if meaning(up).better != "higher":
                 panel.set_yscale("symlog", linthresh=1e-3)  # shares, from none to almost all
+                panel.set_ylim(bottom=max(panel.get_ylim()[0], -1e-4))  # and never fewer
             if meaning(up).better != "higher" and meaning(across).better == "higher":
                 panel.invert_yaxis()  # better is up
         in_units(panel.xaxis, names.is_share(across))
         in_units(panel.yaxis, names.is_share(up))
 
+    size = (3.7, 3.3) if len(called) <= 2 * MOST_LINES else (5.6, 5.0)  # names need room
     return per_name(
         {kind: kind for kind in kinds}, lines, xlabel=names.of_column(across) + names.way(across),
-        floors={}, says=averages.counted, first=ahead, panel=(3.7, 3.3), finish=finish, sharex=True,
+        floors={}, says=averages.counted, first=ahead, panel=size, finish=finish, sharex=True,
         sharey=True,
     )  # fmt: skip
 

@@ -20,9 +20,8 @@ def _compared(case: Case, config: dict) -> list[str]:
     Of methods that were tuned, than the reference's of the tuning.
     """
     methods, called = list(config["methods"]), names.of_methods(config)
-    distance, error = comparison.measures(case.metrics)
+    distance, error = comparison.measures(case)
     if case.tuned:
-        distance, error = (next(iter(case.tuned.values()))[key] for key in ("distance", "error"))
         matched = tuned.at_tuned_distance(case, config)
         reference = config["tuning"]["reference"] or methods[0]
         methods.sort(key=lambda method: method != reference)

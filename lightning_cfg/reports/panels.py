@@ -209,10 +209,16 @@ def beyond(axes: Any, lines: list[Line]) -> None:
             ends.append((at, height, mark + _cut(line.label)))
     axes.set(xlim=(left, right), ylim=(bottom, top))
     outline = [withStroke(linewidth=1.5, foreground="white")]
-    height = axes.figure.get_figheight() * axes.get_subplotspec().get_position(axes.figure).height
+    place = axes.get_subplotspec().get_position(axes.figure)
+    wide, tall = (
+        place.width * axes.figure.get_figwidth(),
+        place.height * axes.figure.get_figheight(),
+    )
     beside, within = ([end for end in ends if (end[0] > 0.85) == side] for side in (True, False))
-    ends = apart([(1.0, y, label) for _, y, label in beside], height)
-    for x, y, says in ends + apart(within, height):
+    placed = apart([(1.0, y, label) for _, y, label in beside], tall)
+    for end in sorted(within, key=lambda end: end[1]):
+        placed.append(clear_of(placed, end, wide, tall))
+    for x, y, says in placed:
         axes.annotate(
             says, (max(x, 0.0), y), (3, 0), xycoords="axes fraction", textcoords="offset points",
             fontsize=SMALLEST, color="#606060", va="center", annotation_clip=False,
@@ -225,7 +231,7 @@ def apart(ends: list[tuple], height: float) -> list[tuple]:
     another, in a panel of this height in inches, of which most is its frame."""
     if not ends:
         return []
-    least = min(1.2 * SMALLEST / 72 / (0.75 * height), 1 / len(ends))
+    least = min(_line(height), 1 / len(ends))
     ends = sorted(ends, key=lambda end: end[1])
     y = [min(max(end[1], 0.0), 1.0) for end in ends]
     for i in range(1, len(y)):
@@ -234,6 +240,29 @@ def apart(ends: list[tuple], height: float) -> list[tuple]:
     for i in range(len(y) - 2, -1, -1):
         y[i] = min(y[i], y[i + 1] - least)
     return [(x, place, label) for (x, _, label), place in zip(ends, y, strict=True)]
+
+
+def _line(height: float) -> float:
+    """What a name takes of the height of a panel, of which most is its frame."""
+    return 1.2 * SMALLEST / 72 / (0.75 * height)
+
+
+def clear_of(placed: list[tuple], end: tuple, width: float, height: float) -> tuple:
+    """The name of a line at its end (x, y, name), moved up or down to the nearest place within
+    0 ... 1 where it covers none of those that are placed; where there is none, as it was."""
+
+    def across(end: tuple) -> tuple[float, float]:
+        return end[0], end[0] + 0.05 + _wide(end[2], SMALLEST) / (0.75 * width)
+
+    least, (left, right) = _line(height), across(end)
+    taken = [y for x, y, label in placed if left < across((x, y, label))[1] and x < right]
+    wanted = min(max(end[1], 0.0), 1.0)
+    free = [
+        y
+        for y in (wanted, *(y + step for y in taken for step in (least, -least)))
+        if 0 <= y <= 1 and all(abs(y - other) > 0.999 * least for other in taken)
+    ]
+    return end[0], min(free, key=lambda y: abs(y - wanted), default=wanted), end[2]
 
 
 def plotted(axes: Any, lines: list[Line], floor: float | None, dashes: str = "--") -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_cfg.reports import names
 from lightning_cfg.reports.case import Case
-from lightning_cfg.reports.panels import COLOURS, TEN, Drawn, few, framed, shown
+from lightning_cfg.reports.panels import COLOURS, TEN, Drawn, add_legend, few, framed, shown
 from lightning_cfg.reports.rows import REAL, SAMPLE_KINDS, Cell, Cells
 from lightning_cfg.runs.tensors import load_tensors
 
@@ -77,7 +77,8 @@ def points(
     kinds = [kind for kind in SAMPLE_KINDS if any(cell.kind == kind for cell in sets)]
     scales, method = few(sets.scales()), next(iter(sets)).method
     across, down = 1 + len(scales), len(kinds)
-    with framed(down, across, (1.85 * across + 0.25, 1.85 * down + 0.2)) as (figure, panels):
+    size = 1.85 * across + 0.25, 1.85 * down + (0.6 if down == 1 else 0.35)  # a legend below
+    with framed(down, across, size) as (figure, panels):
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
         classes = classes or [f"class {k}" for k in range(int(real[1].max()) + 1)]
         scatter(panels[0, 0], *real, frame, border, len(classes))
@@ -97,7 +98,11 @@ def points(
                     continue
                 scatter(panel, *read(sets[cell]), frame, border, len(classes))
                 _note(panel, says(cell))
-        _legend(panels[min(1, down - 1), 0], classes, border is not None)
+        handles, labels = _legend(panels[0, 0], classes, border is not None)
+        if down > 1:
+            panels[1, 0].legend(handles, labels, loc="center", frameon=False)
+        else:  # no room among the panels
+            add_legend(figure, handles, labels, loc="outside lower left", ncols=len(labels))
     return figure
 
 
@@ -174,11 +179,11 @@ def _note(panel: Any, says: str) -> None:
         panel.text(0.03, 0.03, says, transform=panel.transAxes, bbox=box)
 
 
-def _legend(panel: Any, classes: list[str], border: bool) -> None:
+def _legend(panel: Any, classes: list[str], border: bool) -> tuple[list, list[str]]:
+    """Handles and labels of the classes, where they have colours of their own, and the boundary."""
     for k, name in enumerate(classes if len(classes) <= len(TEN) else ()):
         (colour,) = colours_of([k], len(classes))
         panel.plot([], [], "o", ms=4, color=colour, label=shown(name))
     if border:
         panel.plot([], [], color="black", lw=0.6, label="posterior 1/2")
-    if panel.get_legend_handles_labels()[0]:
-        panel.legend(loc="upper left" if panel.axison else "center", frameon=False)
+    return panel.get_legend_handles_labels()

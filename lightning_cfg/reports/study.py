@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning_cfg.evaluation.tables import as_csv, in_markdown, markdown_table
 from lightning_cfg.metrics.meaning import meaning, show
-from lightning_cfg.metrics.over_seeds import OverSeeds
+from lightning_cfg.metrics.over_seeds import OverSeeds, over
 from lightning_cfg.reports import (
     against_scale,
     claims,
@@ -23,7 +23,7 @@ from lightning_cfg.reports import (
     tuned,
     variants,
 )
-from lightning_cfg.reports.case import Case
+from lightning_cfg.reports.case import FRONT, Case
 from lightning_cfg.reports.differences import differences
 from lightning_cfg.reports.page import page
 from lightning_cfg.reports.panels import save
@@ -121,7 +121,7 @@ def write_report(
     drawn = {case.name: _figures(directory, case, config) for case in cases}
     parts += chapter("Figures", lambda case: drawn[case.name][False], *pictures)
     parts += chapter("Appendix: every method", lambda case: drawn[case.name][True])
-    parts += chapter("Every class", lambda case: [_table(case.front, metrics, case.rows)])
+    parts += chapter("Every class", lambda case: [_table([*FRONT], metrics, _every_class(case))])
     markdown = "\n\n".join(parts) + "\n"
     _write_tables(directory, cases)
     whole = page(markdown, directory, title=title, cases=cases, config=config)
@@ -180,6 +180,20 @@ def _averages_table(averages: Rows, metrics: list[str]) -> str:
         rows.append({"method": REAL.method, "samples": "one draw", **drawn})
     front = ["method", "scale", "samples", "nfe", "evaluations", "seconds", "n"]
     return _table(front, metrics, rows)
+
+
+def _every_class(case: Case) -> list[dict]:
+    """The rows of every class; of several seeds their means."""
+    alike: dict[tuple, dict[int, dict]] = {}
+    for row in case.rows:
+        same = tuple(row.get(key) for key in ("method", "scale", "class", "stage", "flow"))
+        alike.setdefault(same, {})[row.get(SEED, case.seeds[0])] = row
+    return [
+        {key: over({seed: row.get(key) for seed, row in found.items()}) for key in found[seed]}
+        | {key: found[seed].get(key) for key in ("scale", "class")}
+        for found in alike.values()
+        for seed in [min(found)]
+    ]
 
 
 def _table(front: list[str], metrics: list[str], rows: list[dict]) -> str:
