@@ -70,6 +70,8 @@ def test_a_mean_is_written_with_its_interval():
     value = over_seeds([0.10, 0.12, 0.14])  # .12 ± 4.3027 * .02 / sqrt(3)
     assert show("outliers", value) == "12 ± 5 %"
     assert show("frechet", value) == "0.12 ± 0.05"
+    assert show("frechet", over_seeds([1.5, 1.5 + 1e-9, 1.5])) == "1.5 ± 0"
+    assert show("frechet", over_seeds([-1e-5, 1e-5, 0.0])) == "0 ± 2.5e-05"
     assert f"{value:.2g}" == "0.12"
 
 

@@ -137,7 +137,8 @@ def written(value: float, format: Callable[[float], str]) -> str:
     """A value by its format, over seeds as mean ± half of its interval: 12.3 ± 0.45 %."""
     if not isinstance(value, OverSeeds):
         return format(value)
-    mean, half = format(value), format(float(f"{value.half:.2g}"))
+    least = 1e-6 * abs(value)  # below it is rounding
+    mean, half = format(value), format(float(f"{value.half:.2g}") if value.half > least else 0.0)
     unit = " %" if mean.endswith(" %") and half.endswith(" %") else ""
     return f"{mean.removesuffix(unit)} ± {half.removesuffix(unit)}{unit}"
 
