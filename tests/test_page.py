@@ -3,6 +3,7 @@
 import base64
 import csv
 import fnmatch
+import html
 import html.parser
 import json
 import math
@@ -295,6 +296,11 @@ def test_the_finding_stands_first(study):
     finding = main[main.index('id="finding"') : main.index('id="exploring"')]
     assert "claims about it hold" in finding
     assert finding.count("<img") == 1
+    _, listed, *_ = (study.folder / "report.md").read_text().split("\n\n")  # below the title
+    told = [html.unescape(line) for line in re.findall("<li>(.*?)</li>", finding)]
+    assert [line.replace("\\", "") for line in listed.split("\n")] == [
+        f"- {' '.join(sentence.split())}" for sentence in told
+    ]
     assert "Class errors against distance" in finding
     assert study.text.count("Class errors against distance to held-out real data:") == 2  # alt
     assert study.text.index("Appendix: every method") > study.text.index('id="report"')

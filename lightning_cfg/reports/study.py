@@ -25,6 +25,7 @@ from lightning_cfg.reports import (
 )
 from lightning_cfg.reports.case import FRONT, Case
 from lightning_cfg.reports.differences import differences
+from lightning_cfg.reports.finding import finding
 from lightning_cfg.reports.page import page
 from lightning_cfg.reports.panels import save
 from lightning_cfg.reports.prose import done, spent
@@ -126,7 +127,18 @@ def write_report(
     _write_tables(directory, cases)
     whole = page(markdown, directory, title=title, cases=cases, config=config)
     write_text(directory / "report.html", whole)
-    write_text(directory / "report.md", markdown)
+    write_text(directory / "report.md", _finding_first(markdown, cases, config))
+
+
+def _finding_first(markdown: str, cases: list[Case], config: dict) -> str:
+    """What was found, as a list below the title; the page makes its own of it."""
+    lines = [
+        f"- {f'{in_markdown(case.name)}: ' if case.name else ''}{in_markdown(line)}"
+        for case in cases
+        for line in finding(case, config)
+    ]
+    title, rest = markdown.split("\n\n", 1)
+    return "\n\n".join([title, *(["\n".join(lines)] if lines else []), rest])
 
 
 def _figures(directory: Path, case: Case, config: dict) -> dict[bool, list[str]]:
