@@ -10,6 +10,8 @@ import pytest
 
 from lightning_cfg.config import checked, load
 from lightning_cfg.errors import UserError
+from lightning_cfg.reports.case import Case
+from lightning_cfg.reports.finding import finding
 from lightning_cfg.runs.manifests import read_manifest
 from lightning_cfg.runs.names import TRIED, TUNED
 from lightning_cfg.studies.ranges import parameters, tried
@@ -100,6 +102,24 @@ def test_the_page_says_who_is_best_by_the_fair_table(done):
     assert [scale for scale, _ in found] == ["1.5", "2"]
     best = min(("tuned", "left", "cfg"), key=lambda name: column(matched, name)[0])
     assert found[0][1] == {"cfg": "no method", "tuned": "tuned", "left": "left"}[best]
+
+
+def test_what_cannot_be_told_from_the_best_is_named_beside_it():
+    wrong = {"cfg": [0.2, 0.22, 0.24], "first": [0.1, 0.12, 0.14], "near": [0.11, 0.11, 0.16],
+             "far": [0.3, 0.32, 0.34]}  # fmt: skip
+    rows = [
+        {"seed": seed, "method": method, "scale": scale, "class": 0, "stage": "before", "flow": "",
+         "nfe": 9.0, "evaluations": "model 9", "seconds": 0.1, "n": 100,
+         "energy_distance": scale, "wrong_class": values[seed] * (3 - scale)}
+        for method, values in wrong.items() for seed in range(3) for scale in (1.0, 2.0)
+    ]  # fmt: skip
+    measured = {"distance": "energy_distance", "error": "wrong_class"}
+    case = Case("", None, rows, seeds=[0, 1, 2], tuned=dict.fromkeys(wrong, measured))
+    section = {"models": {"model": "base"}, "guidance": {"name": "apg"}}
+    config = {"methods": dict.fromkeys(wrong, section), "published": [], "flows": {}}
+    (found,) = finding(case, {**config, "tuning": {"reference": None, "at": [2.0]}})
+    # first - near is -0.01, 0.01, -0.02 by seed; first - cfg and first - far are the same for all
+    assert "first is best of what was tried, 12 ± 5 % (not to be told from it: near);" in found
 
 
 def test_effective_scales_are_measured_of_what_is_scored_alone(done):

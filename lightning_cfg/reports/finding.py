@@ -1,6 +1,7 @@
 """What a study has found, in a few sentences: the first thing that its page says."""
 
 from lightning_cfg.metrics.meaning import meaning, show
+from lightning_cfg.metrics.over_seeds import difference, positive
 from lightning_cfg.reports import comparison, names, tuned
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.claims import PROMISES, check_claims
@@ -37,8 +38,14 @@ def _compared(case: Case, config: dict) -> list[str]:
         fewest = max if meaning(error).better == "higher" else min
         best = fewest(known, key=known.__getitem__)
         first = f"{called[methods[0]]} has {show(error, known[methods[0]])}"
+        alike = [
+            called[method]
+            for method, value in known.items()
+            if method != best and positive(difference(value, known[best])) is None
+        ]  # by the interval over the seeds
         told = "no method does better" if best == methods[0] else (
             f"{called[best]} is best of what was tried, {show(error, known[best])}"
+            + (f" (not to be told from it: {', '.join(alike)})" if alike else "")
         )  # fmt: skip
         out.append(
             f"{names.of_column(error)} at no larger {names.of_column(distance)} than "
