@@ -187,3 +187,25 @@ def test_the_plane_is_drawn_where_there_is_a_front(found):
     config["methods"] = {k: v for k, v in config["methods"].items() if "best" not in k}
     assert list(front.draw(case, config)) == []
     assert front.sections(case.averages, config) == []
+
+
+def test_a_method_has_one_name_and_colour_in_both_panels(found):
+    case, config = found
+    best = {"name": "knots", "sigmas": [1.0], "heights": [1.0]}
+    config["methods"] |= {
+        "cfg_ancestral": method(sampler="euler_ancestral"),
+        "best_ancestral": method(best, sampler="euler_ancestral"),
+    }
+    more = rows_of(
+        cfg_ancestral={1.0: (0.0, -0.4), 2.0: (0.01, -0.2)}, best_ancestral={2.0: (0.01, -0.1)}
+    )
+    (drawn,) = front.draw(Case("", None, [*case.rows, *more], seeds=[0, 1]), config)
+    colours = [
+        {line.get_label(): line.get_color() for line in panel.get_lines()}
+        for panel in drawn.figure.axes
+    ]
+    assert len(colours) == 2
+    assert colours[0]["CFG"] == colours[1]["CFG"] != "black"
+    assert "GFCG" in colours[0]
+    assert "noisy CFG" in colours[1]
+    assert "GFCG" not in colours[1]

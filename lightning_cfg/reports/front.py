@@ -11,7 +11,7 @@ from lightning_cfg.evaluation.tables import in_markdown, markdown_table
 from lightning_cfg.metrics.meaning import show
 from lightning_cfg.metrics.over_seeds import OverSeeds, each
 from lightning_cfg.reports.case import Case
-from lightning_cfg.reports.names import of_methods
+from lightning_cfg.reports.names import of_methods, usual
 from lightning_cfg.reports.panels import Drawn, Line, per_name, styles
 from lightning_cfg.reports.rows import Rows
 
@@ -124,6 +124,17 @@ def rising(front: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     return out
 
 
+def _called(kind: str, rows: Rows, config: dict) -> dict[str, str]:
+    """Names of a panel's methods: `cfg_ancestral` in that of the ancestral sampler is `cfg` there,
+    so that a method has one colour in all panels."""
+    names, shown = of_methods(config), dict.fromkeys(cell.method for cell in rows)
+    stems = {method: method.removesuffix(f"_{kind}") for method in shown}
+    return {
+        method: names[method] if stem in shown else names.get(stem, usual(stem))
+        for method, stem in stems.items()
+    }
+
+
 def draw(case: Case, config: dict) -> Iterator[Drawn]:
     """The plane: a panel per kind of sampler with a front, a line per method over its scales."""
     parts = {
@@ -133,14 +144,13 @@ def draw(case: Case, config: dict) -> Iterator[Drawn]:
     parts = {kind: part for kind, part in parts.items() if part[0]}
     if not parts:
         return
-    shown = list(dict.fromkeys(cell.method for _, rows in parts.values() for cell in rows))
-    called = {method: name for method, name in of_methods(config).items() if method in shown}
-    look = styles([BEST, *called.values()])
+    called = {kind: _called(kind, rows, config) for kind, (_, rows) in parts.items()}
+    look = styles([BEST, *dict.fromkeys(name for own in called.values() for name in own.values())])
 
     def lines(kind: str) -> list[Line]:
         front, rows = parts[kind]
         out = [Line(BEST, rising(front), {"color": "black", "lw": 2, "marker": "o"})]
-        for method, name in called.items():
+        for method, name in called[kind].items():
             own = Rows({cell: row for cell, row in rows.items() if cell.method == method})
             points = [] if not own else own.curve(DISTANCE, CERTAINTY)
             out.append(Line(name, points, {**look.get(name, {}), "marker": "."}))
