@@ -22,11 +22,13 @@ def _compared(case: Case, config: dict) -> list[str]:
     """
     methods, called = list(config["methods"]), names.of_methods(config)
     distance, error = comparison.measures(case)
+    if distance is None or error is None:
+        return []
     if case.tuned:
         matched = tuned.at_tuned_distance(case, config)
         reference = config["tuning"]["reference"] or methods[0]
         methods.sort(key=lambda method: method != reference)
-    elif len(methods) < comparison.LEAST or distance is None or error is None:
+    elif len(methods) < comparison.LEAST:
         return []
     else:
         matched = comparison.at_matched_distance(case.averages, methods, distance, error)
