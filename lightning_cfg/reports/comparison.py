@@ -7,6 +7,7 @@ from typing import Any
 from lightning_cfg.evaluation.tables import markdown_table
 from lightning_cfg.metrics.matched import at_matched
 from lightning_cfg.metrics.meaning import kind_of, meaning, show
+from lightning_cfg.metrics.over_seeds import OverSeeds, of, over
 from lightning_cfg.reports import names
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.panels import MOST_LINES, Drawn, Line, in_units, per_name, styles
@@ -69,23 +70,29 @@ def _at_their_best(
 
 def at_matched_distance(
     averages: Rows, methods: list[str], distance: str, error: str
-) -> list[tuple[float, float, dict[str, float | None]]]:
+) -> list[tuple[float, Any, dict[str, Any]]]:
     """For each scale it, the first method's distance, {method: its best class errors within that}.
 
     Before refinement; between the scales of a method its curve is straight. None where it has none.
+    Of several seeds each by itself.
     """
     before = averages.where(stage="before")
-    limits = [(s, float(d)) for s, d in before.where(method=methods[0]).line(distance)]
-    curves = {
-        method: [
-            (float(d), float(e)) for d, e in before.where(method=method).curve(distance, error)
-        ]
-        for method in methods
-    }
     return [
-        (scale, limit, {m: at_matched(curve, limit, error) for m, curve in curves.items()})
-        for scale, limit in limits
+        (scale, limit, {m: reached(before, m, limit, distance, error) for m in methods})
+        for scale, limit in before.where(method=methods[0]).line(distance)
     ]
+
+
+def reached(rows: Rows, method: str, limit: float, d: str, e: str) -> float | None:
+    """The best error of a method's curve within a limit, each seed by itself; None without one."""
+    curve = rows.where(method=method).curve(d, e)
+    seeds = list(limit.by_seed) if isinstance(limit, OverSeeds) else [0]
+    return over(
+        {
+            seed: at_matched([(of(x, seed), of(y, seed)) for x, y in curve], of(limit, seed), e)
+            for seed in seeds
+        }
+    )
 
 
 def _matched(averages: Rows, methods: list[str], distance: str, metrics: list[str]) -> list[str]:
@@ -103,7 +110,7 @@ def _matched(averages: Rows, methods: list[str], distance: str, metrics: list[st
         f"**At matched distance**: the best `{error}` that each method reaches, before refinement, "
         f"where its `{distance}` is no larger than that of {methods[0]} at the scale in brackets; "
         "interpolated between neighbours among its scales, empty where it has none"
-        + ("; of the means over the seeds." if averages.over_seeds else "."),
+        + (f"; each seed by itself. Bold is the best, {ALIKE}." if averages.over_seeds else "."),
         markdown_table(["method", *heads], [list(line) for line in zip(*columns, strict=True)]),
     ]
 

@@ -3,9 +3,8 @@
 from typing import Any
 
 from lightning_cfg.evaluation.tables import in_markdown, markdown_table
-from lightning_cfg.metrics.matched import at_matched
 from lightning_cfg.metrics.meaning import meaning, show
-from lightning_cfg.metrics.over_seeds import OverSeeds, of, over
+from lightning_cfg.reports import comparison
 from lightning_cfg.reports.case import Case
 from lightning_cfg.reports.rows import ALIKE, Rows, bold
 
@@ -42,18 +41,6 @@ def sections(case: Case, config: dict) -> list[str]:
     return parts
 
 
-def reached(rows: Rows, method: str, limit: float, d: str, e: str) -> float | None:
-    """The best error of a method's curve within a limit, each seed by itself; None without one."""
-    curve = rows.where(method=method).curve(d, e)
-    seeds = list(limit.by_seed) if isinstance(limit, OverSeeds) else [0]
-    return over(
-        {
-            seed: at_matched([(of(x, seed), of(y, seed)) for x, y in curve], of(limit, seed), e)
-            for seed in seeds
-        }
-    )
-
-
 def at_tuned_distance(case: Case, config: dict) -> list[tuple[float, Any, dict[str, Any]]]:
     """For each scale of `tuning.at` it, the reference's distance, {method: its error within that}.
 
@@ -62,12 +49,12 @@ def at_tuned_distance(case: Case, config: dict) -> list[tuple[float, Any, dict[s
     tuning = config["tuning"]
     reference = tuning["reference"] or next(iter(config["methods"]))
     d, e = (next(iter(case.tuned.values()))[key] for key in ("distance", "error"))
-    before = case.averages.where(stage="before").having(d, e)
-    own = dict(before.where(method=reference).line(d))
-    return [
-        (scale, own[scale], {m: reached(before, m, own[scale], d, e) for m in config["methods"]})
-        for scale in tuning["at"]
-    ]
+    methods = sorted(config["methods"], key=lambda method: method != reference)
+    of_scale = {
+        found[0]: found
+        for found in comparison.at_matched_distance(case.averages.having(d, e), methods, d, e)
+    }
+    return [of_scale[scale] for scale in tuning["at"]]
 
 
 def _matched(before: Rows, matched: list[tuple[float, Any, dict[str, Any]]], d: str, e: str) -> str:
