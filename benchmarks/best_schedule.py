@@ -71,7 +71,7 @@ def learned(
         *_, (_, x) = sample(sampler, classifier_free(truth, scale=schedule), noise, c, draw)
         return cost(truth, x, c, real)
 
-    def ended(start: Tensor, price: float) -> tuple[float, Tensor]:
+    def ended(start: Tensor, price: float) -> tuple[float, float, Tensor]:
         heights = start.clone().requires_grad_()
         optimizer = torch.optim.LBFGS(
             [heights], max_iter=rounds, line_search_fn="strong_wolfe", history_size=20
@@ -86,18 +86,17 @@ def learned(
 
         optimizer.step(closure)  # type: ignore[arg-type]
         with torch.no_grad():
-            distance, certainty = measured(heights)
-        return float(distance - price * certainty), heights.detach()
+            distance, certainty = map(float, measured(heights))
+        return distance, certainty, heights.detach()
 
     out, before = [], []
     for price in prices:
         ends = [ended(start, price) for start in (*before, constant, low)]
-        _, heights = min(ends, key=lambda end: end[0])
+        costs = [distance - price * certainty for distance, certainty, _ in ends]
+        distance, certainty, heights = ends[costs.index(min(costs))]
         before = [heights]
-        with torch.no_grad():
-            distance, certainty = map(float, measured(heights))
         out.append((price, heights.tolist(), distance, certainty))
-        tried = ", ".join(f"{loss:.5f}" for loss, _ in ends)
+        tried = ", ".join(f"{loss:.5f}" for loss in costs)
         print(
             f"# price {price:g}: distance {distance:.5f}, certainty {certainty:.4f}; "
             f"costs from {len(ends)} starts {tried}",
