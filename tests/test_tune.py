@@ -16,7 +16,7 @@ from lightning_cfg.runs.manifests import read_manifest
 from lightning_cfg.runs.names import TRIED, TUNED
 from lightning_cfg.studies.ranges import parameters, tried
 from lightning_cfg.verbs.study import _whole, study
-from lightning_cfg.verbs.tune import tune
+from lightning_cfg.verbs.tune import _chosen, tune
 
 FOUR = {  # four classes of two Gaussians each, which overlap
     "name": "Mixture", "seed": 7, "stds": [0.3] * 8, "labels": [0, 1, 2, 3, 2, 3, 0, 1],
@@ -154,6 +154,20 @@ def test_the_chosen_one_is_the_best_by_hand(done):
     assert chosen["setting"] == min(found)[2]
     assert chosen["loss"][1] == pytest.approx(min(found)[1], abs=1e-4)
     assert len({row[1] for row in found}) > 1
+
+
+def test_of_settings_that_come_within_no_limit_the_nearest_is_chosen():
+    nearest = {0: 0.6, 1: 0.03, 2: 0.2}
+    rows = [
+        {"setting": k, "scale": scale, "steps": 4, "nfe": 60.0, "wrong_class": 0.1 / scale,
+         "energy_distance": distance * scale}
+        for k, distance in nearest.items() for scale in (1.0, 2.0)
+    ]  # fmt: skip
+    chosen = _chosen(rows, [0.01, 0.02], "energy_distance", "wrong_class", 62)
+    assert chosen["setting"] == 1
+    assert [value for _, value in chosen["reached"]] == [None, None]
+    within = _chosen(rows, [0.01, 0.7], "energy_distance", "wrong_class", 62)
+    assert within["setting"] == 1  # 1 and 2 have 0.05 within 0.7, 0 has 0.1 and a little less
 
 
 def test_all_take_the_evaluations_that_are_asked_for(done):

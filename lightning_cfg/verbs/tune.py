@@ -127,8 +127,8 @@ def tune(
 
     A setting's points (distance, error) over the scales are a curve. Limits are the distances that
     the reference has at the scales `at`. Chosen is the setting whose curve comes within most of
-    them, and of these that of the smallest mean of its smallest errors within each; of equal ones
-    the first. All are made of the same seeds.
+    them, and of these that of the smallest mean of its smallest errors within each; of equal ones,
+    such as those that come within none, the nearest. All are made of the same seeds.
 
     settings     what is tried, {models, guidance} each
     scales       at which, and of what the curve is
@@ -316,7 +316,7 @@ def _chosen(
 ) -> dict[str, Any]:
     """The setting that comes within most limits, with the smallest mean error, and what it is."""
     higher = meaning(e).better == "higher"
-    best: dict[str, Any] = {}  # loss: (limits out of reach, mean error within the others)
+    best: dict[str, Any] = {}  # loss: limits out of reach, mean error within the others, distance
     for k in sorted({row["setting"] for row in rows}):
         own = [row for row in rows if row["setting"] == k]
         spent = max(row["nfe"] for row in own)
@@ -325,7 +325,8 @@ def _chosen(
         curve = [(row[d], row[e]) for row in own]
         reached = [at_matched(curve, limit, e) for limit in limits]
         known = [-value if higher else value for value in reached if value is not None]
-        loss = len(reached) - len(known), sum(known) / max(1, len(known))
+        nearest = min(distance for distance, _ in curve)
+        loss = len(reached) - len(known), sum(known) / max(1, len(known)), nearest
         if not best or loss < best["loss"]:
             best = {"setting": k, "steps": own[0]["steps"] if evaluations is not None else None}
             best |= {"loss": loss, "nfe": spent, "distance": d, "error": e}
